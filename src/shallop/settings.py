@@ -1,0 +1,109 @@
+"""Every setting, with its default, unit and meaning."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from shallop.errors import SettingsError
+
+__all__ = ["Settings"]
+
+
+def _default_home() -> Path:
+    return Path(os.environ.get("SHALLOP_HOME") or Path.home() / ".shallop")
+
+
+def _default_cache() -> Path:
+    if cache := os.environ.get("SHALLOP_CACHE"):
+        return Path(cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shallop"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How one instance runs. Ports of 0 are chosen at start and then written into ``status.json``.
+
+    Args:
+        home: all data of the instance; ``SHALLOP_HOME``.
+        cache: environments shared by all instances of this user; ``SHALLOP_CACHE``.
+        host: the address that the platform's servers bind.
+        api_port: the Kubernetes API, TLS.
+        web_port: dashboard, KFP and registry REST.
+        gateway_port: online prediction.
+        content_port: a second web origin for content that users write.
+        node_name: the name of the Node object.
+        isolation: ``auto``, ``namespaces`` (root), ``user`` (user namespaces) or ``none``.
+        cpu_overcommit: how many times the machine's cores Pods may request.
+        max_zygotes: warm fork-servers kept at once.
+        zygote_idle_s: a fork-server without work for so long ends, in seconds.
+    """
+
+    home: Path = field(default_factory=_default_home)
+    cache: Path = field(default_factory=_default_cache)
+    host: str = "127.0.0.1"
+    api_port: int = 6443
+    web_port: int = 8080
+    gateway_port: int = 8081
+    content_port: int = 8082
+    node_name: str = "shallop"
+    isolation: str = "auto"
+    cpu_overcommit: float = 4.0
+    max_zygotes: int = 4
+    zygote_idle_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.isolation not in ("auto", "namespaces", "user", "none"):
+            raise SettingsError(
+                f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none."
+            )
+        for name in ("api_port", "web_port", "gateway_port", "content_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise SettingsError(f"{name}: {getattr(self, name)} is no port; use 1 to 65535, or auto.")
+
+    def with_ports(self, api: int, web: int, gateway: int, content: int) -> Settings:
+        """Return the settings with the ports that were really bound."""
+        return replace(self, api_port=api, web_port=web, gateway_port=gateway, content_port=content)
+
+    @property
+    def web_url(self) -> str:
+        return f"http://{self.host}:{self.web_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def content_url(self) -> str:
+        return f"http://{self.host}:{self.content_port}"
+
+    @property
+    def api_url(self) -> str:
+        return f"https://{self.host}:{self.api_port}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Default pipeline root: a plain directory."""
+        return self.home / "artifacts"
+
+    @property
+    def volumes(self) -> Path:
+        """Directories behind PersistentVolumeClaims: ``<namespace>/<claim>``."""
+        return self.home / "volumes"
+
+    @property
+    def pods(self) -> Path:
+        """Private state of Pods: ``<uid>``."""
+        return self.home / "pods"
+
+    @property
+    def logs(self) -> Path:
+        """Container logs, kept after their Pod: ``<namespace>/<pod>_<uid>/<container>/<restart>.log``."""
+        return self.home / "logs"
+
+    @property
+    def run(self) -> Path:
+        """Process ids and sockets."""
+        return self.home / "run"
