@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Protocol
 
@@ -103,6 +104,6 @@ class Client(Protocol):
         """POST to a subresource such as ``binding`` or ``token``."""
         ...
 
-    async def resource_types(self) -> list[ResourceType]:
+    async def resource_types(self) -> builtins.list[ResourceType]:
         """Return every type that the server serves now, custom ones included."""
         ...

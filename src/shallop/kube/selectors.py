@@ -109,7 +109,7 @@ _EXPRESSION_OPERATORS = {"In": "in", "NotIn": "notin", "Exists": "exists", "Does
 
 
 def match_selector(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bool:
-    """Match a ``metav1.LabelSelector`` (matchLabels, matchExpressions); None selects nothing, an empty one everything."""
+    """Match a ``metav1.LabelSelector``; None selects nothing, an empty one everything."""
     if selector is None:
         return False
     if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):

@@ -1,0 +1,120 @@
+"""Events: what users read first when something does not happen."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+
+from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
+from shallop.kube.client import Client
+from shallop.kube.objects import Gvk, Object, format_time
+
+__all__ = ["EventRecorder"]
+
+log = logging.getLogger(__name__)
+_EVENT = Gvk("v1", "Event")
+_REMEMBERED = 2048
+
+
+class EventRecorder:
+    """
+    Writes core/v1 Events in the background; repetitions of one message only count up.
+
+    Recording never waits and never fails the caller: an Event that cannot be written is logged.
+    """
+
+    def __init__(self, client: Client, component: str, now: Callable[[], datetime], *, host: str = "") -> None:
+        self._client = client
+        self._component = component
+        self._host = host
+        self._now = now
+        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last: dict[str, asyncio.Task[None]] = {}
+
+    def record(self, obj: Object, reason: str, message: str, type: str = "Normal", *, field_path: str = "") -> None:
+        """Record that ``reason`` happened to ``obj``; type is Normal or Warning, field_path names a container."""
+        now = self._now()
+        event = self._render(obj, reason, message, type, field_path, now)
+        name = event["metadata"]["name"]
+        count = self._counts.pop(name, 0) + 1
+        self._counts[name] = count
+        while len(self._counts) > _REMEMBERED:
+            self._counts.popitem(last=False)
+        task = asyncio.get_running_loop().create_task(self._write(event, count, self._last.get(name)))
+        self._last[name] = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._finish(name, done))
+
+    async def flush(self) -> None:
+        """Wait until everything recorded so far is written."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _finish(self, name: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._last.get(name) is task:
+            del self._last[name]
+
+    def _render(self, obj: Object, reason: str, message: str, type_: str, field_path: str, now: datetime) -> Object:
+        metadata = obj["metadata"]
+        involved = {
+            "apiVersion": obj["apiVersion"],
+            "kind": obj["kind"],
+            "name": metadata["name"],
+            "uid": metadata.get("uid", ""),
+            "resourceVersion": metadata.get("resourceVersion", ""),
+        }
+        if metadata.get("namespace"):
+            involved["namespace"] = metadata["namespace"]
+        if field_path:
+            involved["fieldPath"] = field_path
+        identity = "\0".join((involved["uid"], field_path, reason, message, type_, self._component))
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        source = {"component": self._component} | ({"host": self._host} if self._host else {})
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata.get("namespace") or "default"},
+            "involvedObject": involved,
+            "reason": reason,
+            "message": message[:1024],
+            "type": type_,
+            "source": source,
+            "reportingComponent": self._component,
+            "reportingInstance": self._host,
+            "firstTimestamp": format_time(now),
+            "lastTimestamp": format_time(now),
+            "count": 1,
+        }
+
+    async def _write(self, event: Object, count: int, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            if count == 1:
+                try:
+                    await self._client.create(event)
+                    return
+                except AlreadyExistsError:
+                    count = await self._known_count(event) + 1
+            try:
+                await self._count_up(event, count)
+            except NotFoundError:
+                await self._client.create(event)
+        except ApiError as error:
+            log.warning("event %s of %s not written: %s", event["reason"], event["involvedObject"]["name"], error)
+
+    async def _known_count(self, event: Object) -> int:
+        known = await self._client.get(_EVENT, event["metadata"]["name"], event["metadata"]["namespace"])
+        count = int(known.get("count", 1))
+        self._counts[event["metadata"]["name"]] = count + 1
+        return count
+
+    async def _count_up(self, event: Object, count: int) -> None:
+        patch = {"count": count, "lastTimestamp": event["lastTimestamp"]}
+        await self._client.patch(_EVENT, event["metadata"]["name"], event["metadata"]["namespace"], patch)

@@ -1,0 +1,195 @@
+"""Runs controllers: informers feed work queues, workers reconcile, level-triggered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from shallop.controller.events import EventRecorder
+from shallop.controller.informer import Change, Informer, Store
+from shallop.controller.kind import Kind
+from shallop.controller.queue import WorkQueue
+from shallop.errors import ApiError, ConflictError, NotFoundError, TerminalError
+from shallop.kube.client import Client
+from shallop.kube.objects import Gvk, Key, Object, controller_of, key_of
+from shallop.settings import Settings
+from shallop.store.database import Database
+
+__all__ = ["Context", "Manager"]
+
+log = logging.getLogger(__name__)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a reconcile may use; ``now`` gives aware UTC time."""
+
+    client: Client
+    settings: Settings
+    database: Database
+    events: EventRecorder
+    now: Callable[[], datetime]
+    cache: Callable[[Gvk], Store]
+
+
+class _Controller:
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.queue: WorkQueue[Key] = WorkQueue()
+        # Versions that ended in a TerminalError: not tried again until the object changes.
+        self.refused: dict[Key, str] = {}
+
+
+class Manager:
+    """
+    Runs the controllers of ``kinds`` against one API server.
+
+    Args:
+        component: the name that Events carry.
+        now: clock of everything that controllers decide.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        database: Database,
+        kinds: Iterable[Kind],
+        *,
+        component: str = "shallop",
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self._client = client
+        self._informers: dict[Gvk, Informer] = {}
+        self._controllers = [_Controller(kind) for kind in kinds if kind.reconcile]
+        self.events = EventRecorder(client, component, now)
+        self.context = Context(client, settings, database, self.events, now, self.cache)
+        self._tasks: asyncio.TaskGroup | None = None
+        self.last_activity = time.monotonic()
+
+    def informer(self, gvk: Gvk) -> Informer:
+        """Return the shared informer of a kind; it starts at once when the manager runs."""
+        informer = self._informers.get(gvk)
+        if informer is None:
+            informer = self._informers[gvk] = Informer(self._client, gvk)
+            if self._tasks is not None:
+                self._tasks.create_task(informer.run(), name=f"informer {gvk.kind}")
+        return informer
+
+    def cache(self, gvk: Gvk) -> Store:
+        return self.informer(gvk).store
+
+    async def run(self, started: asyncio.Event | None = None) -> None:
+        """Run until cancelled; ``started`` is set when every informer has listed and workers go."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for controller in self._controllers:
+                    self._connect(controller)
+                for informer in list(self._informers.values()):
+                    tasks.create_task(informer.run(), name=f"informer {informer.gvk.kind}")
+                for informer in list(self._informers.values()):
+                    await informer.synced.wait()
+                for controller in self._controllers:
+                    for number in range(controller.kind.workers):
+                        tasks.create_task(self._work(controller), name=f"{controller.kind.kind} worker {number}")
+                if started is not None:
+                    started.set()
+        finally:
+            self._tasks = None
+
+    def _connect(self, controller: _Controller) -> None:
+        kind, queue = controller.kind, controller.queue
+        # Informers are created first and started by run(), so that no handler misses the first list.
+        tasks, self._tasks = self._tasks, None
+        self.informer(kind.gvk).add_handler(lambda change: self._changed(queue, change))
+        for gvk in kind.owns:
+            self.informer(gvk).add_handler(lambda change: _owner_changed(queue, kind.gvk, change))
+        for watch in kind.watches:
+            self.informer(watch.gvk).add_handler(lambda change, w=watch: _mapped(queue, w.to_keys, change))  # type: ignore[misc]
+        self._tasks = tasks
+
+    def _changed(self, queue: WorkQueue[Key], change: Change) -> None:
+        queue.add(key_of(change.new or change.old or {}))
+
+    async def _work(self, controller: _Controller) -> None:
+        while True:
+            key = await controller.queue.get()
+            try:
+                await self._reconcile(controller, key)
+            finally:
+                controller.queue.done(key)
+                self.last_activity = time.monotonic()
+
+    async def _reconcile(self, controller: _Controller, key: Key) -> None:
+        kind, queue = controller.kind, controller.queue
+        obj = self.cache(kind.gvk).get(key)
+        version = obj["metadata"]["resourceVersion"] if obj else ""
+        if obj is not None and controller.refused.get(key) == version:
+            return
+        try:
+            result_after = await self._once(kind, key, obj)
+        except TerminalError as error:
+            log.warning("%s %s: gave up until it changes: %s", kind.kind, key, error)
+            controller.refused[key] = version
+            return
+        except (ConflictError, NotFoundError):
+            # Our picture is behind by a moment: a common, harmless race.
+            queue.retry(key)
+            return
+        except ApiError as error:
+            log.warning("%s %s: %s; retry in %.2f s", kind.kind, key, error, queue.retry(key))
+            return
+        except Exception:
+            # One object's failure must not end the controller of all the others.
+            log.exception("%s %s: reconcile failed; retry in %.2f s", kind.kind, key, queue.retry(key))
+            return
+        queue.forget(key)
+        controller.refused.pop(key, None)
+        if result_after is not None:
+            queue.add_after(key, result_after)
+
+    async def _once(self, kind: Kind, key: Key, obj: Object | None) -> float | None:
+        if obj is None:
+            if kind.on_gone:
+                await kind.on_gone(self.context, key)
+            return None
+        try:
+            resource = kind.decode(obj)
+        except msgspec.ValidationError as error:
+            self.events.record(obj, "InvalidSpec", f"spec cannot be read: {error}", "Warning")
+            raise TerminalError(f"spec: {error}") from error
+        assert kind.reconcile is not None
+        return (await kind.reconcile(self.context, resource)).requeue_after_s
+
+    @property
+    def idle(self) -> bool:
+        """True when no key waits or is being worked on."""
+        return all(controller.queue.idle for controller in self._controllers)
+
+
+def _owner_changed(queue: WorkQueue[Key], owner: Gvk, change: Change) -> None:
+    for obj in (change.old, change.new):
+        reference = controller_of(obj) if obj else None
+        if (
+            obj
+            and reference
+            and (Gvk(reference["apiVersion"], "").group, reference["kind"]) == (owner.group, owner.kind)
+        ):
+            queue.add(Key(obj["metadata"].get("namespace", ""), reference["name"]))
+
+
+def _mapped(queue: WorkQueue[Key], to_keys: Callable[[Object], Iterable[Key]], change: Change) -> None:
+    for obj in (change.old, change.new):
+        for key in to_keys(obj) if obj else ():
+            queue.add(key)

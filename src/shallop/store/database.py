@@ -1,0 +1,101 @@
+"""Rows: one writer thread, readers beside it, migrations by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+__all__ = ["Database", "Migration"]
+
+T = TypeVar("T")
+Migration = Callable[[sa.Connection], None]
+
+_metadata = sa.MetaData()
+_applied = sa.Table(
+    "applied_migrations",
+    _metadata,
+    sa.Column("part", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(128), primary_key=True),
+)
+
+
+class Database:
+    """
+    A SQLAlchemy engine with one writer.
+
+    Args:
+        url: ``sqlite:////absolute/path`` or ``postgresql+psycopg://...``.
+
+    A write has been committed when its coroutine returns. With SQLite the log is synced by the operating system, so a
+    killed process loses nothing; a power cut may lose the last moment.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            _create_private(self._engine.url.database)
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        self._writer = ThreadPoolExecutor(1, "rows-writer")
+        self._readers = ThreadPoolExecutor(2, "rows-reader")
+
+    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn`` in a transaction of the writer thread; rolled back when it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, fn)
+
+    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn``, which must not write, on a snapshot in a reader thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
+
+    def _transact(self, fn: Callable[[sa.Connection], T]) -> T:
+        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            return fn(connection)
+
+    def _read(self, fn: Callable[[sa.Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            return fn(connection)
+
+    def migrate(self, part: str, migrations: Sequence[Migration]) -> None:
+        """Apply the migrations that this database has not seen, in order, each in a transaction of its own."""
+        self._transact(_metadata.create_all)
+        for migration in migrations:
+            self._transact(lambda connection, migration=migration: _apply(connection, part, migration))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Wait for writes under way, then close every connection."""
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._engine.dispose()
+
+
+def _apply(connection: sa.Connection, part: str, migration: Migration) -> None:
+    row = {"part": part, "name": migration.__name__}
+    if connection.execute(sa.select(_applied).filter_by(**row)).first() is None:
+        migration(connection)
+        connection.execute(_applied.insert(), row)
+
+
+def _create_private(path: str | None) -> None:
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _prepare_sqlite(connection: object, _record: object) -> None:
+    # The driver's own transaction handling starts too late for reads; we send BEGIN ourselves.
+    connection.isolation_level = None  # type: ignore[attr-defined]
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
