@@ -1,0 +1,718 @@
+"""
+Schemas compiled to closures: prune, default, validate.
+
+- ``crd_schema(openapi) -> CompiledSchema``: from the ``openAPIV3Schema`` of a CRD version.
+- ``builtin_schema(gvk) -> CompiledSchema | None``: from the table of built-in types; None for kinds not in it.
+- ``CompiledSchema.clean(obj) -> (Object, list[str])``: without unknown fields and stray nulls, with defaults; and the paths
+  of the unknown fields (``spec.bogus``) for fieldValidation. The input is shared where unchanged and never mutated.
+- ``CompiledSchema.validate(obj, old=None) -> list[FieldError]``: causes as a real server words them (schema, list types,
+  embedded resources, then ``x-kubernetes-validations``); empty when valid. Fields unchanged since ``old`` are not complained of.
+- ``CompiledSchema.type_error(obj) -> str``: first value of a wrong type of a built-in object, "" when none: the tail of
+  ``Pod in version "v1" cannot be handled as a Pod: ...`` (400).
+- ``CompiledSchema.schema -> Schema``: the tree itself, for server-side apply and OpenAPI.
+
+Source: "Extend the Kubernetes API with CustomResourceDefinitions"; messages as recorded from Kubernetes 1.36.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+from shallop.embedded.apiserver import builtin_types
+from shallop.embedded.apiserver.formats import FORMATS, go_regex
+from shallop.embedded.apiserver.rules import RuleRunner, compile_rules
+from shallop.errors import FieldError
+from shallop.kube.objects import Gvk, Object
+from shallop.kube.patch import json_equal
+
+MISSING: Any = object()
+
+
+@dataclass(slots=True, eq=False)
+class Schema:
+    """
+    One node of a schema.
+
+    Args:
+        type: "object", "array", "string", "integer", "number", "boolean", or "" for anything.
+        additional: schema of the values of a map.
+        list_type: of an array: "atomic", "set" or "map" with ``keys``; of an object: "atomic" or "".
+        source: the OpenAPI keywords the node was made from (constraints, description); empty for built-in types.
+        type_name: message of a built-in type, for ``$ref`` in OpenAPI.
+    """
+
+    type: str = ""
+    properties: Mapping[str, Schema] = field(default_factory=dict)
+    additional: Schema | None = None
+    items: Schema | None = None
+    list_type: str = ""
+    keys: tuple[str, ...] = ()
+    preserve: bool = False
+    embedded: bool = False
+    int_or_string: bool = False
+    nullable: bool = False
+    default: Any = MISSING
+    required: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+    type_name: str = ""
+
+
+def parse_schema(openapi: Mapping[str, Any]) -> Schema:
+    """Read one node of an ``openAPIV3Schema`` and all below it."""
+    additional = openapi.get("additionalProperties")
+    items = openapi.get("items")
+    kind = openapi.get("type", "")
+    atomic_map = "atomic" if openapi.get("x-kubernetes-map-type") == "atomic" else ""
+    return Schema(
+        type=kind,
+        properties={name: parse_schema(child) for name, child in (openapi.get("properties") or {}).items()},
+        additional=parse_schema(additional) if isinstance(additional, dict) else Schema() if additional else None,
+        items=parse_schema(items) if isinstance(items, dict) else None,
+        list_type=openapi.get("x-kubernetes-list-type") or ("atomic" if kind == "array" else atomic_map),
+        keys=tuple(openapi.get("x-kubernetes-list-map-keys") or ()),
+        preserve=bool(openapi.get("x-kubernetes-preserve-unknown-fields")),
+        embedded=bool(openapi.get("x-kubernetes-embedded-resource")),
+        int_or_string=bool(openapi.get("x-kubernetes-int-or-string")),
+        nullable=bool(openapi.get("nullable")),
+        default=openapi.get("default", MISSING),
+        required=tuple(openapi.get("required") or ()),
+        source=openapi,
+    )
+
+
+# ---- Built-in types
+
+_SPECIAL: Mapping[str, Schema] = {
+    "string": Schema(type="string"),
+    "bytes": Schema(type="string", source={"format": "byte"}),
+    "bool": Schema(type="boolean"),
+    "int32": Schema(type="integer", source={"format": "int32"}),
+    "int64": Schema(type="integer", source={"format": "int64"}),
+    "double": Schema(type="number", source={"format": "double"}),
+    "quantity": Schema(source={"x-shallop-quantity": True}, type_name="quantity"),
+    "intorstring": Schema(int_or_string=True, type_name="intorstring"),
+    "time": Schema(type="string", source={"format": "date-time"}, type_name="time"),
+    "microtime": Schema(type="string", source={"format": "date-time"}, type_name="microtime"),
+    "duration": Schema(type="string"),
+    "raw": Schema(preserve=True, list_type="atomic", type_name="raw"),
+    "fieldsv1": Schema(type="object", preserve=True, list_type="atomic", type_name="fieldsv1"),
+    "stringlist": Schema(type="array", items=Schema(type="string"), list_type="atomic"),
+}
+
+
+@cache
+def message_schema(name: str) -> Schema:
+    """Schema of a message of the table of built-in types; one object per message."""
+    facts = builtin_types.fields(name)
+    return Schema(
+        type="object",
+        properties={key: _field_schema(value) for key, value in facts.items()},
+        list_type="atomic" if builtin_types.is_atomic(name) else "",
+        required=tuple(key for key, value in facts.items() if value.required),
+        type_name=name,
+    )
+
+
+def _field_schema(facts: builtin_types.Field) -> Schema:
+    inner = _SPECIAL.get(facts.type) or message_schema(facts.type)
+    if facts.shape == "list":
+        return Schema(type="array", items=inner, list_type=facts.list_type or "atomic", keys=facts.keys)
+    if facts.shape == "map":
+        return Schema(type="object", additional=inner, list_type=facts.list_type)
+    if facts.granular or (facts.list_type == "atomic" and not inner.list_type):
+        return Schema(type="object", properties=inner.properties, list_type=facts.list_type, type_name=inner.type_name)
+    return inner
+
+
+@cache
+def builtin_schema(gvk: Gvk) -> CompiledSchema | None:
+    name = builtin_types.type_name(gvk)
+    return CompiledSchema(_with_type_meta(message_schema(name)), builtin=True) if name else None
+
+
+def crd_schema(openapi: Mapping[str, Any]) -> CompiledSchema:
+    return CompiledSchema(_with_type_meta(parse_schema(openapi)), builtin=False)
+
+
+def _with_type_meta(root: Schema) -> Schema:
+    """The root of an object: every schema knows apiVersion, kind and metadata."""
+    metadata = root.properties.get("metadata")
+    if metadata is None or not metadata.type_name:
+        metadata = message_schema("meta.v1.ObjectMeta")
+    base = {"apiVersion": _SPECIAL["string"], "kind": _SPECIAL["string"], "metadata": metadata}
+    return Schema(
+        type="object",
+        properties={**root.properties, **base},
+        preserve=root.preserve,
+        required=tuple(name for name in root.required if name not in base) if root.source else (),
+        source=root.source,
+        type_name=root.type_name,
+    )
+
+
+# ---- The compiled form
+
+
+class CompiledSchema:
+    """A schema ready for use; compiling happens at first use of each function."""
+
+    def __init__(self, schema: Schema, *, builtin: bool) -> None:
+        self.schema = schema
+        self._builtin = builtin
+
+    @cached_property
+    def _cleaner(self) -> Cleaner:
+        return _compile_cleaner(self.schema) or _keep
+
+    @cached_property
+    def _validator(self) -> Validator:
+        return _compile_validator(self.schema, structs_required=not self._builtin)
+
+    @cached_property
+    def _rules(self) -> RuleRunner | None:
+        return compile_rules(self.schema)
+
+    def clean(self, obj: Object) -> tuple[Object, list[str]]:
+        unknown: list[str] = []
+        return self._cleaner(obj, "", unknown), unknown
+
+    def validate(self, obj: Object, old: Object | None = None) -> list[FieldError]:
+        errors: list[FieldError] = []
+        if not self._validator.is_valid(obj):
+            self._validator.report(obj, MISSING if old is None else old, "", errors)
+        if self._rules is not None:
+            if any(error.reason in _BLOCKING for error in errors):
+                errors.append(_RULES_SKIPPED)
+            else:
+                self._rules(obj, MISSING if old is None else old, "", errors)
+        return errors
+
+    def type_error(self, obj: Object) -> str:
+        if self._validator.is_valid(obj):
+            return ""
+        errors: list[FieldError] = []
+        self._validator.report(obj, MISSING, "", errors)
+        error = errors[0]
+        return f"{error.field}: {error.message}" if error.field != "<nil>" else error.message
+
+
+_BLOCKING = {
+    "FieldValueNotSupported",
+    "FieldValueRequired",
+    "FieldValueTooLong",
+    "FieldValueTooMany",
+    "FieldValueTypeInvalid",
+}
+_RULES_SKIPPED = FieldError(
+    "FieldValueInvalid",
+    "Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation",
+    "<nil>",
+)
+
+# (value, path with a leading dot, unknown paths found) -> the same value, or a cleaned copy
+Cleaner = Callable[[Any, str, list[str]], Any]
+
+
+def _keep(value: Any, _path: str, _unknown: list[str]) -> Any:
+    return value
+
+
+def _integral(value: Any, _path: str, _unknown: list[str]) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+def _compile_cleaner(schema: Schema) -> Cleaner | None:
+    """Build the cleaner of a node; None where nothing can need cleaning."""
+    if schema.type == "integer":
+        return _integral
+    if schema.type == "array" and schema.items is not None:
+        return _list_cleaner(schema.items)
+    if schema.type == "object" or schema.properties or schema.embedded:
+        return _object_cleaner(schema)
+    return None
+
+
+def _list_cleaner(items: Schema) -> Cleaner | None:
+    clean_item = _compile_cleaner(items)
+    if clean_item is None:
+        return None
+
+    def clean(value: Any, path: str, unknown: list[str]) -> Any:
+        if type(value) is not list:
+            return value
+        copy = None
+        for index, item in enumerate(value):
+            new = clean_item(item, f"{path}[{index}]", unknown)
+            if new is not item:
+                copy = copy or list(value)
+                copy[index] = new
+        return copy or value
+
+    return clean
+
+
+def _object_cleaner(schema: Schema) -> Cleaner:
+    properties = dict(schema.properties)
+    if schema.embedded:
+        properties |= {"apiVersion": _SPECIAL["string"], "kind": _SPECIAL["string"]}
+        properties["metadata"] = message_schema("meta.v1.ObjectMeta")
+    children = {name: _compile_cleaner(child) for name, child in properties.items()}
+    droppable = {name for name, child in properties.items() if not child.nullable}
+    defaults = [(name, _full_default(child)) for name, child in properties.items() if child.default is not MISSING]
+    additional = schema.additional
+    clean_additional = _compile_cleaner(additional) if additional is not None else None
+    keep_unknown = schema.preserve or additional is not None
+    drop_null_values = additional is not None and not additional.nullable and additional.type != ""
+
+    def clean(value: Any, path: str, unknown: list[str]) -> Any:
+        if type(value) is not dict:
+            return value
+        copy = None
+        for key, item in value.items():
+            if key in children:
+                if item is None and key in droppable:
+                    copy = dict(value) if copy is None else copy
+                    del copy[key]
+                    continue
+                child = children[key]
+            elif keep_unknown:
+                if item is None and drop_null_values:
+                    copy = dict(value) if copy is None else copy
+                    del copy[key]
+                    continue
+                child = clean_additional
+            else:
+                unknown.append(f"{path}.{key}"[1:])
+                copy = dict(value) if copy is None else copy
+                del copy[key]
+                continue
+            if child is not None:
+                new = child(item, f"{path}.{key}", unknown)
+                if new is not item:
+                    copy = dict(value) if copy is None else copy
+                    copy[key] = new
+        for key, default in defaults:
+            if key not in value or (copy is not None and key not in copy):
+                copy = dict(value) if copy is None else copy
+                copy[key] = default
+        return value if copy is None else copy
+
+    return clean
+
+
+def _full_default(schema: Schema) -> Any:
+    """The default with the defaults inside it; shared by all objects that get it."""
+    cleaner = _compile_cleaner(schema)
+    return schema.default if cleaner is None else cleaner(schema.default, "", [])
+
+
+# ---- Validation
+
+# ``test(value)``: fine? ``report(value, old, path, errors)``: say what is not fine, ``path`` with a leading dot.
+Test = Callable[[Any], bool]
+Report = Callable[[Any, Any, str, list[FieldError]], None]
+
+
+@dataclass(slots=True)
+class Validator:
+    """``is_valid`` is the fast answer without paths; ``report`` is only asked when that is False."""
+
+    is_valid: Test
+    report: Report
+
+
+_TYPE_TESTS: Mapping[str, Test] = {
+    "object": lambda value: type(value) is dict,
+    "array": lambda value: type(value) is list,
+    "string": lambda value: type(value) is str,
+    "boolean": lambda value: type(value) is bool,
+    "integer": lambda value: type(value) is int or (type(value) is float and value.is_integer()),
+    "number": lambda value: type(value) is int or type(value) is float,
+}
+
+
+def json_type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    names = {dict: "object", list: "array", str: "string", int: "integer", float: "number"}
+    return names.get(type(value), "null")
+
+
+def shown_path(path: str) -> str:
+    return path[1:] or "<nil>"
+
+
+def _type_invalid(path: str, wanted: str, found: str) -> FieldError:
+    shown = path[1:]
+    message = f'Invalid value: "{found}": {shown} in body must be of type {wanted}: "{found}"'
+    return FieldError("FieldValueTypeInvalid", message, shown or "<nil>")
+
+
+def _general(text: str) -> FieldError:
+    """An error that the real server reports without a field."""
+    return FieldError("FieldValueInvalid", f'Invalid value: "": {text}', "<nil>")
+
+
+def _compile_validator(schema: Schema, *, structs_required: bool) -> Validator:
+    """
+    Build the validator of a node.
+
+    Args:
+        structs_required: check ``required``; built-in kinds have their own, finer checks.
+    """
+    tests: list[Test] = []
+    reports: list[Report] = []
+    wanted, type_test = _type_test(schema)
+    for test, make_error in _constraints(schema):
+        tests.append(test)
+        reports.append(_reporter(test, make_error))
+    if schema.type == "array" or schema.items is not None:
+        _add(tests, reports, _list_parts(schema, structs_required=structs_required))
+    if schema.type == "object" or schema.properties or schema.additional or schema.required or schema.embedded:
+        _add(tests, reports, [_object_part(schema, structs_required=structs_required)])
+    _add(tests, reports, _combinations(schema))
+    nullable = schema.nullable
+
+    def is_valid(value: Any) -> bool:
+        if value is None and nullable:
+            return True
+        if type_test is not None and not type_test(value):
+            return False
+        return all([test(value) for test in tests]) if tests else True
+
+    def report(value: Any, old: Any, path: str, errors: list[FieldError]) -> None:
+        if (value is None and nullable) or (old is not MISSING and json_equal(value, old)):
+            return
+        if type_test is not None and not type_test(value):
+            errors.append(_type_invalid(path, wanted, json_type(value)))
+            if schema.type == "integer" and type(value) is float:
+                errors.append(_general(f"Checked value must be of type integer (default format) in {path[1:]}"))
+        for each in reports:
+            each(value, old, path, errors)
+
+    if not tests and not nullable and type_test is not None:
+        return Validator(type_test, report)
+    if len(tests) == 1 and not nullable and (schema.type == "object" or schema.items is not None and wanted == "array"):
+        # The parts of objects and lists test the type themselves.
+        return Validator(tests[0], report)
+    return Validator(is_valid, report)
+
+
+def _add(tests: list[Test], reports: list[Report], parts: list[Validator]) -> None:
+    tests += [part.is_valid for part in parts]
+    reports += [part.report for part in parts]
+
+
+def _type_test(schema: Schema) -> tuple[str, Test | None]:
+    if schema.int_or_string:
+        return "integer,string", lambda value: type(value) is str or _TYPE_TESTS["integer"](value)
+    if schema.type_name == "quantity":
+        return "string", lambda value: type(value) in (str, int, float)
+    return schema.type, _TYPE_TESTS.get(schema.type)
+
+
+def _reporter(test: Test, make_error: Callable[[Any, str], FieldError]) -> Report:
+    def report(value: Any, _old: Any, path: str, errors: list[FieldError]) -> None:
+        if not test(value):
+            errors.append(make_error(value, path))
+
+    return report
+
+
+Constraint = tuple[Test, Callable[[Any, str], FieldError]]
+
+
+def _constraints(schema: Schema) -> list[Constraint]:
+    """Scalar and size keywords in the order in which the real server checks them."""
+    source = schema.source
+    result: list[Constraint] = []
+    if "maxLength" in source or "minLength" in source or "pattern" in source:
+        result.append(_string_constraint(source))
+    if source.get("format") and schema.type:
+        result += _format_constraint(schema.type, source["format"])
+    result += _number_constraints(source)
+    for keyword, kind, size in (("Items", list, "items"), ("Properties", dict, "properties")):
+        result += _size_constraints(source, keyword, kind, size)
+    if "enum" in source:
+        allowed = source["enum"]
+        result.append(
+            (
+                lambda value: any(json_equal(value, choice) for choice in allowed),
+                lambda value, path: FieldError.not_supported(shown_path(path), value, [_plain(c) for c in allowed]),
+            )
+        )
+    return result
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _in_body(value: Any, path: str, text: str) -> FieldError:
+    return FieldError.invalid(shown_path(path), value, f"{path[1:]} in body should {text}")
+
+
+def _string_constraint(source: Mapping[str, Any]) -> Constraint:
+    shortest, longest = source.get("minLength", 0), source.get("maxLength")
+    pattern = source.get("pattern")
+    search = go_regex(pattern).search if pattern else None
+
+    def test(value: Any) -> bool:
+        if type(value) is not str:
+            return True
+        size = len(value)
+        if size < shortest or (longest is not None and size > longest):
+            return False
+        return search is None or search(value) is not None
+
+    def error(value: str, path: str) -> FieldError:
+        if longest is not None and len(value) > longest:
+            return FieldError("FieldValueTooLong", f"Too long: may not be more than {longest} bytes", shown_path(path))
+        if len(value) < shortest:
+            return _in_body(value, path, f"be at least {shortest} chars long")
+        return _in_body(value, path, f"match '{pattern}'")
+
+    return test, error
+
+
+_INT_BITS = {"int32": 31, "int64": 63}
+
+
+def _format_constraint(kind: str, name: str) -> list[Constraint]:
+    if kind == "string" and name in FORMATS:
+        check = FORMATS[name]
+
+        def error(value: str, path: str) -> FieldError:
+            shown = path[1:]
+            message = f'Invalid value: "{value}": {shown} in body must be of type {name}: "{value}"'
+            return FieldError("FieldValueTypeInvalid", message, shown)
+
+        return [(lambda value: type(value) is not str or check(value), error)]
+    if kind == "integer" and name in _INT_BITS:
+        limit = 1 << _INT_BITS[name]
+        text = f"Checked value must be of type integer with format {name} in "
+        return [
+            (
+                lambda value: type(value) is not int or -limit <= value < limit,
+                lambda _value, path: _general(text + path[1:]),
+            )
+        ]
+    return []
+
+
+def _number_constraints(source: Mapping[str, Any]) -> list[Constraint]:
+    result: list[Constraint] = []
+
+    def add(test: Test, text: str) -> None:
+        result.append(
+            (
+                lambda value: type(value) not in (int, float) or test(value),
+                lambda value, path: _in_body(value, path, text),
+            )
+        )
+
+    if factor := source.get("multipleOf"):
+        add(lambda value: abs(value / factor - round(value / factor)) < 1e-9, f"be a multiple of {factor}")
+    if (top := source.get("maximum")) is not None:
+        if source.get("exclusiveMaximum"):
+            add(lambda value: value < top, f"be less than {top}")
+        else:
+            add(lambda value: value <= top, f"be less than or equal to {top}")
+    if (bottom := source.get("minimum")) is not None:
+        if source.get("exclusiveMinimum"):
+            add(lambda value: value > bottom, f"be greater than {bottom}")
+        else:
+            add(lambda value: value >= bottom, f"be greater than or equal to {bottom}")
+    return result
+
+
+def _size_constraints(source: Mapping[str, Any], keyword: str, kind: type, size: str) -> list[Constraint]:
+    result: list[Constraint] = []
+    if (least := source.get(f"min{keyword}")) is not None:
+        result.append(
+            (
+                lambda value: type(value) is not kind or len(value) >= least,
+                lambda value, path: _in_body(len(value), path, f"have at least {least} {size}"),
+            )
+        )
+    if (most := source.get(f"max{keyword}")) is not None:
+        result.append(
+            (
+                lambda value: type(value) is not kind or len(value) <= most,
+                lambda value, path: FieldError(
+                    "FieldValueTooMany", f"Too many: {len(value)}: must have at most {most} items", shown_path(path)
+                ),
+            )
+        )
+    return result
+
+
+def _object_part(schema: Schema, *, structs_required: bool) -> Validator:
+    children = {
+        name: _compile_validator(child, structs_required=structs_required) for name, child in schema.properties.items()
+    }
+    required = schema.required if structs_required else ()
+    if schema.embedded:
+        required = (*required, *(name for name in ("apiVersion", "kind") if name not in required))
+    tests = {name: child.is_valid for name, child in children.items()}
+    additional = schema.additional and _compile_validator(schema.additional, structs_required=structs_required)
+    additional_test = additional and additional.is_valid
+    must_be_dict = schema.type == "object"
+    get = tests.get
+
+    def is_valid(value: Any) -> bool:
+        if type(value) is not dict:
+            return not must_be_dict
+        for key, item in value.items():
+            test = get(key, additional_test)
+            if test is not None and not test(item):
+                return False
+        for name in required:
+            if name not in value:
+                return False
+        return True
+
+    def report(value: Any, old: Any, path: str, errors: list[FieldError]) -> None:
+        if type(value) is not dict:
+            return
+        errors += [FieldError.required(f"{path}.{name}"[1:]) for name in required if name not in value]
+        for key, item in value.items():
+            child = children.get(key, additional)
+            if child is not None and not child.is_valid(item):
+                before = old.get(key, MISSING) if isinstance(old, dict) else MISSING
+                child.report(item, before, f"{path}.{key}", errors)
+
+    return Validator(is_valid, report)
+
+
+def _list_parts(schema: Schema, *, structs_required: bool) -> list[Validator]:
+    parts = []
+    if schema.items is not None:
+        parts.append(_items_part(schema, structs_required=structs_required))
+    if structs_required and schema.list_type in ("set", "map"):
+        parts.append(_unique_part(_duplicates_of_map(schema.keys) if schema.list_type == "map" else _duplicates))
+    elif schema.source.get("uniqueItems"):
+        parts.append(_unique_part(_duplicates))
+    return parts
+
+
+def _items_part(schema: Schema, *, structs_required: bool) -> Validator:
+    items = schema.items
+    if items is None:
+        raise ValueError("a list without items has no items to check")
+    item = _compile_validator(items, structs_required=structs_required)
+    test = item.is_valid
+    must_be_list = schema.type == "array"
+
+    def is_valid(value: Any) -> bool:
+        if type(value) is not list:
+            return not must_be_list
+        for entry in value:  # noqa: SIM110 (a loop is twice as fast as all() with a generator)
+            if not test(entry):
+                return False
+        return True
+
+    def report(value: Any, old: Any, path: str, errors: list[FieldError]) -> None:
+        if type(value) is not list:
+            return
+        for index, entry in enumerate(value):
+            if not test(entry):
+                item.report(entry, find_old_item(schema, entry, old), f"{path}[{index}]", errors)
+
+    return Validator(is_valid, report)
+
+
+def find_old_item(schema: Schema, item: Any, old: Any) -> Any:
+    """The item of the old list that ``item`` continues: known for lists of type map only, else MISSING."""
+    if schema.list_type == "map" and isinstance(old, list) and isinstance(item, dict):
+        for entry in old:
+            if isinstance(entry, dict) and all(entry.get(key) == item.get(key) for key in schema.keys):
+                return entry
+    return MISSING
+
+
+def _unique_part(duplicates: Callable[[list[Any]], list[tuple[int, str]]]) -> Validator:
+    def is_valid(value: Any) -> bool:
+        return type(value) is not list or len(value) < 2 or not duplicates(value)
+
+    def report(value: Any, _old: Any, path: str, errors: list[FieldError]) -> None:
+        if type(value) is list:
+            for index, shown in duplicates(value):
+                errors.append(FieldError("FieldValueDuplicate", f"Duplicate value: {shown}", f"{path}[{index}]"[1:]))
+
+    return Validator(is_valid, report)
+
+
+def _duplicates(items: list[Any]) -> list[tuple[int, str]]:
+    seen: set[str] = set()
+    result = []
+    for index, item in enumerate(items):
+        text = json.dumps(item, sort_keys=True, separators=(",", ":"))
+        if text in seen:
+            result.append((index, text))
+        seen.add(text)
+    return result
+
+
+def _duplicates_of_map(keys: tuple[str, ...]) -> Callable[[list[Any]], list[tuple[int, str]]]:
+    def duplicates(items: list[Any]) -> list[tuple[int, str]]:
+        return _duplicates(
+            [{k: item[k] for k in keys if k in item} if isinstance(item, dict) else item for item in items]
+        )
+
+    return duplicates
+
+
+def _combinations(schema: Schema) -> list[Validator]:
+    """allOf, anyOf, oneOf and not."""
+
+    def compiled(keyword: str) -> list[Validator]:
+        children = schema.source.get(keyword) or ()
+        return [_compile_validator(parse_schema(child), structs_required=True) for child in children]
+
+    result = []
+    if every := compiled("allOf"):
+        result.append(_combine(every, lambda valid: all(valid), lambda _valid: "must validate all the schemas (allOf)"))
+    if some := compiled("anyOf"):
+        result.append(
+            _combine(some, lambda valid: any(valid), lambda _valid: "must validate at least one schema (anyOf)")
+        )
+    if one := compiled("oneOf"):
+        result.append(_combine(one, lambda valid: sum(valid) == 1, _one_of_text))
+    if "not" in schema.source:
+        refused = [_compile_validator(parse_schema(schema.source["not"]), structs_required=True)]
+        result.append(
+            _combine(refused, lambda valid: not valid[0], lambda _valid: "must not validate the schema (not)")
+        )
+    return result
+
+
+def _one_of_text(valid: list[bool]) -> str:
+    found = f"{sum(valid)} valid alternatives" if any(valid) else "none valid"
+    return f"must validate one and only one schema (oneOf). Found {found}"
+
+
+def _combine(
+    parts: list[Validator], holds: Callable[[list[bool]], bool], text: Callable[[list[bool]], str]
+) -> Validator:
+    def is_valid(value: Any) -> bool:
+        return holds([part.is_valid(value) for part in parts])
+
+    def report(value: Any, old: Any, path: str, errors: list[FieldError]) -> None:
+        valid = [part.is_valid(value) for part in parts]
+        if holds(valid):
+            return
+        message = text(valid)
+        errors.append(_general(f'"{path[1:]}" {message}'))
+        # The real server explains only the first alternative that failed.
+        if not any(valid) or "allOf" in message:
+            first = valid.index(False) if False in valid else -1
+            if first >= 0:
+                parts[first].report(value, old, path, errors)
+
+    return Validator(is_valid, report)
