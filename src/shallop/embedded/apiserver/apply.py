@@ -1,0 +1,603 @@
+"""
+Server-side apply and managedFields.
+
+- ``server_side_apply(current, applied, *, manager, force, schema, subresource="", now) -> Object``: the merged object with
+  its ``metadata.managedFields``; ``current`` itself (same object) when nothing changes; ``current`` None creates.
+  Give ``written_part(applied, subresource, has_status=...)`` where the endpoint ignores ``status`` (or all but it).
+  Raises ConflictError (causes ``FieldManagerConflict``) and BadRequestError (unknown field, wrong type, duplicate entries).
+- ``track_update(old, new, *, manager, schema, subresource="", now) -> Object``: ``new`` with managedFields that record what
+  a create (``old`` None) or update changed.
+- ``written_part(applied, subresource, *, has_status) -> Object``.
+
+``schema`` is ``CompiledSchema.schema``, ``now`` an RFC 3339 text. Nothing is mutated; unchanged parts are shared.
+
+Fields are held as trees in the form of FieldsV1 (``f:name``, ``k:{"name":"a"}``, ``v:"x"``), but with "." wherever the path
+itself is a member. Source: sigs.k8s.io/structured-merge-diff (merge, prune and ownership rules); recorded answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from shallop.embedded.apiserver.schema import MISSING, Schema
+from shallop.errors import BadRequestError, ConflictError
+from shallop.kube.objects import Object
+from shallop.kube.patch import json_equal
+
+Tree = dict[str, Any]
+
+_MEMBER = "."
+_UNTYPED = Schema()
+# Set by the server: owned by nobody.
+_SERVER_FIELDS = {
+    "f:metadata": {
+        f"f:{name}": {_MEMBER: {}}
+        for name in (
+            "name",
+            "namespace",
+            "uid",
+            "resourceVersion",
+            "creationTimestamp",
+            "generation",
+            "selfLink",
+            "managedFields",
+        )
+    }
+    | {_MEMBER: {}},
+    "f:apiVersion": {_MEMBER: {}},
+    "f:kind": {_MEMBER: {}},
+}
+
+
+class _Manager(NamedTuple):
+    """Who owns fields: entries of one manager differ by operation, subresource and (for updates) version."""
+
+    name: str
+    operation: str
+    api_version: str
+    subresource: str
+
+    def __str__(self) -> str:
+        text = json.dumps(self.name)
+        if self.subresource:
+            text += f' with subresource "{self.subresource}"'
+        return f"{text} using {self.api_version}" if self.operation == "Update" else text
+
+
+class _Owned(NamedTuple):
+    fields: Tree
+    api_version: str
+    time: str
+
+
+_Managers = dict[_Manager, _Owned]
+
+
+# ---- Trees of fields
+
+
+def _union(left: Tree, right: Tree) -> Tree:
+    if not left or left is right:
+        return right
+    result = dict(left)
+    for key, child in right.items():
+        result[key] = _union(left[key], child) if key in left else child
+    return result
+
+
+def _difference(left: Tree, right: Tree) -> Tree:
+    """Members of ``left`` that are not members of ``right``."""
+    if not right:
+        return left
+    result = {}
+    for key, child in left.items():
+        if key not in right:
+            result[key] = child
+        elif key != _MEMBER and (rest := _difference(child, right[key])):
+            result[key] = rest
+    return result
+
+
+def _intersection(left: Tree, right: Tree) -> Tree:
+    result: Tree = {}
+    for key, child in left.items():
+        if key in right:
+            common = {} if key == _MEMBER else _intersection(child, right[key])
+            if common or key == _MEMBER:
+                result[key] = common
+    return result
+
+
+def _paths(tree: Tree, prefix: str = "") -> list[str]:
+    result = [prefix] if _MEMBER in tree else []
+    for key, child in sorted(tree.items()):
+        if key != _MEMBER:
+            result += _paths(child, prefix + _shown(key))
+    return result
+
+
+def _shown(element: str) -> str:
+    kind, _, text = element.partition(":")
+    if kind == "f":
+        return f".{text}"
+    if kind == "v":
+        return f"[={text}]"
+    return f"[{','.join(f'{key}={_compact(value)}' for key, value in json.loads(text).items())}]"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def _encode(tree: Tree) -> Tree:
+    """To FieldsV1: a member without children is just ``{}``."""
+    if tree.keys() == {_MEMBER}:
+        return {}
+    return {key: child if key == _MEMBER else _encode(child) for key, child in sorted(tree.items())}
+
+
+def _decode(fields: Mapping[str, Any]) -> Tree:
+    return {key: {} if key == _MEMBER else _decode(child) or {_MEMBER: {}} for key, child in fields.items()}
+
+
+# ---- Reading values by schema
+
+
+def _child(schema: Schema, key: str) -> Schema | None:
+    """Schema of a field; None where it is not declared."""
+    found = schema.properties.get(key) or schema.additional
+    if found is None and (schema.preserve or schema.type == ""):
+        return _UNTYPED
+    return found
+
+
+def _is_granular_map(schema: Schema, value: Any) -> bool:
+    return isinstance(value, dict) and schema.list_type != "atomic"
+
+
+def _is_granular_list(schema: Schema, value: Any) -> bool:
+    return isinstance(value, list) and schema.list_type in ("set", "map")
+
+
+def _element(schema: Schema, item: Any) -> str:
+    """Path element of an item of a set or map list."""
+    if schema.list_type == "set":
+        return f"v:{_compact(item)}"
+    return f"k:{_compact({key: _key_value(schema, item, key) for key in schema.keys})}"
+
+
+def _key_value(schema: Schema, item: Any, key: str) -> Any:
+    if isinstance(item, dict) and key in item:
+        return item[key]
+    declared = schema.items.properties.get(key) if schema.items else None
+    if declared is not None and declared.default is not MISSING:
+        return declared.default
+    # The only default among the merge keys of built-in types.
+    return "TCP" if key == "protocol" else None
+
+
+def _items(schema: Schema, items: list[Any]) -> dict[str, Any]:
+    """Items by path element; of duplicates the first."""
+    result: dict[str, Any] = {}
+    for item in items:
+        result.setdefault(_element(schema, item), item)
+    return result
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int, float),
+    "number": (int, float),
+}
+
+
+def _fields_of(value: Any, schema: Schema, path: str) -> Tree:
+    """
+    The fields that applying ``value`` owns.
+
+    Raises:
+        BadRequestError: an undeclared field, a wrong type, duplicate or incomplete list entries.
+    """
+    wanted = _TYPES.get("" if schema.int_or_string else schema.type)
+    if value is not None and wanted and (not isinstance(value, wanted) or (type(value) is bool and bool not in wanted)):
+        raise BadRequestError(f"{path}: expected {schema.type}, got {_compact(value)}")
+    if _is_granular_map(schema, value):
+        return _fields_of_map(value, schema, path)
+    if _is_granular_list(schema, value):
+        return _fields_of_list(value, schema, path)
+    return {_MEMBER: {}}
+
+
+def _fields_of_map(value: Object, schema: Schema, path: str) -> Tree:
+    result: Tree = {}
+    for key, item in value.items():
+        child = _child(schema, key)
+        if child is None:
+            raise BadRequestError(f"{path}.{key}: field not declared in schema")
+        fields = _fields_of(item, child, f"{path}.{key}")
+        if item is None or item == {} or key not in schema.properties:
+            fields = {**fields, _MEMBER: {}}
+        if fields:
+            result[f"f:{key}"] = fields
+    return result
+
+
+def _fields_of_list(value: list[Any], schema: Schema, path: str) -> Tree:
+    result: Tree = {}
+    items = schema.items or _UNTYPED
+    for item in value:
+        missing = [key for key in schema.keys if _key_value(schema, item, key) is None]
+        if missing:
+            raise BadRequestError(f'{path}: an element of the list omits its key field "{missing[0]}"')
+        element = _element(schema, item)
+        if element in result:
+            raise BadRequestError(f"{path}: duplicate entries for key {_shown(element)}")
+        result[element] = {**_fields_of(item, items, path + _shown(element)), _MEMBER: {}}
+    return result
+
+
+# ---- Comparing
+
+
+class _Changes(NamedTuple):
+    added: Tree
+    modified: Tree
+    removed: Tree
+
+
+def _compare(old: Any, new: Any, schema: Schema) -> _Changes:
+    """What an update from ``old`` to ``new`` adds, modifies and removes; either may be MISSING."""
+    added: Tree = {}
+    modified: Tree = {}
+    removed: Tree = {}
+    if old is new:
+        return _Changes(added, modified, removed)
+    granular = False
+    for old_part, new_part, key, child in _parts(old, new, schema):
+        granular = True
+        if old_part is new_part:
+            continue
+        changes = _compare(old_part, new_part, child)
+        for tree, part in ((added, changes.added), (modified, changes.modified), (removed, changes.removed)):
+            if part:
+                tree[key] = part
+    if old is MISSING:
+        added[_MEMBER] = {}
+    elif new is MISSING:
+        removed[_MEMBER] = {}
+    elif not granular and not json_equal(old, new):
+        modified[_MEMBER] = {}
+    return _Changes(added, modified, removed)
+
+
+def _parts(old: Any, new: Any, schema: Schema) -> list[tuple[Any, Any, str, Schema]]:
+    """Parts of two granular values side by side; nothing for leaves and for empty maps."""
+    some = new if old is MISSING or old is None else old
+    if _is_granular_map(schema, some):
+        left = old if isinstance(old, dict) else {}
+        right = new if isinstance(new, dict) else {}
+        return [
+            (left.get(key, MISSING), right.get(key, MISSING), f"f:{key}", _child(schema, key) or _UNTYPED)
+            for key in (left | right)
+        ]
+    if _is_granular_list(schema, some):
+        first = _items(schema, old) if isinstance(old, list) else {}
+        second = _items(schema, new) if isinstance(new, list) else {}
+        items = schema.items or _UNTYPED
+        return [(first.get(key, MISSING), second.get(key, MISSING), key, items) for key in (first | second)]
+    return []
+
+
+# ---- Merging
+
+
+def _merge(live: Any, applied: Any, schema: Schema) -> Any:
+    """Lay ``applied`` over ``live``; ``live`` itself when that changes nothing."""
+    if live is MISSING or live is None:
+        return applied
+    if _is_granular_map(schema, applied) and isinstance(live, dict):
+        return _merge_maps(live, applied, schema)
+    if _is_granular_list(schema, applied) and isinstance(live, list):
+        merged = _merge_lists(live, applied, schema)
+        same = len(merged) == len(live) and all(new is old for new, old in zip(merged, live, strict=True))
+        return live if same else merged
+    return live if json_equal(live, applied) else applied
+
+
+def _merge_maps(live: Object, applied: Object, schema: Schema) -> Object:
+    result = live
+    for key, value in applied.items():
+        old = live.get(key, MISSING)
+        new = _merge(old, value, _child(schema, key) or _UNTYPED)
+        if new is not old:
+            result = dict(live) if result is live else result
+            result[key] = new
+    return result
+
+
+def _merge_lists(live: list[Any], applied: list[Any], schema: Schema) -> list[Any]:
+    """Keep the order of both lists as far as they agree; where they do not, the applied one wins."""
+    left, right = _items(schema, live), _items(schema, applied)
+    items = schema.items or _UNTYPED
+    shared = [key for key in right if key in left]
+    left_keys, right_keys = list(left), list(right)
+    result: list[Any] = []
+    done: set[str] = set()
+
+    def take(key: str) -> None:
+        done.add(key)
+        result.append(_merge(left.get(key, MISSING), right[key], items))
+        if shared and shared[0] == key:
+            shared.pop(0)
+
+    while left_keys or right_keys:
+        if left_keys and right_keys:
+            if left_keys[0] == right_keys[0]:
+                take(left_keys.pop(0))
+                right_keys.pop(0)
+                continue
+            if left_keys[0] in right and shared and shared[0] != left_keys[0]:
+                left_keys.pop(0)
+                continue
+        if left_keys:
+            if left_keys[0] not in right:
+                result.append(left[left_keys.pop(0)])
+                continue
+            if left_keys[0] in done:
+                left_keys.pop(0)
+        if right_keys:
+            take(right_keys.pop(0))
+    return result
+
+
+def _prune(value: Any, schema: Schema, last: Tree, owned: Tree, *, top: bool = False) -> Any:
+    """
+    Remove what the manager applied before (``last``) and nobody owns now (``owned``).
+
+    A declared field counts as a member of a tree as soon as something below it is one.
+    """
+    if _is_granular_map(schema, value):
+        result = dict(value)
+        for key, item in value.items():
+            element = f"f:{key}"
+            if element not in last or (top and key in ("apiVersion", "kind", "metadata") and element not in owned):
+                continue
+            before, now = last[element], owned.get(element, {})
+            declared = key in schema.properties
+            if _is_member(before, declared) and not _is_member(now, declared):
+                del result[key]
+            else:
+                result[key] = _prune(item, _child(schema, key) or _UNTYPED, before, now)
+        return result
+    if _is_granular_list(schema, value):
+        kept = []
+        for item in value:
+            element = _element(schema, item)
+            before, now = last.get(element, {}), owned.get(element, {})
+            if _MEMBER in before and not now:
+                continue
+            kept.append(_prune(item, schema.items or _UNTYPED, before, now) if before else item)
+        return kept
+    return value
+
+
+def _is_member(tree: Tree, declared: bool) -> bool:
+    return bool(tree) if declared else _MEMBER in tree
+
+
+# ---- managedFields
+
+
+def _read_managers(obj: Object | None) -> _Managers:
+    managers: _Managers = {}
+    for entry in ((obj or {}).get("metadata") or {}).get("managedFields") or ():
+        if not entry.get("manager") and not entry.get("fieldsV1"):
+            continue
+        operation, version = entry.get("operation", "Update"), entry.get("apiVersion", "")
+        shown_version = version if operation == "Update" else ""
+        key = _Manager(entry.get("manager", ""), operation, shown_version, entry.get("subresource", ""))
+        managers[key] = _Owned(_decode(entry.get("fieldsV1") or {}), version, entry.get("time") or "")
+    return managers
+
+
+def _with_managers(obj: Object, managers: _Managers) -> Object:
+    entries = []
+    order = sorted(managers.items(), key=lambda pair: (pair[0].operation, pair[1].time, pair[0]))
+    for manager, owned in order:
+        fields = _difference(owned.fields, _SERVER_FIELDS)
+        if not fields and manager.operation == "Update":
+            continue
+        entry: dict[str, Any] = {
+            "manager": manager.name,
+            "operation": manager.operation,
+            "apiVersion": owned.api_version,
+        }
+        if owned.time:
+            entry["time"] = owned.time
+        entry |= {"fieldsType": "FieldsV1", "fieldsV1": _encode(fields)}
+        if manager.subresource:
+            entry["subresource"] = manager.subresource
+        entries.append(entry)
+    metadata = {key: value for key, value in obj.get("metadata", {}).items() if key != "managedFields"}
+    if entries:
+        metadata["managedFields"] = entries
+    return {**obj, "metadata": metadata}
+
+
+def _without_managed_fields(obj: Object) -> Object:
+    metadata = obj.get("metadata") or {}
+    if "managedFields" not in metadata:
+        return obj
+    return {**obj, "metadata": {key: value for key, value in metadata.items() if key != "managedFields"}}
+
+
+def _disown(managers: _Managers, actor: _Manager, changes: _Changes) -> _Managers:
+    """Take changed and removed fields away from everyone but ``actor``; who owns nothing any more is forgotten."""
+    changed = _union(changes.added, changes.modified)
+    result: _Managers = {}
+    for manager, owned in managers.items():
+        fields = owned.fields
+        if manager != actor:
+            fields = _difference(fields, _union(changed, changes.removed))
+        if fields or manager == actor:
+            result[manager] = owned._replace(fields=fields)
+    return result
+
+
+def _conflict(conflicts: Mapping[_Manager, Tree]) -> ConflictError:
+    causes = []
+    texts = []
+    for manager, tree in sorted(conflicts.items()):
+        paths = _paths(tree)
+        texts.append((manager, paths))
+        causes += [
+            {"reason": "FieldManagerConflict", "message": f"conflict with {manager}", "field": path} for path in paths
+        ]
+    if len(causes) == 1:
+        summary = f"Apply failed with 1 conflict: conflict with {texts[0][0]}: {causes[0]['field']}"
+    else:
+        lines = "\n".join(
+            f"conflicts with {manager}:\n" + "\n".join(f"- {path}" for path in paths) for manager, paths in texts
+        )
+        summary = f"Apply failed with {len(causes)} conflicts: {lines}"
+    return ConflictError(summary, details={"causes": causes})
+
+
+def written_part(applied: Object, subresource: str, *, has_status: bool) -> Object:
+    """What an endpoint writes of an applied object: all but ``status``, or ``status`` alone."""
+    if subresource:
+        kept = {key: value for key, value in applied.items() if key in ("apiVersion", "kind", subresource)}
+        names = {k: v for k, v in (applied.get("metadata") or {}).items() if k in ("name", "namespace")}
+        return {**kept, "metadata": names}
+    return {key: value for key, value in applied.items() if key != "status" or not has_status}
+
+
+def server_side_apply(
+    current: Object | None,
+    applied: Object,
+    *,
+    manager: str,
+    force: bool,
+    schema: Schema,
+    subresource: str = "",
+    now: str,
+) -> Object:
+    """
+    Merge an applied object into the current one, and record who owns which field.
+
+    Fields that this manager applied before, applies no longer and that nobody else owns are removed.
+
+    Raises:
+        ConflictError: another manager owns a field to which ``applied`` gives another value, and ``force`` is not set.
+        BadRequestError: ``applied`` does not fit the schema.
+    """
+    metadata = applied.get("metadata") or {}
+    if metadata.get("managedFields"):
+        raise BadRequestError("metadata.managedFields must be nil")
+    version = applied["apiVersion"]
+    try:
+        fields = _fields_of(applied, schema, "")
+    except BadRequestError as error:
+        where = f"({metadata.get('namespace', '')}/{metadata.get('name', '')}; {version}, Kind={applied['kind']})"
+        raise BadRequestError(f"failed to create typed patch object {where}: {error.message}") from error
+    actor = _Manager(manager, "Apply", "", subresource)
+    if current is None:
+        return _with_managers(applied, {actor: _Owned(fields, version, now)})
+    live = _without_managed_fields(current)
+    managers = _read_managers(current) or _owners_before_first_apply(live, schema)
+    last = managers.get(actor)
+    # The server's own fields cannot be changed by applying them; preconditions are checked before.
+    merged = _merge(live, _without_server_fields(applied), schema)
+    owned = {**managers, actor: _Owned(fields, version, last.time if last else "")}
+    if last is not None and last.fields != _difference(fields, _SERVER_FIELDS):
+        everyone: Tree = {}
+        for each in owned.values():
+            everyone = _union(everyone, each.fields)
+        pruned = _prune(merged, schema, last.fields, everyone, top=True)
+        merged = merged if json_equal(pruned, merged) else pruned
+    changes = _compare(live, merged, schema)
+    if not force:
+        changed = _union(changes.added, changes.modified)
+        conflicts = {each: _intersection(held.fields, changed) for each, held in owned.items() if each != actor}
+        conflicts = {each: tree for each, tree in conflicts.items() if tree}
+        if conflicts:
+            raise _conflict(conflicts)
+    owned = _disown(owned, actor, changes)
+    if merged is not live:
+        owned[actor] = owned[actor]._replace(time=now)
+    result = _with_managers(merged, owned)
+    return current if merged is live and _same_managers(result, current) else result
+
+
+def _same_managers(new: Object, old: Object) -> bool:
+    return json_equal(new["metadata"].get("managedFields"), old["metadata"].get("managedFields"))
+
+
+def _without_server_fields(applied: Object) -> Object:
+    names = {element.removeprefix("f:") for element in _SERVER_FIELDS["f:metadata"]}
+    metadata = {key: value for key, value in (applied.get("metadata") or {}).items() if key not in names}
+    return {**applied, "metadata": metadata}
+
+
+def _owners_before_first_apply(live: Object, schema: Schema) -> _Managers:
+    """Everything that was there before anyone was recorded belongs to a manager of its own."""
+    changes = _compare({}, live, schema)
+    version = live["apiVersion"]
+    return {_Manager("before-first-apply", "Update", version, ""): _Owned(changes.added, version, "")}
+
+
+def track_update(
+    old: Object | None, new: Object, *, manager: str, schema: Schema, subresource: str = "", now: str
+) -> Object:
+    """
+    Record what a create or an update wrote.
+
+    managedFields of one empty entry in ``new`` forget all owners; absent or empty ones keep those of ``old``. An object
+    without owners gets none by an update.
+    """
+    given = (new.get("metadata") or {}).get("managedFields")
+    if given == [{}]:
+        return _without_managed_fields(new)
+    managers = _read_managers(new if given else old)
+    if old is not None and not managers:
+        return _without_managed_fields(new)
+    version = new["apiVersion"]
+    plain = _without_managed_fields(new)
+    base = _empty_structs(plain, schema) if old is None else _without_managed_fields(old)
+    changes = _compare(base, plain, schema)
+    actor = _Manager(manager, "Update", version, subresource)
+    # Whoever wrote by an update before and writes again has one entry with both.
+    previous = managers.get(actor)
+    managers = _disown(managers, actor, changes)
+    taken = _difference(_union(changes.added, changes.modified), _SERVER_FIELDS)
+    if previous is not None:
+        managers[actor] = previous._replace(fields=_difference(previous.fields, changes.removed))
+    if taken:
+        held = managers[actor].fields if actor in managers else {}
+        managers[actor] = _Owned(_union(held, taken), version, now)
+    return _with_managers(plain, managers)
+
+
+# Structs that a typed object of the real server always has, so that they are never "added".
+_STRUCTS: Mapping[str, Any] = {
+    "metadata": {},
+    "spec": {"strategy": {}, "updateStrategy": {}, "template": {"metadata": {}, "spec": {}}},
+    "status": {},
+}
+
+
+def _empty_structs(obj: Object, schema: Schema) -> Object:
+    return _only_present(_STRUCTS if schema.type_name else {"metadata": {}}, obj)
+
+
+def _only_present(structs: Mapping[str, Any], obj: Any) -> Object:
+    return {
+        key: _only_present(inner, obj[key])
+        for key, inner in structs.items()
+        if isinstance(obj, dict) and isinstance(obj.get(key), dict)
+    }
