@@ -564,7 +564,7 @@ def _replaced(raw: Any, keys: list[str | int], value: Any) -> Any:
     """Copy ``raw`` along ``keys`` with ``value`` at their end."""
     if not keys:
         return value
-    fresh = dict(raw) if isinstance(raw, dict) else list(raw)
+    fresh: Any = dict(raw) if isinstance(raw, dict) else list(raw)
     fresh[keys[0]] = _replaced(raw[keys[0]], keys[1:], value)
     return fresh
 
