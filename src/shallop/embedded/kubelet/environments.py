@@ -1,0 +1,543 @@
+"""
+From an image to a folder with Python in it: built once, shared by all Pods and all homes of this user.
+
+An environment is a relocatable virtual environment under ``<cache>/envs/<key>/``, made by uv with hard links into
+uv's cache, byte-compiled, with ``shallop-lock.txt`` (what was resolved) and ``shallop-environment.json`` (what was
+asked for) in it. It appears by a rename, complete, and is never changed afterwards. Who builds holds ``.locks/<key>``; others wait
+for it, in this process and in others.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from shallop.embedded.kubelet.images import ImageTable
+from shallop.embedded.kubelet.interpreters import Interpreter, choose_interpreter, find_interpreters, own_version
+from shallop.embedded.kubelet.pip_settings import (
+    PackageOptions,
+    machine_options,
+    pip_config_files,
+    read_pip_settings,
+    uv_environment,
+)
+from shallop.errors import EnvironmentBuildError
+from shallop.settings import Settings
+from shallop_pod.kfp_component import Install, installs_at_run_time, recognise_install
+
+__all__ = ["Environment", "EnvironmentInfo", "EnvironmentSpec", "Environments", "recognise_install"]
+
+Progress = Callable[[str], None]
+
+_LOCK_FILE = "shallop-lock.txt"
+_INFO_FILE = "shallop-environment.json"
+_USED_FILE = "shallop-used"
+# Raise it when the layout changes: older environments are then not found, and age out.
+_LAYOUT = 1
+_PRELOADS = {"numpy": "numpy", "pandas": "pandas", "scikit-learn": "sklearn", "xgboost": "xgboost"}
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """
+    What an environment must contain, and how the image it stands for starts. A value: equal specs are one environment.
+
+    Args:
+        image: as the Pod names it; not part of the key.
+        python: X.Y of ``interpreter``.
+        requirements: sorted; installed with what they need.
+        no_deps: sorted; installed alone, in place of what the others brought.
+        options: where packages come from.
+        command: the image's entrypoint.
+        env: variables of the image.
+        shell: ``bash`` when ``sh`` must be one.
+        preload: modules for the fork-server.
+        warnings: what differs from the image; for the Pod's Events.
+        installs_at_run_time: the command calls pip itself; give it a place of its own (``PIP_TARGET``).
+    """
+
+    image: str
+    python: str
+    interpreter: str
+    requirements: tuple[str, ...] = ()
+    no_deps: tuple[str, ...] = ()
+    options: PackageOptions = field(default_factory=PackageOptions)
+    command: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    shell: str = ""
+    preload: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    installs_at_run_time: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the folder: 32 hexadecimal digits."""
+        parts = {
+            "layout": _LAYOUT,
+            "interpreter": self.interpreter,
+            "platform": [sys.platform, platform.machine()],
+            "requirements": self.requirements,
+            "no_deps": self.no_deps,
+            "options": asdict(self.options) if self.requirements or self.no_deps else None,
+            "shell": self.shell,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """
+    An environment that is there.
+
+    Args:
+        key: of its spec.
+        path: the virtual environment; programs are in ``path / "bin"``, which belongs first on PATH.
+        python: the interpreter inside.
+        digest: ``sha256:`` of the interpreter and of every package version in it; what caching may compare.
+        preload: modules that are installed and worth importing before a fork.
+        spec: what was asked for.
+    """
+
+    key: str
+    path: Path
+    python: Path
+    digest: str
+    preload: tuple[str, ...]
+    spec: EnvironmentSpec
+
+
+@dataclass(frozen=True)
+class EnvironmentInfo:
+    """A line of ``shallop env list``; ``last_used`` in seconds since the epoch."""
+
+    key: str
+    path: Path
+    image: str
+    python: str
+    requirements: tuple[str, ...]
+    packages: tuple[str, ...]
+    last_used: float
+    size_bytes: int
+
+
+class _Contents(NamedTuple):
+    """What a built environment holds; read from its folder once."""
+
+    digest: str
+    packages: frozenset[str]
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _package_of(requirement: str) -> str:
+    """The package's name in its normal form; for a URL without a name, the whole text."""
+    match = re.match(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?=\s*(?:$|[\[;@<>=!~(]))", requirement)
+    return _normalised(match[0]) if match else requirement
+
+
+def _layered(base: Iterable[str], over: Iterable[str]) -> tuple[str, ...]:
+    """Return the requirements of both, sorted; one in ``over`` replaces those of its package in ``base``."""
+    over = [" ".join(requirement.split()) for requirement in over]
+    named = {_package_of(requirement) for requirement in over}
+    kept = [requirement for requirement in base if _package_of(requirement) not in named]
+    return tuple(sorted({*kept, *over}))
+
+
+class Environments:
+    """
+    The environments of one cache folder, for the images of one home.
+
+    Args:
+        root: ``<cache>/envs``.
+        images: image -> what it stands for.
+        environ: where uv's and pip's settings are taken from, usually ``os.environ``.
+    """
+
+    def __init__(self, root: Path, images: ImageTable, environ: Mapping[str, str]) -> None:
+        self._root = root
+        self._images = images
+        self._environ = environ
+        self._pip = read_pip_settings(environ, pip_config_files(environ, Path(sys.base_prefix)))
+        self._interpreters: dict[str, Interpreter] = {}
+        self._known: dict[str, _Contents] = {}
+        self._building: dict[str, anyio.Lock] = {}
+
+    @classmethod
+    def of(cls, settings: Settings) -> Environments:
+        """The environments that one instance uses."""
+        return cls(settings.cache / "envs", ImageTable(settings.home / "images.yaml"), os.environ)
+
+    def resolve(self, image: str, argv: Sequence[str], requirements: Sequence[str] = ()) -> EnvironmentSpec:
+        """
+        Say which environment a container needs; nothing is built.
+
+        Args:
+            image: the container's image.
+            argv: its command and arguments; a KFP "install then run" command in it adds its packages.
+            requirements: more packages; each replaces what image and command say of the same package.
+
+        Raises:
+            ImageResolutionError: the table does not know the image.
+        """
+        entry, wanted = self._images.find(image)
+        interpreter, warning = self._choose(wanted)
+        install = recognise_install(argv) or Install()
+        needs_pip = installs_at_run_time(argv)
+        base = _layered(entry.requirements, install.requirements)
+        if needs_pip:
+            base = _layered(base, ["pip"])
+        component = PackageOptions(
+            install.index_url, install.extra_index_urls, install.find_links, install.trusted_hosts, False, install.pre
+        )
+        return EnvironmentSpec(
+            image=image,
+            python=interpreter.version,
+            interpreter=interpreter.path,
+            requirements=_layered(base, requirements),
+            no_deps=_layered((), install.no_deps),
+            options=machine_options(self._environ, self._pip).merged(component),
+            command=entry.command,
+            env=entry.env,
+            shell=entry.shell,
+            preload=entry.preload,
+            warnings=(f"image '{image}': {warning}",) if warning else (),
+            installs_at_run_time=needs_pip,
+        )
+
+    def _choose(self, wanted: str) -> tuple[Interpreter, str]:
+        known = self._interpreters.get(wanted or own_version())
+        if known is None or not os.path.exists(known.path):
+            self._interpreters = find_interpreters(self._environ)
+        return choose_interpreter(wanted, self._interpreters)
+
+    async def ensure(self, spec: EnvironmentSpec, progress: Progress | None = None) -> Environment:
+        """
+        Return the environment, building it when it is not there; at most one build of a key runs on this machine.
+
+        Args:
+            progress: told in a few words what is going on, in this event loop.
+
+        Raises:
+            EnvironmentBuildError: packages cannot be had, or the disk is full; nothing is left behind.
+        """
+        key = spec.key
+        if (environment := self._find(spec)) is not None:
+            return environment
+        async with self._building.setdefault(key, anyio.Lock()):
+            if (environment := self._find(spec)) is not None:
+                return environment
+            try:
+                self._lock_of(key).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                async with _file_lock(self._lock_of(key), progress):
+                    if (environment := self._find(spec)) is None:
+                        await anyio.to_thread.run_sync(self._remove_leftovers, key)
+                        await self._build(spec, progress or (lambda _: None))
+                        environment = self._find(spec)
+            except OSError as error:
+                raise _disk_error(self._root, spec, error) from error
+        if environment is None:
+            raise EnvironmentBuildError(
+                f"image '{spec.image}': environment {key} vanished while it was built; try again."
+            )
+        return environment
+
+    def _find(self, spec: EnvironmentSpec) -> Environment | None:
+        path = self._root / spec.key
+        python = path / "bin" / "python"
+        # The link dangles when the interpreter below was uninstalled: then it is built again.
+        if not python.exists():
+            self._known.pop(spec.key, None)
+            return None
+        contents = self._known.get(spec.key)
+        if contents is None:
+            try:
+                info = json.loads((path / _INFO_FILE).read_text())
+            except (OSError, ValueError):
+                return None
+            contents = _Contents(info["digest"], frozenset(_package_of(line) for line in info["packages"]))
+            self._known[spec.key] = contents
+        _mark_used(path)
+        return Environment(spec.key, path, python, contents.digest, _preload_of(spec, contents.packages), spec)
+
+    async def _build(self, spec: EnvironmentSpec, progress: Progress) -> None:
+        final = self._root / spec.key
+        work = self._root / f".tmp-{spec.key}-{uuid.uuid4().hex[:8]}"
+        builder = _Builder(spec, work, uv_environment(self._environ, self._pip))
+        try:
+            await builder.build(progress)
+            if final.exists():
+                await anyio.to_thread.run_sync(self._discard, final)
+            os.rename(work, final)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(work, ignore_errors=True))
+
+    def _lock_of(self, key: str) -> Path:
+        # Lock files stay: removing one while another process waits for it would let two build.
+        return self._root / ".locks" / key
+
+    def _remove_leftovers(self, key: str) -> None:
+        """Remove what a killed build of ``key`` left; the caller holds its lock."""
+        for path in self._root.glob(f".tmp-{key}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _discard(self, path: Path) -> None:
+        """Take an environment away at once, then delete it file by file."""
+        trash = self._root / f".trash-{path.name}-{uuid.uuid4().hex[:8]}"
+        os.rename(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    # --- the cache as a whole; blocking, for the command line and for the node's start ---
+
+    def list_all(self) -> list[EnvironmentInfo]:
+        """Return all environments, the most recently used first."""
+        infos = []
+        for path in self._root.glob("*/" + _INFO_FILE):
+            try:
+                raw = json.loads(path.read_text())
+                used = (path.parent / _USED_FILE).stat().st_mtime
+            except (OSError, ValueError):
+                continue
+            infos.append(
+                EnvironmentInfo(
+                    path.parent.name,
+                    path.parent,
+                    raw["image"],
+                    raw["python"],
+                    tuple(raw["requirements"]),
+                    tuple(raw["packages"]),
+                    used,
+                    _size_of(path.parent),
+                )
+            )
+        return sorted(infos, key=lambda info: info.last_used, reverse=True)
+
+    def remove(self, key: str) -> bool:
+        """Remove one environment; False when there is none. Running processes keep what they have loaded."""
+        path = self._root / key
+        if not (path / _INFO_FILE).exists():
+            return False
+        self._known.pop(key, None)
+        self._discard(path)
+        return True
+
+    def remove_unused(self, older_than_s: float, now: float | None = None) -> list[str]:
+        """Remove environments not used for so many seconds; returns their keys."""
+        limit = (time.time() if now is None else now) - older_than_s
+        return [info.key for info in self.list_all() if info.last_used < limit and self.remove(info.key)]
+
+    def sweep(self) -> None:
+        """Remove what killed builds and removals left; builds that run now are left alone."""
+        for path in [*self._root.glob(".tmp-*"), *self._root.glob(".trash-*")]:
+            with self._lock_of(path.name.split("-")[1]).open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _preload_of(spec: EnvironmentSpec, installed: frozenset[str]) -> tuple[str, ...]:
+    """
+    Choose what a fork-server imports: what the image's entry names, the KFP executor, the libraries asked for by name.
+
+    Libraries that only came along stay out: each adds milliseconds to every fork.
+    """
+    asked = {_package_of(requirement) for requirement in (*spec.requirements, *spec.no_deps)}
+    modules = [module for package, module in _PRELOADS.items() if package in asked and package in installed]
+    if "kfp" in asked and "kfp" in installed:
+        modules = ["shallop_pod.launcher", "kfp.dsl.executor_main", *modules]
+    return tuple(dict.fromkeys([*modules, *spec.preload]))
+
+
+def _mark_used(path: Path) -> None:
+    used = path / _USED_FILE
+    try:
+        if time.time() - used.stat().st_mtime > 60:
+            os.utime(used)
+    except OSError:
+        pass  # a read-only cache works too; it only does not know what was used
+
+
+def _size_of(path: Path) -> int:
+    """Bytes that removing the folder would free: files that uv's cache shares by a hard link are not counted."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            stat = os.lstat(os.path.join(folder, name))
+            total += stat.st_size if stat.st_nlink == 1 else 0
+    return total
+
+
+@asynccontextmanager
+async def _file_lock(path: Path, progress: Progress | None) -> AsyncIterator[None]:
+    """Hold an exclusive lock between processes; a killed holder's lock is free at once."""
+    with path.open("a") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if progress is not None and not told:
+                    progress("waiting for another process that builds the same environment")
+                told = True
+                # A thread blocked in flock could not be cancelled; another process's build takes seconds anyway.
+                await anyio.sleep(0.1)
+        yield
+
+
+def _disk_error(root: Path, spec: EnvironmentSpec, error: OSError) -> EnvironmentBuildError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentBuildError(_disk_full(spec, root))
+    return EnvironmentBuildError(
+        f"image '{spec.image}': cannot write {error.filename or root}: {error.strerror}. "
+        "Correct its permissions or set SHALLOP_CACHE to another folder."
+    )
+
+
+def _disk_full(spec: EnvironmentSpec, root: Path) -> str:
+    return (
+        f"image '{spec.image}': no space left for its environment in {root}. Free space "
+        "('shallop env list' shows what environments take), or set SHALLOP_CACHE to a folder on another disk."
+    )
+
+
+class _Builder:
+    """One build in one work folder."""
+
+    def __init__(self, spec: EnvironmentSpec, work: Path, environ: dict[str, str]) -> None:
+        self._spec = spec
+        self._work = work
+        self._environ = environ
+        self._uv = _find_uv(environ)
+
+    async def build(self, progress: Progress) -> None:
+        spec = self._spec
+        progress(f"creating Python {spec.python}")
+        await self._run(
+            "venv", "--quiet", "--no-project", "--relocatable", "--python", spec.interpreter, str(self._work)
+        )
+        packages: dict[str, str] = {}
+        if spec.requirements or spec.no_deps:
+            progress(f"resolving {', '.join([*spec.requirements, *spec.no_deps])}")
+            packages = await self._compile("requirements.in", spec.requirements)
+            packages |= await self._compile("no-deps.in", spec.no_deps, "--no-deps")
+        lock = "".join(f"{line}\n" for line in sorted(packages.values()))
+        (self._work / _LOCK_FILE).write_text(lock)
+        if packages:
+            progress(f"installing {len(packages)} packages")
+            await self._install()
+        self._finish(sorted(packages.values()))
+
+    async def _compile(self, name: str, requirements: Sequence[str], *flags: str) -> dict[str, str]:
+        """Resolve requirements; returns package -> its line of the lock."""
+        if not requirements:
+            return {}
+        path = self._work / name
+        path.write_text("".join(f"{requirement}\n" for requirement in requirements))
+        if self._spec.options.pre:
+            flags = (*flags, "--prerelease", "allow")
+        output = await self._run(
+            "pip", "compile", "--quiet", "--no-header", "--no-annotate", *flags,
+            "--python", str(self._work / "bin" / "python"), *self._spec.options.uv_arguments(), str(path),
+        )  # fmt: skip
+        lines = [line.strip() for line in output.splitlines()]
+        return {_package_of(line): line for line in lines if line and not line.startswith(("#", "-"))}
+
+    async def _install(self) -> None:
+        python = str(self._work / "bin" / "python")
+        lock = str(self._work / _LOCK_FILE)
+        options = ("--quiet", "--compile-bytecode", "--link-mode", "hardlink", "--python", python)
+        await self._run("pip", "sync", *options, *self._spec.options.uv_arguments(), lock)
+
+    def _finish(self, packages: list[str]) -> None:
+        spec = self._spec
+        if spec.shell:
+            shell = shutil.which(spec.shell, path=self._environ.get("PATH"))
+            if shell:
+                (self._work / "bin" / "sh").symlink_to(shell)
+        content = json.dumps([spec.interpreter, spec.shell, packages])
+        info: dict[str, Any] = {
+            "image": spec.image,
+            "python": spec.python,
+            "interpreter": spec.interpreter,
+            "requirements": [*spec.requirements, *(f"{requirement} --no-deps" for requirement in spec.no_deps)],
+            "packages": packages,
+            "digest": "sha256:" + hashlib.sha256(content.encode()).hexdigest(),
+        }
+        (self._work / _USED_FILE).touch()
+        (self._work / _INFO_FILE).write_text(json.dumps(info, indent=1))
+
+    async def _run(self, *arguments: str) -> str:
+        process = await anyio.run_process([self._uv, *arguments], check=False, env=self._environ, cwd=self._work.parent)
+        if process.returncode != 0:
+            raise EnvironmentBuildError(self._explain(process.stderr.decode(errors="replace")))
+        return process.stdout.decode()
+
+    def _explain(self, stderr: str) -> str:
+        spec = self._spec
+        if "No space left on device" in stderr or "Disk quota exceeded" in stderr:
+            return _disk_full(spec, self._work.parent)
+        wanted = ", ".join([*spec.requirements, *spec.no_deps]) or "no packages"
+        return (
+            f"image '{spec.image}' (Python {spec.python}; {wanted}): {essential_lines(stderr)} "
+            f"{_advice(stderr, spec.python)}"
+        )
+
+
+def essential_lines(stderr: str, limit: int = 700) -> str:
+    """Return the sentences of uv's error output in one line, without its drawing."""
+    lines = [re.sub(r"^[\s×│├╰─▶|`>-]+", "", line).strip() for line in stderr.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("warning:", "Resolved", "Using", "Caused by: "))]
+    text = " ".join(kept) or stderr.strip() or "uv ended without a message."
+    if len(text) > limit:
+        text = text[:limit].rsplit(" ", 1)[0] + " ..."
+    return text if text.endswith((".", "...", "!", ":")) else text + "."
+
+
+def _advice(stderr: str, python: str) -> str:
+    text = stderr.lower()
+    if any(
+        words in text for words in ("error sending request", "dns error", "failed to fetch", "connect", "timed out")
+    ):
+        return "Check the network and the package index (index-url in pip.conf, UV_DEFAULT_INDEX)."
+    if "network was disabled" in text or "offline" in text:
+        return "The machine is set to work offline: give it the package by find-links, or unset UV_OFFLINE."
+    if "failed to build" in text or "build backend" in text:
+        return f"It has no wheel for Python {python}: choose a version that has one, or another image."
+    return "Correct the package names and versions."
+
+
+def _find_uv(environ: Mapping[str, str]) -> str:
+    """The uv that was installed with us, else the one on PATH."""
+    try:
+        import uv
+
+        return str(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv", path=environ.get("PATH"))
+    if found is None:
+        raise EnvironmentBuildError(
+            "uv is not installed: no environment can be built. Install it with 'pip install uv'."
+        )
+    return found
