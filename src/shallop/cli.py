@@ -1,0 +1,308 @@
+"""The ``shallop`` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shallop import __version__, instance
+from shallop.errors import ApiError, SettingsError, ShallopError
+from shallop.settings import Settings
+
+__all__ = ["main"]
+
+_TEACH = """\
+first steps:
+  shallop up --detach              start the platform in the background
+  shallop status                   where everything is
+  export KUBECONFIG=$(shallop status -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["kubeconfig"])')
+  kubectl get pods -A              any Kubernetes client works
+  shallop apply -f model.yaml      or declare things without kubectl
+  shallop logs my-pod -f           follow what a Pod prints
+  shallop down                     stop it; nothing that you declared is lost
+
+Clients: kfp.Client(host="http://127.0.0.1:8080"); the model registry is on 8080 too, predictions on 8081.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return 2
+    try:
+        return int(options.command(options) or 0)
+    except ShallopError as error:
+        print(f"shallop: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away, as "head" does: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shallop",
+        description="Kubeflow's APIs on one machine, in one process: pipelines, registry, serving.",
+        epilog=_TEACH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"shallop {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--home", type=Path, metavar="DIR", help="where all data is (SHALLOP_HOME; default ~/.shallop)")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_up(commands, common)
+    _add_down(commands, common)
+    _add_status(commands, common)
+    _add_apply(commands, common)
+    _add_logs(commands, common)
+    _add_env(commands, common)
+    doctor = commands.add_parser("doctor", parents=[common], help="say what this machine can do and what to mend")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+_Commands = Any  # argparse keeps the type of its sub-parsers private
+
+
+def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    up = commands.add_parser(
+        "up",
+        parents=[common],
+        help="start the platform",
+        description="Start the platform and stay in the foreground; Ctrl-C stops it and its Pods. Nothing is lost: "
+        "the next 'up' on the same home goes on where this one ended.",
+    )
+    up.add_argument("--detach", "-d", action="store_true", help="start in the background, return when it is ready")
+    up.add_argument("--host", default=Settings.host, help="address to listen on (default %(default)s)")
+    up.add_argument("--port", choices=["auto"], help="'auto' takes free ports for everything not given below")
+    for name, what in (
+        ("api", "Kubernetes API"),
+        ("web", "dashboard and REST APIs"),
+        ("gateway", "predictions"),
+        ("content", "user-made content"),
+    ):
+        default = getattr(Settings, f"{name}_port")
+        up.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"port of {what} (default {default})")
+    up.add_argument(
+        "--isolation",
+        choices=["auto", "namespaces", "user", "none"],
+        default=Settings.isolation,
+        help="how Pods are kept apart (default: the best that this machine allows, see 'shallop doctor')",
+    )
+    up.add_argument("--verbose", "-v", action="store_true", help="log every decision")
+    up.set_defaults(command=_up)
+
+
+def _add_down(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    down = commands.add_parser("down", parents=[common], help="stop the platform")
+    down.add_argument(
+        "--keep-pods", action="store_true", help="leave processes of Pods running; the next 'up' takes them over"
+    )
+    down.set_defaults(command=_down)
+
+
+def _add_status(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    status = commands.add_parser("status", parents=[common], help="show whether it runs, and its URLs")
+    status.add_argument("--output", "-o", choices=["text", "json"], default="text")
+    status.set_defaults(command=_status)
+
+
+def _add_apply(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    apply = commands.add_parser(
+        "apply",
+        parents=[common],
+        help="declare objects from YAML or JSON",
+        description="Server-side apply of every object in the files; '-' reads standard input.",
+    )
+    apply.add_argument("--filename", "-f", action="append", required=True, metavar="FILE")
+    apply.add_argument("--namespace", "-n", default="default", help="for objects that name none (default %(default)s)")
+    apply.set_defaults(command=_apply)
+
+
+def _add_logs(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    logs = commands.add_parser("logs", parents=[common], help="show what a Pod printed")
+    logs.add_argument("pod")
+    logs.add_argument("--namespace", "-n", default="default")
+    logs.add_argument("--container", "-c", default="")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on until the container ends")
+    logs.add_argument("--tail", type=int, metavar="LINES", help="only the last lines")
+    logs.add_argument("--previous", "-p", action="store_true", help="of the container before its last restart")
+    logs.set_defaults(command=_logs)
+
+
+def _add_env(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    env = commands.add_parser("env", help="environments that stand for images").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    listing = env.add_parser("list", parents=[common], help="built environments and known images")
+    listing.set_defaults(command=_env_list)
+    add = env.add_parser(
+        "add",
+        parents=[common],
+        help="say which environment stands for an image",
+        epilog="example: shallop env add acme/train:7 --python 3.11 --requirements requirements.txt",
+    )
+    add.add_argument("image")
+    add.add_argument("--python", default="3.11", metavar="X.Y", help="interpreter version (default %(default)s)")
+    add.add_argument("--requirements", type=Path, metavar="FILE", help="a pip requirements file")
+    add.set_defaults(command=_env_add)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = Settings()
+    return replace(settings, home=options.home.absolute()) if options.home else settings
+
+
+def _up(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    names = ("api_port", "web_port", "gateway_port", "content_port")
+    automatic = 0 if options.port == "auto" else None
+    given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
+    settings = replace(
+        settings,
+        host=options.host,
+        isolation=options.isolation,
+        **{name: port for name, port in given.items() if port is not None},
+    )
+    if options.detach:
+        arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-d")]
+        _print_status(instance.start_detached([*arguments, "--home", str(settings.home)], settings))
+        return 0
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    from shallop.platform import run
+
+    return run(settings)
+
+
+def _down(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    if instance.stop(settings, keep_pods=options.keep_pods):
+        print("shallop has stopped." + (" Its Pods go on." if options.keep_pods else ""))
+    else:
+        print(f"shallop does not run on {settings.home}.")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    status = instance.read_status(_settings(options))
+    if options.output == "json":
+        print(json.dumps(status, indent=2))
+    else:
+        _print_status(status)
+    return 0 if status["ready"] else 1
+
+
+def _print_status(status: dict[str, Any]) -> None:
+    if not status["ready"]:
+        print(f"shallop does not run on {status['home']}. Start it with 'shallop up --detach'.")
+        return
+    print(f"shallop is ready (process {status['pid']}, data in {status['home']})")
+    for label, key in (("dashboard", "web"), ("predictions", "gateway"), ("Kubernetes API", "api")):
+        print(f"  {label:<15}{status[key]}")
+    print(f"  {'kubeconfig':<15}{status['kubeconfig']}")
+
+
+def _client_call(options: argparse.Namespace, call: Any) -> Any:
+    """Run ``call(client)`` against the running instance, with errors that say what to do."""
+    from shallop.kube.remote import RemoteClient, load_kubeconfig
+
+    status = instance.read_status(_settings(options))
+    if not status["ready"]:
+        raise SettingsError(f"shallop does not run on {status['home']}. Start it with 'shallop up --detach'.")
+
+    async def session() -> Any:
+        async with RemoteClient(load_kubeconfig(status["kubeconfig"])) as client:
+            return await call(client)
+
+    return asyncio.run(session())
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from shallop.manifests import load_manifests
+
+    objects = [obj for name in options.filename for obj in load_manifests(name)]
+
+    async def apply_all(client: Any) -> int:
+        types = {type_.gvk: type_ for type_ in await client.resource_types()}
+        failed = 0
+        for obj in objects:
+            type_ = types.get((obj["apiVersion"], obj["kind"]))
+            if type_ is not None and type_.namespaced:
+                obj["metadata"].setdefault("namespace", options.namespace)
+            what = f"{obj['kind'].lower()}/{obj['metadata']['name']}"
+            try:
+                await client.apply(obj, field_manager="shallop-apply", force=False)
+                print(f"{what} applied")
+            except ApiError as error:
+                failed += 1
+                print(f"{what}: {error}", file=sys.stderr)
+        return 1 if failed else 0
+
+    return int(_client_call(options, apply_all))
+
+
+def _logs(options: argparse.Namespace) -> int:
+    async def show(client: Any) -> int:
+        query = {"container": options.container, "previous": options.previous, "follow": options.follow}
+        async for chunk in client.logs(options.pod, options.namespace, tail_lines=options.tail, **query):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        return 0
+
+    return int(_client_call(options, show))
+
+
+def _env_list(options: argparse.Namespace) -> int:
+    from shallop.embedded.kubelet import environments, images
+
+    settings = _settings(options)
+    built = environments.list_environments(settings)
+    print(f"{'ENVIRONMENT':<18}{'PYTHON':<9}{'SIZE':>10}  REQUIREMENTS")
+    for item in built:
+        requirements = " ".join(item.requirements) or "-"
+        print(f"{item.key[:16]:<18}{item.python:<9}{item.size_bytes / 1e6:>7.0f} MB  {requirements[:90]}")
+    print("\nImages that have an environment:")
+    for pattern in images.known_images(settings):
+        print(f"  {pattern}")
+    return 0
+
+
+def _env_add(options: argparse.Namespace) -> int:
+    from shallop.embedded.kubelet import images
+
+    settings = _settings(options)
+    lines = options.requirements.read_text().splitlines() if options.requirements else []
+    images.add_image(settings, options.image, python=options.python, requirements=lines)
+    print(f"{options.image} -> Python {options.python}, {len(lines)} requirement line(s). It is built on first use.")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from shallop.doctor import examine
+
+    findings = examine(_settings(options))
+    for finding in findings:
+        print(f"{finding.level:<5} {finding.what}" + (f"\n      {finding.advice}" if finding.advice else ""))
+    return 1 if any(finding.level == "FAIL" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The web origins: which requests come in at all, and how a server is started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shallop.errors import PortTakenError
+
+__all__ = ["OriginGuard", "Server", "bind"]
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Names that Pods use for the platform. No public DNS name can end so, hence none can be rebound to us.
+_CLUSTER_SUFFIXES = (".svc", ".svc.cluster.local", ".kubeflow")
+
+
+class OriginGuard:
+    """
+    ASGI middleware that refuses what a foreign web page could send to a server on loopback.
+
+    Args:
+        hosts: names that a ``Host`` header may carry, besides loopback names and addresses of this cluster.
+
+    A Host that is not ours means DNS rebinding: 403. A write that a browser marks as coming from another site: 403.
+    Programs send neither ``Origin`` nor ``Sec-Fetch-Site`` and are not concerned.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts) | {"localhost", "127.0.0.1", "::1", "ml-pipeline", "model-registry-service"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        problem = self._problem(scope.get("method", "GET"), scope["type"], headers)
+        if problem is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await JSONResponse({"error": problem, "message": problem, "code": 7}, 403)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": problem[:120]})
+
+    def _problem(self, method: str, type_: str, headers: dict[bytes, str]) -> str | None:
+        host = headers.get(b"host", "")
+        if not self._is_ours(_host_name(host)):
+            return f"Host {host!r} is not a name of this server; use localhost or 127.0.0.1."
+        if method in _SAFE_METHODS and type_ == "http":
+            return None
+        site = headers.get(b"sec-fetch-site")
+        if site is not None and site not in ("same-origin", "none"):
+            return "A page of another site may not change anything here."
+        origin = headers.get(b"origin")
+        if site is None and origin is not None and urlsplit(origin).netloc != host:
+            return f"Origin {origin!r} may not change anything here."
+        return None
+
+    def _is_ours(self, name: str) -> bool:
+        if name in self._hosts or name.endswith(_CLUSTER_SUFFIXES):
+            return True
+        # Addresses cannot be rebound; these are the platform's Services as Pods see them.
+        return name.startswith(("127.", "10.")) and name.replace(".", "").isdigit()
+
+
+def _host_name(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """
+    Listen on a port; 0 takes a free one.
+
+    Raises:
+        PortTakenError: another program has it; the message names the setting.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        # 1000 clients that connect at once wait a minute in SYN retries behind a backlog of 100.
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else "may not be used by this user"
+        option = setting.replace("_", "-")
+        raise PortTakenError(
+            f"{setting}: port {port} on {host} {why}. Choose another with --{option}, or free ones with --port auto."
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+class Server:
+    """One uvicorn server inside our event loop; the caller owns signals and the socket."""
+
+    def __init__(self, app: ASGIApp, sock: socket.socket, *, tls: tuple[str, str] | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=65,
+            ws="none",
+        )
+        if tls:
+            config.ssl_certfile, config.ssl_keyfile = tls
+            config.ssl_version = ssl.PROTOCOL_TLS_SERVER
+        self._server = uvicorn.Server(config)
+        self._socket = sock
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Return when requests are accepted."""
+        self._task = asyncio.create_task(self._server._serve(sockets=[self._socket]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise RuntimeError("the server ended before it had started")
+            await asyncio.sleep(0.002)
+
+    async def stop(self) -> None:
+        """Refuse new requests, give those under way two seconds, close."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
