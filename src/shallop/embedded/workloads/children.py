@@ -1,0 +1,84 @@
+"""The children of an owner as they are now, although the cache may be a moment behind our own writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shallop.controller import Context
+from shallop.errors import NotFoundError
+from shallop.kube.objects import Gvk, Key, Object, controller_of, is_deleting, key_of, owner_reference
+
+__all__ = ["Children", "is_controlled_by"]
+
+
+def is_controlled_by(obj: Object, uid: str) -> bool:
+    reference = controller_of(obj)
+    return reference is not None and reference["uid"] == uid
+
+
+class Children:
+    """
+    Remembers creates and deletes of one kind until the cache shows them.
+
+    Without this a reconcile that runs before the watch event of its own create would create again. What is remembered
+    is asked from the server once, when it is still missing at the next look, so nothing is remembered for ever.
+    """
+
+    def __init__(self, gvk: Gvk) -> None:
+        self.gvk = gvk
+        self._created: dict[str, dict[Key, Object]] = {}
+        self._deleted: dict[str, set[str]] = {}
+
+    async def of(self, ctx: Context, owner: Object) -> list[Object]:
+        """Return the controlled children of ``owner``; those we deleted carry a deletionTimestamp or are left out."""
+        uid = owner["metadata"]["uid"]
+        cached = [obj for obj in ctx.cache(self.gvk).by_owner(uid) if is_controlled_by(obj, uid)]
+        children = cached + await self._not_yet_cached(ctx, uid, cached)
+        deleted = self._deleted.get(uid)
+        if not deleted:
+            return children
+        deleted &= {obj["metadata"]["uid"] for obj in children if not is_deleting(obj)}
+        if not deleted:
+            self._deleted.pop(uid, None)
+        return [obj for obj in children if obj["metadata"]["uid"] not in deleted]
+
+    async def _not_yet_cached(self, ctx: Context, owner_uid: str, cached: Iterable[Object]) -> list[Object]:
+        created = self._created.get(owner_uid)
+        if not created:
+            return []
+        for obj in cached:
+            created.pop(key_of(obj), None)
+        found = []
+        for key in sorted(created):
+            try:
+                obj = await ctx.client.get(self.gvk, key.name, key.namespace)
+            except NotFoundError:
+                del created[key]
+                continue
+            if is_controlled_by(obj, owner_uid):
+                found.append(obj)
+            else:
+                del created[key]
+        if not created:
+            self._created.pop(owner_uid, None)
+        return found
+
+    async def create(self, ctx: Context, owner: Object, obj: Object) -> Object:
+        """Create a child with the controller reference to ``owner``."""
+        metadata = {**obj["metadata"], "ownerReferences": [owner_reference(owner)]}
+        created = await ctx.client.create({**obj, "metadata": metadata})
+        self._created.setdefault(owner["metadata"]["uid"], {})[key_of(created)] = created
+        return created
+
+    async def delete(self, ctx: Context, owner: Object, obj: Object) -> None:
+        """Delete a child; one that is gone already is no error."""
+        key = key_of(obj)
+        uid = obj["metadata"]["uid"]
+        self._deleted.setdefault(owner["metadata"]["uid"], set()).add(uid)
+        try:
+            await ctx.client.delete(self.gvk, key.name, key.namespace, uid=uid)
+        except NotFoundError:
+            pass
+        except BaseException:
+            self._deleted[owner["metadata"]["uid"]].discard(uid)
+            raise

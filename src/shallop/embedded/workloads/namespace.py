@@ -1,0 +1,102 @@
+"""Namespace: when one is deleted, everything in it goes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from shallop.controller import Context, Kind, Resource, Result, Watch
+from shallop.embedded.workloads.pods import POD
+from shallop.errors import ApiError, ConflictError, MethodNotAllowedError, NotFoundError
+from shallop.kube.objects import Gvk, Key, Object, ResourceType, is_deleting, key_of, set_condition
+
+__all__ = ["NAMESPACE", "plan_conditions", "select_types"]
+
+_NAMESPACE = Gvk("v1", "Namespace")
+_LOOK_AGAIN_S = 0.25
+
+
+def select_types(types: Iterable[ResourceType]) -> list[ResourceType]:
+    """Return the types whose objects can live in a namespace and be deleted, each storage once."""
+    chosen: dict[tuple[str, str], ResourceType] = {}
+    for type_ in types:
+        if type_.namespaced and {"list", "delete"} <= set(type_.verbs):
+            chosen.setdefault((type_.gvk.group, type_.plural), type_)
+    return list(chosen.values())
+
+
+def plan_conditions(namespace: Object, remaining: list[Object], failures: list[str], now: Any) -> list[dict[str, Any]]:
+    """Say why a namespace is still there: what could not be deleted, what is left, whose finalizers hold it."""
+    conditions = list((namespace.get("status") or {}).get("conditions") or ())
+    counts: dict[str, int] = {}
+    finalizers: dict[str, int] = {}
+    for obj in remaining:
+        name = f"{obj['kind']} ({obj['apiVersion']})"
+        counts[name] = counts.get(name, 0) + 1
+        for finalizer in obj["metadata"].get("finalizers") or ():
+            finalizers[finalizer] = finalizers.get(finalizer, 0) + 1
+    left = ", ".join(f"{name} has {count} resource instances" for name, count in sorted(counts.items()))
+    held = ", ".join(f"{name} in {count} resource instances" for name, count in sorted(finalizers.items()))
+    for type_, bad, text, good in (
+        ("NamespaceDeletionContentFailure", "ContentDeletionFailed", "; ".join(failures), "ContentDeleted"),
+        ("NamespaceContentRemaining", "SomeResourcesRemain", left, "ContentRemoved"),
+        ("NamespaceFinalizersRemaining", "SomeFinalizersRemain", held, "ContentHasNoFinalizers"),
+    ):
+        if text:
+            conditions = set_condition(conditions, type_, "True", bad, f"Remaining: {text}", now)
+        elif any(condition["type"] == type_ for condition in conditions):
+            conditions = set_condition(conditions, type_, "False", good, "Nothing of this kind holds it", now)
+    return conditions
+
+
+async def reconcile(ctx: Context, namespace: Resource[dict[str, Any]]) -> Result:
+    """Empty a namespace that is being deleted, then let it go."""
+    raw = namespace.raw
+    if not is_deleting(raw) or "kubernetes" not in (namespace.spec.get("finalizers") or ()):
+        return Result()
+    remaining: list[Object] = []
+    failures: list[str] = []
+    for type_ in select_types(await ctx.client.resource_types()):
+        try:
+            remaining += await _empty(ctx, type_, namespace.name)
+        except (NotFoundError, MethodNotAllowedError):
+            # The type vanished between discovery and now.
+            continue
+        except ApiError as error:
+            failures.append(str(error))
+    if remaining or failures:
+        conditions = plan_conditions(raw, remaining, failures, ctx.now())
+        if conditions != namespace.status.get("conditions", []):
+            await ctx.client.patch_status(raw, {"conditions": conditions})
+        return Result(requeue_after_s=_LOOK_AGAIN_S)
+    rest = [name for name in namespace.spec["finalizers"] if name != "kubernetes"]
+    patch = {"metadata": {"uid": raw["metadata"]["uid"]}, "spec": {"finalizers": rest or None}}
+    await ctx.client.patch(_NAMESPACE, namespace.name, "", patch, subresource="finalize")
+    return Result()
+
+
+async def _empty(ctx: Context, type_: ResourceType, namespace: str) -> list[Object]:
+    """Delete the objects of one type and return those that stay for a while."""
+    for obj in (await ctx.client.list(type_.gvk, namespace)).items:
+        if is_deleting(obj):
+            continue
+        key = key_of(obj)
+        try:
+            await ctx.client.delete(type_.gvk, key.name, key.namespace, uid=obj["metadata"]["uid"])
+        except (NotFoundError, ConflictError):
+            continue
+    return (await ctx.client.list(type_.gvk, namespace)).items
+
+
+def _namespace_of_ending(pod: Object) -> list[Key]:
+    return [Key("", pod["metadata"]["namespace"])] if is_deleting(pod) else []
+
+
+NAMESPACE = Kind(
+    api_version="v1",
+    kind="Namespace",
+    plural="namespaces",
+    namespaced=False,
+    reconcile=reconcile,
+    watches=(Watch(POD, _namespace_of_ending),),
+)

@@ -1,0 +1,212 @@
+"""
+PersistentVolumeClaim: becomes a directory at once.
+
+Honours storageClassName (the classes that this provisioner serves), volumeName, accessModes, resources.requests.storage
+and the class's reclaimPolicy. The size is recorded and not enforced. A claim that a Pod uses stays until the Pod ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+
+from shallop.controller import Context, Kind, Resource, Result, Watch
+from shallop.embedded.workloads.pods import POD, is_terminal
+from shallop.embedded.workloads.statuses import write_status
+from shallop.errors import AlreadyExistsError
+from shallop.kube.objects import Gvk, Key, Object, annotations_of, is_deleting, key_of, parse_quantity
+
+__all__ = ["PERSISTENTVOLUMECLAIM", "PROVISIONER", "STANDARD_CLASS", "claims_of", "render_volume", "select_volume"]
+
+PROVISIONER = "shallop.dev/directory"
+_VOLUME = Gvk("v1", "PersistentVolume")
+_CLAIM = Gvk("v1", "PersistentVolumeClaim")
+_CLASS = Gvk("storage.k8s.io/v1", "StorageClass")
+_PROTECTION = "kubernetes.io/pvc-protection"
+_DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+
+STANDARD_CLASS: Object = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {"name": "standard", "annotations": {_DEFAULT_CLASS: "true"}},
+    "provisioner": PROVISIONER,
+    "reclaimPolicy": "Delete",
+    "volumeBindingMode": "Immediate",
+}
+
+
+def claims_of(pod: Object) -> list[Key]:
+    """Return the claims that a Pod mounts."""
+    namespace = pod["metadata"].get("namespace", "")
+    volumes = pod["spec"].get("volumes") or ()
+    named = [Key(namespace, v["persistentVolumeClaim"]["claimName"]) for v in volumes if v.get("persistentVolumeClaim")]
+    return named + [Key(namespace, f"{pod['metadata']['name']}-{v['name']}") for v in volumes if v.get("ephemeral")]
+
+
+def render_volume(claim: Object, storage_class: Object, path: Path) -> Object:
+    """Return the PersistentVolume made for a claim."""
+    metadata, spec = claim["metadata"], claim["spec"]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {
+            "name": f"pvc-{metadata['uid']}",
+            "annotations": {"pv.kubernetes.io/provisioned-by": PROVISIONER},
+        },
+        "spec": {
+            "accessModes": spec.get("accessModes") or ["ReadWriteOnce"],
+            "capacity": {"storage": ((spec.get("resources") or {}).get("requests") or {}).get("storage", "1Gi")},
+            "claimRef": _claim_reference(claim),
+            "hostPath": {"path": str(path), "type": "DirectoryOrCreate"},
+            "persistentVolumeReclaimPolicy": storage_class.get("reclaimPolicy") or "Delete",
+            "storageClassName": storage_class["metadata"]["name"],
+            "volumeMode": "Filesystem",
+        },
+    }
+
+
+def _claim_reference(claim: Object) -> dict[str, Any]:
+    metadata = claim["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "uid": metadata["uid"],
+    }
+
+
+def select_volume(claim: Object, volumes: Sequence[Object]) -> Object | None:
+    """Choose an existing volume for a claim: one reserved for it, else the smallest free one of its class that fits."""
+    spec, metadata = claim["spec"], claim["metadata"]
+    wanted = parse_quantity(((spec.get("resources") or {}).get("requests") or {}).get("storage", "0"))
+    fitting = []
+    for volume in volumes:
+        reference = volume["spec"].get("claimRef")
+        if reference:
+            same_name = (reference.get("namespace"), reference.get("name")) == (metadata["namespace"], metadata["name"])
+            if same_name and reference.get("uid") in (None, "", metadata["uid"]):
+                return volume
+            continue
+        capacity = parse_quantity((volume["spec"].get("capacity") or {}).get("storage", "0"))
+        modes = set(spec.get("accessModes") or ()) <= set(volume["spec"].get("accessModes") or ())
+        same_class = (spec.get("storageClassName") or "") == (volume["spec"].get("storageClassName") or "")
+        if is_deleting(volume) or (volume.get("status") or {}).get("phase") == "Released":
+            continue
+        if spec.get("volumeName"):
+            if spec["volumeName"] == volume["metadata"]["name"]:
+                return volume
+        elif modes and same_class and capacity >= wanted:
+            fitting.append((capacity, str(volume["metadata"]["name"]), volume))
+    return min(fitting, key=lambda item: item[:2])[2] if fitting else None
+
+
+async def reconcile(ctx: Context, claim: Resource[dict[str, Any]]) -> Result:
+    """Bind a claim to a volume, making one where its class says so; let a deleted claim go when no Pod uses it."""
+    raw = claim.raw
+    if is_deleting(raw):
+        await _let_go(ctx, raw)
+        return Result()
+    volumes = ctx.cache(_VOLUME).list()
+    volume = select_volume(raw, volumes)
+    if volume is None and not claim.spec.get("volumeName"):
+        storage_class = _class_of(raw, ctx.cache(_CLASS).list())
+        if storage_class and storage_class["provisioner"] == PROVISIONER:
+            path = ctx.settings.volumes / claim.namespace / claim.name
+            if any(_path_of(other) == str(path) for other in (await ctx.client.list(_VOLUME)).items):
+                # The directory of an earlier claim of this name is still being removed; its volume's end comes here.
+                return Result()
+            await anyio.to_thread.run_sync(_make_directory, path)
+            volume = await _create_volume(ctx, render_volume(raw, storage_class, path))
+            ctx.events.record(
+                raw, "ProvisioningSucceeded", f"Successfully provisioned volume {volume['metadata']['name']}"
+            )
+    if volume is None:
+        _explain(ctx, raw)
+        await write_status(ctx, raw, {**claim.status, "phase": "Pending"})
+        return Result()
+    await _bind(ctx, raw, volume)
+    return Result()
+
+
+def _make_directory(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.mkdir(exist_ok=True)
+
+
+def _path_of(volume: Object) -> str:
+    return str((volume["spec"].get("hostPath") or {}).get("path", ""))
+
+
+def _class_of(claim: Object, classes: Sequence[Object]) -> Object | None:
+    name = claim["spec"].get("storageClassName")
+    if name is None:
+        return next((c for c in classes if annotations_of(c).get(_DEFAULT_CLASS) == "true"), None)
+    return next((c for c in classes if c["metadata"]["name"] == name), None)
+
+
+def _explain(ctx: Context, claim: Object) -> None:
+    name = claim["spec"].get("storageClassName")
+    if claim["spec"].get("volumeName"):
+        return
+    if name:
+        text = f'storageclass.storage.k8s.io "{name}" not found or not served here; the class "standard" is'
+        ctx.events.record(claim, "ProvisioningFailed", text, "Warning")
+    else:
+        text = "no persistent volumes available for this claim and no storage class is set"
+        ctx.events.record(claim, "FailedBinding", text)
+
+
+async def _create_volume(ctx: Context, volume: Object) -> Object:
+    try:
+        return await ctx.client.create(volume)
+    except AlreadyExistsError:
+        return await ctx.client.get(_VOLUME, volume["metadata"]["name"])
+
+
+async def _bind(ctx: Context, claim: Object, volume: Object) -> None:
+    name, key = volume["metadata"]["name"], key_of(claim)
+    if (volume["spec"].get("claimRef") or {}).get("uid") != claim["metadata"]["uid"]:
+        guard = {"resourceVersion": volume["metadata"]["resourceVersion"]}
+        patch = {"metadata": guard, "spec": {"claimRef": _claim_reference(claim)}}
+        volume = await ctx.client.patch(_VOLUME, name, "", patch)
+    if (volume.get("status") or {}).get("phase") != "Bound":
+        await ctx.client.patch_status(volume, {"phase": "Bound"})
+    if claim["spec"].get("volumeName") != name:
+        notes = {"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"}
+        patch = {"metadata": {"annotations": notes}, "spec": {"volumeName": name}}
+        claim = await ctx.client.patch(_CLAIM, key.name, key.namespace, patch)
+    status = {
+        "phase": "Bound",
+        "accessModes": volume["spec"]["accessModes"],
+        "capacity": volume["spec"]["capacity"],
+    }
+    await write_status(ctx, claim, {**(claim.get("status") or {}), **status})
+
+
+async def _let_go(ctx: Context, claim: Object) -> None:
+    key = key_of(claim)
+    finalizers = claim["metadata"].get("finalizers") or []
+    users = [pod for pod in ctx.cache(POD).list(key.namespace) if key in claims_of(pod) and not is_terminal(pod)]
+    if _PROTECTION not in finalizers or users:
+        return
+    rest = [name for name in finalizers if name != _PROTECTION]
+    guard = {"uid": claim["metadata"]["uid"], "resourceVersion": claim["metadata"]["resourceVersion"]}
+    await ctx.client.patch(_CLAIM, key.name, key.namespace, {"metadata": {**guard, "finalizers": rest or None}})
+
+
+def _claims_of_volume(volume: Object) -> Iterable[Key]:
+    reference = volume["spec"].get("claimRef")
+    return [Key(reference["namespace"], reference["name"])] if reference else []
+
+
+PERSISTENTVOLUMECLAIM = Kind(
+    api_version="v1",
+    kind="PersistentVolumeClaim",
+    plural="persistentvolumeclaims",
+    reconcile=reconcile,
+    watches=(Watch(POD, claims_of), Watch(_VOLUME, _claims_of_volume), Watch(_CLASS, lambda _: ())),
+)

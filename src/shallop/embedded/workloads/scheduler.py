@@ -1,0 +1,332 @@
+"""
+The scheduler: gives every Pod a node.
+
+Honours requests (cpu, memory, ephemeral-storage, Pods per node, extended resources such as nvidia.com/gpu),
+nodeSelector, the required terms of node affinity, taints and tolerations, schedulingGates and spec.unschedulable of
+nodes. CPU may be promised ``Settings.cpu_overcommit`` times; memory and devices never.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from shallop.controller import Context, Kind, Resource, Result, Watch
+from shallop.embedded.workloads.pods import POD, is_terminal, requests_of
+from shallop.errors import ConflictError, NotFoundError
+from shallop.kube.objects import (
+    Gvk,
+    Key,
+    Object,
+    find_condition,
+    is_deleting,
+    key_of,
+    labels_of,
+    parse_quantity,
+    set_condition,
+)
+
+__all__ = ["SCHEDULER", "Placement", "Scheduler", "place"]
+
+_NODE = Gvk("v1", "Node")
+_NAME = "default-scheduler"
+_DEFAULT_PODS = Decimal(110)
+_ZERO = Decimal(0)
+
+Amounts = Mapping[str, Decimal]
+
+
+class Placement(NamedTuple):
+    """The chosen node, or an empty name and why no node will do."""
+
+    node: str
+    message: str = ""
+
+
+def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts], cpu_overcommit: float = 1.0) -> Placement:
+    """
+    Choose a node for a Pod: of those that fit the one with the most free memory, by name where equal.
+
+    Args:
+        usage: node name -> what its Pods take, including ``pods``, their number.
+    """
+    if not nodes:
+        return Placement("", "no nodes available to schedule pods")
+    requests = {**requests_of(pod), "pods": Decimal(1)}
+    fitting: list[tuple[Decimal, str]] = []
+    reasons: Counter[str] = Counter()
+    for node in nodes:
+        name = node["metadata"]["name"]
+        used = usage.get(name, {})
+        free = {
+            resource: amount - used.get(resource, _ZERO)
+            for resource, amount in _allocatable(node, cpu_overcommit).items()
+        }
+        if refused := _refusals(pod, node, requests, free):
+            reasons.update(refused)
+        else:
+            fitting.append((-free.get("memory", _ZERO), name))
+    if fitting:
+        return Placement(min(fitting)[1])
+    why = ", ".join(sorted(f"{count} {reason}" for reason, count in reasons.items()))
+    return Placement("", f"0/{len(nodes)} nodes are available: {why}.")
+
+
+def _allocatable(node: Object, cpu_overcommit: float) -> dict[str, Decimal]:
+    status = node.get("status") or {}
+    listed = status.get("allocatable") or status.get("capacity") or {}
+    amounts = {"pods": _DEFAULT_PODS, **{name: parse_quantity(text) for name, text in listed.items()}}
+    amounts["cpu"] = amounts.get("cpu", _ZERO) * Decimal(str(cpu_overcommit))
+    return amounts
+
+
+def _refusals(pod: Object, node: Object, requests: Amounts, free: Amounts) -> list[str]:
+    """Say why a node cannot take a Pod, in the words of kube-scheduler; the first failing check ends it as there."""
+    spec = pod["spec"]
+    if (node.get("spec") or {}).get("unschedulable") and not _tolerates(
+        spec, {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    ):
+        return ["node(s) were unschedulable"]
+    for taint in (node.get("spec") or {}).get("taints") or ():
+        if taint["effect"] in ("NoSchedule", "NoExecute") and not _tolerates(spec, taint):
+            return ["node(s) had untolerated taint(s)"]
+    if not _affine(spec, node):
+        return ["node(s) didn't match Pod's node affinity/selector"]
+    lacking = [name for name, amount in requests.items() if amount > 0 and amount > free.get(name, _ZERO)]
+    return ["Too many pods" if name == "pods" else f"Insufficient {name}" for name in lacking]
+
+
+def _tolerates(spec: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+    for toleration in spec.get("tolerations") or ():
+        if toleration.get("effect") not in (None, "", taint["effect"]):
+            continue
+        exists = toleration.get("operator", "Equal") == "Exists"
+        if not toleration.get("key"):
+            if exists:
+                return True
+        elif toleration["key"] == taint["key"] and (exists or toleration.get("value", "") == taint.get("value", "")):
+            return True
+    return False
+
+
+def _affine(spec: Mapping[str, Any], node: Object) -> bool:
+    labels = labels_of(node)
+    if any(labels.get(key) != value for key, value in (spec.get("nodeSelector") or {}).items()):
+        return False
+    affinity = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    )
+    if not affinity:
+        return True
+    return any(_matches_term(term, node) for term in affinity.get("nodeSelectorTerms") or ())
+
+
+def _matches_term(term: Mapping[str, Any], node: Object) -> bool:
+    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
+    if not expressions and not fields:
+        return False
+    labels, by_field = labels_of(node), {"metadata.name": node["metadata"]["name"]}
+    return all(_holds(e, labels.get(e["key"])) for e in expressions) and all(
+        _holds(e, by_field.get(e["key"])) for e in fields
+    )
+
+
+def _holds(expression: Mapping[str, Any], value: str | None) -> bool:
+    operator: str = expression["operator"]
+    values: list[str] = expression.get("values") or []
+    if operator in ("Exists", "DoesNotExist"):
+        return (value is not None) == (operator == "Exists")
+    if operator in ("In", "NotIn"):
+        return (value in values) == (operator == "In")
+    try:
+        number, bound = int(value or ""), int(values[0])
+    except (ValueError, IndexError):
+        return False
+    return number > bound if operator == "Gt" else number < bound
+
+
+def signature_of(pod: Object) -> str:
+    """Return a text that is equal for Pods that fit on exactly the same nodes."""
+    spec = pod["spec"]
+    requests = sorted((name, str(amount)) for name, amount in requests_of(pod).items())
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity")
+    return json.dumps([requests, spec.get("nodeSelector"), affinity, spec.get("tolerations")], sort_keys=True)
+
+
+class _Taken(NamedTuple):
+    uid: str
+    node: str
+    amounts: dict[str, Decimal]
+
+
+class Scheduler:
+    """
+    The controller of unplaced Pods: one worker, so that two Pods never get the same GPU.
+
+    It keeps its own books of what is taken, because the cache shows a placement only a moment after it was made. Pods
+    that do not fit wait in groups that fit alike, so that 10,000 waiting Pods cost no more than one when something
+    is freed: the first of a group that still does not fit speaks for the rest.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[Key, _Taken] = {}
+        self._usage: dict[str, dict[str, Decimal]] = {}
+        self._waiting: dict[str, dict[Key, None]] = {}
+        self._groups: dict[Key, str] = {}
+        self._books: object | None = None
+        self._has_freed = False
+
+    async def reconcile(self, ctx: Context, resource: Resource[dict[str, Any]]) -> Result:
+        """Account for a placed Pod, or place it; then place who waited for what became free."""
+        self._open_books(ctx)
+        await self._settle(ctx, resource.raw)
+        await self._serve_waiting(ctx)
+        return Result()
+
+    async def on_gone(self, ctx: Context, key: Key) -> None:
+        self._release(key)
+        self._stop_waiting(key)
+        await self._serve_waiting(ctx)
+
+    def keys_to_wake(self, node: Object) -> Iterable[Key]:
+        """Return the first waiting Pod of each group when a node changes."""
+        return [next(iter(group)) for group in self._waiting.values()]
+
+    async def _settle(self, ctx: Context, pod: Object) -> None:
+        key, spec = key_of(pod), pod["spec"]
+        if spec.get("nodeName") or is_terminal(pod):
+            self._account(pod)
+            self._stop_waiting(key)
+            return
+        taken = self._taken.get(key)
+        if taken and taken.uid == pod["metadata"]["uid"]:
+            # Placed by us a moment ago.
+            return
+        if is_deleting(pod) or spec.get("schedulerName", _NAME) != _NAME:
+            self._stop_waiting(key)
+        elif spec.get("schedulingGates"):
+            await _report(ctx, pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
+        else:
+            await self._place(ctx, pod)
+
+    async def _serve_waiting(self, ctx: Context) -> None:
+        if self._has_freed:
+            for group in list(self._waiting.values()):
+                for key in list(group):
+                    pod = ctx.cache(POD).get(key)
+                    if pod is None:
+                        self._stop_waiting(key)
+                        continue
+                    await self._settle(ctx, pod)
+                    if key in self._groups:
+                        break
+            self._has_freed = False
+
+    async def _place(self, ctx: Context, pod: Object) -> None:
+        key = key_of(pod)
+        nodes = ctx.cache(_NODE).list()
+        placement = place(pod, nodes, self._usage, ctx.settings.cpu_overcommit)
+        if not placement.node:
+            signature = signature_of(pod)
+            self._groups[key] = signature
+            self._waiting.setdefault(signature, {})[key] = None
+            await _report(ctx, pod, "Unschedulable", placement.message)
+            return
+        self._take(pod, placement.node)
+        try:
+            await self._bind(ctx, pod, placement.node)
+        except (ConflictError, NotFoundError):
+            # Placed by somebody else or deleted meanwhile: its next event tells.
+            self._release(key)
+        except BaseException:
+            self._release(key)
+            raise
+        if key in self._groups:
+            self._stop_waiting(key)
+            self._has_freed = True
+
+    async def _bind(self, ctx: Context, pod: Object, node: str) -> None:
+        key = key_of(pod)
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": pod["metadata"]["uid"]},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        }
+        await ctx.client.create_subresource(POD, key.name, key.namespace, "binding", binding)
+        ctx.events.record(pod, "Scheduled", f"Successfully assigned {key} to {node}")
+
+    def _open_books(self, ctx: Context) -> None:
+        store = ctx.cache(POD)
+        if self._books is store:
+            return
+        self._books = store
+        self._taken, self._usage, self._waiting, self._groups = {}, {}, {}, {}
+        for pod in store.list():
+            self._account(pod)
+
+    def _account(self, pod: Object) -> None:
+        node = pod["spec"].get("nodeName")
+        key = key_of(pod)
+        if not node or is_terminal(pod):
+            self._release(key)
+        else:
+            self._take(pod, node)
+
+    def _take(self, pod: Object, node: str) -> None:
+        key, uid = key_of(pod), pod["metadata"]["uid"]
+        known = self._taken.get(key)
+        if known and (known.uid, known.node) == (uid, node):
+            return
+        self._release(key)
+        amounts = {**requests_of(pod), "pods": Decimal(1)}
+        self._taken[key] = _Taken(uid, node, amounts)
+        usage = self._usage.setdefault(node, {})
+        for name, amount in amounts.items():
+            usage[name] = usage.get(name, _ZERO) + amount
+
+    def _release(self, key: Key) -> None:
+        taken = self._taken.pop(key, None)
+        if taken:
+            usage = self._usage[taken.node]
+            for name, amount in taken.amounts.items():
+                usage[name] -= amount
+            self._has_freed = True
+
+    def _stop_waiting(self, key: Key) -> None:
+        signature = self._groups.pop(key, None)
+        if signature is not None:
+            group = self._waiting[signature]
+            group.pop(key, None)
+            if not group:
+                del self._waiting[signature]
+
+
+async def _report(ctx: Context, pod: Object, reason: str, message: str) -> None:
+    known = find_condition(pod, "PodScheduled") or {}
+    if (known.get("reason"), known.get("message")) == (reason, message):
+        return
+    conditions = list((pod.get("status") or {}).get("conditions") or ())
+    conditions = set_condition(conditions, "PodScheduled", "False", reason, message, ctx.now())
+    try:
+        await ctx.client.patch_status(pod, {"conditions": conditions})
+    except (ConflictError, NotFoundError):
+        return
+    if reason == "Unschedulable":
+        ctx.events.record(pod, "FailedScheduling", message, "Warning")
+
+
+_CONTROLLER = Scheduler()
+
+SCHEDULER = Kind(
+    api_version="v1",
+    kind="Pod",
+    plural="pods",
+    reconcile=_CONTROLLER.reconcile,
+    on_gone=_CONTROLLER.on_gone,
+    watches=(Watch(_NODE, _CONTROLLER.keys_to_wake),),
+    workers=1,
+)
