@@ -20,7 +20,6 @@ from shallop.kube.objects import (
     Gvk,
     Key,
     Object,
-    annotations_of,
     format_time,
     is_deleting,
     key_of,
@@ -231,7 +230,7 @@ async def _write(ctx: Context, gvk: Gvk, wanted: Object) -> None:
         return
     metadata = {name: wanted["metadata"][name] for name in ("labels", "annotations")}
     body = {name: wanted.get(name) for name in ("endpoints", "ports", "subsets") if name in wanted or name in known}
-    patch = {**body, "metadata": {**metadata, "resourceVersion": known["metadata"]["resourceVersion"]}}
+    patch: Object = {**body, "metadata": {**metadata, "resourceVersion": known["metadata"]["resourceVersion"]}}
     await ctx.client.patch(gvk, key.name, key.namespace, patch)
 
 
@@ -239,8 +238,7 @@ def _is_same(known: Object, wanted: Object) -> bool:
     fields = ("endpoints", "ports", "subsets")
     if any((known.get(name) or None) != (wanted.get(name) or None) for name in fields):
         return False
-    notes = {key for key in annotations_of(wanted) if key != _TRIGGER_TIME}
-    return labels_of(wanted).items() <= labels_of(known).items() and notes <= annotations_of(known).keys()
+    return labels_of(wanted).items() <= labels_of(known).items()
 
 
 def _service_of_endpoints(endpoints: Object) -> list[Key]:

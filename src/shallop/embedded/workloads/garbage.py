@@ -8,6 +8,7 @@ gone when its uid was seen to be deleted, or when the server does not have that 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from shallop.kube.objects import Gvk, Key, Object, ResourceType, gvk_of, is_dele
 
 __all__ = ["GarbageCollector", "Owners", "classify_owners", "plan_dependent"]
 
+log = logging.getLogger(__name__)
 _CRD = Gvk("apiextensions.k8s.io/v1", "CustomResourceDefinition")
 _FOREGROUND = "foregroundDeletion"
 _ORPHAN = "orphan"
@@ -109,7 +111,12 @@ class GarbageCollector:
                 self._discover.clear()
 
     async def _refresh(self, tasks: asyncio.TaskGroup) -> None:
-        types = await self._client.resource_types()
+        try:
+            types = await self._client.resource_types()
+        except (ApiError, OSError, TimeoutError) as error:
+            log.warning("discovery failed, garbage collection goes on with the types it knows: %s", error)
+            self._discover.set()
+            return
         self._kinds = {(type_.gvk.group, type_.gvk.kind): type_ for type_ in types}
         wanted = {(type_.gvk.group, type_.plural): type_ for type_ in select_types(types)}
         for name in self._informers.keys() - wanted.keys():
@@ -129,10 +136,11 @@ class GarbageCollector:
             # Its owner may wait for it in the foreground.
             self._add(self._owners(obj))
             return
-        if is_deleting(obj) and {_FOREGROUND, _ORPHAN} & set(metadata.get("finalizers") or ()):
+        references = metadata.get("ownerReferences")
+        if references or (is_deleting(obj) and {_FOREGROUND, _ORPHAN} & set(metadata.get("finalizers") or ())):
             self._add([obj])
-        elif metadata.get("ownerReferences"):
-            self._add([obj])
+        if change.old and references != change.old["metadata"].get("ownerReferences"):
+            self._add(self._owners(change.old))
 
     def _forget(self, uid: str) -> None:
         self._gone[uid] = None
@@ -185,13 +193,17 @@ class GarbageCollector:
         obj = known.store.get(item.key) if known else None
         if obj is None:
             return
-        finalizers = obj["metadata"].get("finalizers") or ()
-        if is_deleting(obj) and _ORPHAN in finalizers:
-            await self._orphan(obj)
-        elif is_deleting(obj) and _FOREGROUND in finalizers:
-            await self._finish_foreground(obj)
-        elif not is_deleting(obj):
+        finalizers = set(obj["metadata"].get("finalizers") or ())
+        if not is_deleting(obj):
             await self._process_dependent(obj)
+        elif finalizers & {_ORPHAN, _FOREGROUND}:
+            if not all(informer.synced.is_set() for _, informer, _ in self._informers.values()):
+                # A dependent that is not known yet would be lost.
+                self._queue.add_after(item, _DISCOVERY_DELAY_S)
+            elif _ORPHAN in finalizers:
+                await self._orphan(obj)
+            else:
+                await self._finish_foreground(obj)
 
     async def _orphan(self, owner: Object) -> None:
         uid = owner["metadata"]["uid"]
