@@ -1,0 +1,580 @@
+"""Rows of the pipelines part, and all SQL over them. Times are microseconds since 1970; 0 = not set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from shallop.errors import AlreadyExistsError
+from shallop.pipelines.filters import Predicate
+from shallop.pipelines.listing import Page, next_token
+
+__all__ = ["MIGRATIONS", "Listed"]
+
+Row = dict[str, Any]
+_metadata = sa.MetaData()
+
+
+def _id() -> sa.Column[str]:
+    return sa.Column("id", sa.String(64), primary_key=True)
+
+
+def _text(name: str, length: int = 256) -> sa.Column[str]:
+    return sa.Column(name, sa.String(length), nullable=False, server_default="")
+
+
+def _long_text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, server_default="")
+
+
+def _time(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+
+
+def _json(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.JSON, nullable=False)
+
+
+experiments = sa.Table(
+    "pipelines_experiments",
+    _metadata,
+    _id(),
+    sa.Column("name", sa.String(256), nullable=False, unique=True),
+    _long_text("description"),
+    _time("created_at"),
+    _time("last_run_created_at"),
+    _text("storage_state", 16),
+    sa.Index("pipelines_experiments_created", "created_at", "id"),
+)
+pipelines = sa.Table(
+    "pipelines_pipelines",
+    _metadata,
+    _id(),
+    sa.Column("name", sa.String(256), nullable=False, unique=True),
+    _text("display_name"),
+    _long_text("description"),
+    _time("created_at"),
+    _json("tags"),
+    sa.Index("pipelines_pipelines_created", "created_at", "id"),
+)
+versions = sa.Table(
+    "pipelines_versions",
+    _metadata,
+    _id(),
+    sa.Column("pipeline_id", sa.ForeignKey("pipelines_pipelines.id"), nullable=False),
+    _text("name"),
+    _text("display_name"),
+    _long_text("description"),
+    _time("created_at"),
+    _json("tags"),
+    _text("code_source_url", 2048),
+    _text("package_url", 2048),
+    _text("spec_digest", 64),
+    sa.UniqueConstraint("pipeline_id", "name"),
+    sa.Index("pipelines_versions_created", "pipeline_id", "created_at", "id"),
+)
+# The same pipeline is submitted many times: its document is stored once.
+specs = sa.Table(
+    "pipelines_specs", _metadata, sa.Column("digest", sa.String(64), primary_key=True), _long_text("document")
+)
+runs = sa.Table(
+    "pipelines_runs",
+    _metadata,
+    _id(),
+    _text("experiment_id", 64),
+    _text("name"),
+    _long_text("description"),
+    _text("storage_state", 16),
+    _text("pipeline_id", 64),
+    _text("pipeline_version_id", 64),
+    _text("spec_digest", 64),
+    _text("pipeline_name"),
+    _json("parameters"),
+    _text("pipeline_root", 2048),
+    _text("service_account"),
+    _time("created_at"),
+    _time("scheduled_at"),
+    _time("finished_at"),
+    _text("state", 16),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    _json("state_history"),
+    _text("recurring_run_id", 64),
+    _json("plugins_input"),
+    _json("outputs"),
+    sa.Index("pipelines_runs_created", "created_at", "id"),
+    sa.Index("pipelines_runs_storage", "storage_state", "created_at", "id"),
+    sa.Index("pipelines_runs_experiment", "experiment_id", "storage_state", "created_at", "id"),
+    sa.Index("pipelines_runs_state", "state", "created_at", "id"),
+    sa.Index("pipelines_runs_name", "name", "id"),
+    sa.Index("pipelines_runs_finished", "finished_at", "id"),
+    sa.Index("pipelines_runs_pipeline", "pipeline_version_id", "created_at"),
+    sa.Index("pipelines_runs_spec", "spec_digest"),
+)
+# What the planner has decided and been told, in order: replaying it gives the state of a run.
+events = sa.Table(
+    "pipelines_events",
+    _metadata,
+    sa.Column("run_id", sa.ForeignKey("pipelines_runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    _json("event"),
+)
+tasks = sa.Table(
+    "pipelines_tasks",
+    _metadata,
+    _id(),
+    sa.Column("execution", sa.BigInteger().with_variant(sa.Integer, "sqlite"), nullable=False),
+    sa.Column("run_id", sa.ForeignKey("pipelines_runs.id", ondelete="CASCADE"), nullable=False),
+    _long_text("path"),
+    _text("parent_id", 64),
+    _text("name"),
+    _text("display_name"),
+    _text("kind", 32),
+    _text("state", 16),
+    _time("created_at"),
+    _time("started_at"),
+    _time("ended_at"),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    _json("pods"),
+    _json("inputs"),
+    _json("outputs"),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    _long_text("note"),
+    _json("state_history"),
+    sa.Index("pipelines_tasks_run", "run_id", "execution"),
+)
+artifacts = sa.Table(
+    "pipelines_artifacts",
+    _metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    _text("name"),
+    _text("type"),
+    sa.Column("uri", sa.String(4096), nullable=False),
+    _json("metadata"),
+    _text("digest", 128),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    _time("created_at"),
+    _text("run_id", 64),
+    _text("task_id", 64),
+    sa.Index("pipelines_artifacts_created", "created_at", "id"),
+    sa.Index("pipelines_artifacts_run", "run_id"),
+    sa.Index("pipelines_artifacts_uri", "uri"),
+)
+artifact_tasks = sa.Table(
+    "pipelines_artifact_tasks",
+    _metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("artifact_id", sa.ForeignKey("pipelines_artifacts.id"), nullable=False),
+    _text("run_id", 64),
+    _text("task_id", 64),
+    _text("type", 8),
+    _text("key"),
+    sa.Index("pipelines_artifact_tasks_artifact", "artifact_id"),
+    sa.Index("pipelines_artifact_tasks_run", "run_id"),
+    sa.Index("pipelines_artifact_tasks_task", "task_id"),
+)
+cache_entries = sa.Table(
+    "pipelines_cache_entries",
+    _metadata,
+    sa.Column("pipeline_name", sa.String(256), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    _text("run_id", 64),
+    _text("task_id", 64),
+    _json("outputs"),
+    _time("created_at"),
+)
+
+
+def m0001_tables(connection: sa.Connection) -> None:
+    _metadata.create_all(connection)
+
+
+MIGRATIONS = (m0001_tables,)
+
+
+# --- lists ---
+
+
+class Listed(NamedTuple):
+    """One page: rows, the number of all matches, and the token of the next page or the empty text."""
+
+    rows: list[Row]
+    total: int
+    next_page_token: str
+
+
+def _list(connection: sa.Connection, table: sa.Table, page: Page, *where: sa.ColumnElement[bool]) -> Listed:
+    conditions = [*where, *(_clause(table, predicate) for predicate in page.predicates)]
+    count = sa.select(sa.func.count()).select_from(table).where(*conditions)
+    sort, id_ = table.c[page.sort], table.c.id
+    query = sa.select(table).where(*conditions)
+    if page.after:
+        here, after = sa.tuple_(sort, id_), sa.tuple_(*map(sa.literal, page.after))
+        query = query.where(here < after if page.descending else here > after)
+    order = [sort.desc(), id_.desc()] if page.descending else [sort.asc(), id_.asc()]
+    rows = [_row(row) for row in connection.execute(query.order_by(*order).limit(page.size + 1))]
+    token = ""
+    if len(rows) > page.size:
+        rows.pop()
+        token = next_token(page, rows[-1][page.sort], rows[-1]["id"])
+    return Listed(rows, connection.execute(count).scalar_one(), token)
+
+
+_COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
+    "EQUALS": lambda column, value: column == value,
+    "NOT_EQUALS": lambda column, value: column != value,
+    "GREATER_THAN": lambda column, value: column > value,
+    "GREATER_THAN_EQUALS": lambda column, value: column >= value,
+    "LESS_THAN": lambda column, value: column < value,
+    "LESS_THAN_EQUALS": lambda column, value: column <= value,
+    "IN": lambda column, values: column.in_(values),
+    "IS_SUBSTRING": lambda column, value: column.icontains(value, autoescape=True),
+}
+
+
+def _clause(table: sa.Table, predicate: Predicate) -> sa.ColumnElement[bool]:
+    key, operation, value = predicate.key, predicate.operation, predicate.value
+    if key.kind == "tags":
+        tag: sa.ColumnElement[bool] = table.c[key.column][predicate.tag].as_string() == value
+        return tag
+    column: Any = table.c[key.column] if key.column else sa.literal("")
+    if key.kind == "time":
+        return _time_clause(column, operation, value)
+    return _COMPARISONS[operation](column, value)
+
+
+def _time_clause(column: Any, operation: str, value: Any) -> sa.ColumnElement[bool]:
+    # Clients know whole seconds, rows have microseconds: a second is the half-open range that begins at value.
+    second = 1_000_000
+    if operation == "IN":
+        return sa.or_(sa.false(), *(_time_clause(column, "EQUALS", one) for one in value))
+    result: dict[str, sa.ColumnElement[bool]] = {
+        "EQUALS": sa.and_(column >= value, column < value + second),
+        "NOT_EQUALS": sa.or_(column < value, column >= value + second),
+        "GREATER_THAN": column >= value + second,
+        "GREATER_THAN_EQUALS": column >= value,
+        "LESS_THAN": column < value,
+        "LESS_THAN_EQUALS": column < value + second,
+    }
+    return result[operation]
+
+
+def _row(row: sa.Row[Any]) -> Row:
+    return dict(row._mapping)
+
+
+def _one(connection: sa.Connection, query: sa.Select[Any]) -> Row | None:
+    row = connection.execute(query).first()
+    return _row(row) if row else None
+
+
+# --- experiments ---
+
+
+def insert_experiment(connection: sa.Connection, row: Row) -> Row:
+    """Add an experiment; AlreadyExistsError when the name is taken."""
+    if _one(connection, sa.select(experiments.c.id).where(experiments.c.name == row["name"])):
+        raise AlreadyExistsError(f"display_name: an experiment {row['name']!r} already exists; choose another name.")
+    connection.execute(experiments.insert(), row)
+    return row
+
+
+def get_experiment(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(experiments).where(experiments.c.id == id_))
+
+
+def get_experiment_named(connection: sa.Connection, name: str) -> Row | None:
+    return _one(connection, sa.select(experiments).where(experiments.c.name == name))
+
+
+def list_experiments(connection: sa.Connection, page: Page) -> Listed:
+    return _list(connection, experiments, page)
+
+
+def delete_experiment(connection: sa.Connection, id_: str) -> None:
+    """Delete an experiment; its runs stay."""
+    connection.execute(experiments.delete().where(experiments.c.id == id_))
+
+
+def set_experiment_storage(connection: sa.Connection, id_: str, state: str) -> None:
+    """Archive or restore an experiment; archiving takes its runs along, restoring does not."""
+    connection.execute(experiments.update().where(experiments.c.id == id_).values(storage_state=state))
+    if state == "ARCHIVED":
+        connection.execute(runs.update().where(runs.c.experiment_id == id_).values(storage_state=state))
+
+
+# --- pipelines and versions ---
+
+
+def insert_pipeline(connection: sa.Connection, row: Row) -> Row:
+    """Add a pipeline; AlreadyExistsError when the name is taken."""
+    if get_pipeline_named(connection, row["name"]):
+        raise AlreadyExistsError(
+            f"name: a pipeline {row['name']!r} already exists; choose another name or upload a new version of it."
+        )
+    connection.execute(pipelines.insert(), row)
+    return row
+
+
+def get_pipeline(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(pipelines).where(pipelines.c.id == id_))
+
+
+def get_pipeline_named(connection: sa.Connection, name: str) -> Row | None:
+    return _one(connection, sa.select(pipelines).where(pipelines.c.name == name))
+
+
+def list_pipelines(connection: sa.Connection, page: Page) -> Listed:
+    return _list(connection, pipelines, page)
+
+
+def update_pipeline(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
+    connection.execute(pipelines.update().where(pipelines.c.id == id_).values(**values))
+
+
+def delete_pipeline(connection: sa.Connection, id_: str) -> None:
+    """Delete a pipeline with its versions; runs keep their document."""
+    connection.execute(versions.delete().where(versions.c.pipeline_id == id_))
+    connection.execute(pipelines.delete().where(pipelines.c.id == id_))
+    _forget_unused_specs(connection)
+
+
+def count_versions(connection: sa.Connection, pipeline_id: str) -> int:
+    query = sa.select(sa.func.count()).select_from(versions).where(versions.c.pipeline_id == pipeline_id)
+    return connection.execute(query).scalar_one()
+
+
+def insert_version(connection: sa.Connection, row: Row) -> Row:
+    """Add a version; AlreadyExistsError when the pipeline has one of that name."""
+    taken = sa.select(versions.c.id).filter_by(pipeline_id=row["pipeline_id"], name=row["name"])
+    if _one(connection, taken):
+        raise AlreadyExistsError(f"name: this pipeline already has a version {row['name']!r}; choose another name.")
+    connection.execute(versions.insert(), row)
+    return row
+
+
+def get_version(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(versions).where(versions.c.id == id_))
+
+
+def newest_version(connection: sa.Connection, pipeline_id: str) -> Row | None:
+    query = sa.select(versions).where(versions.c.pipeline_id == pipeline_id)
+    return _one(connection, query.order_by(versions.c.created_at.desc(), versions.c.id.desc()).limit(1))
+
+
+def list_versions(connection: sa.Connection, page: Page, pipeline_id: str) -> Listed:
+    return _list(connection, versions, page, versions.c.pipeline_id == pipeline_id)
+
+
+def update_version(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
+    connection.execute(versions.update().where(versions.c.id == id_).values(**values))
+
+
+def delete_version(connection: sa.Connection, id_: str) -> None:
+    connection.execute(versions.delete().where(versions.c.id == id_))
+    _forget_unused_specs(connection)
+
+
+def put_spec(connection: sa.Connection, digest: str, document: str) -> None:
+    """Store a pipeline's document under its SHA-256."""
+    if not connection.execute(sa.select(specs.c.digest).where(specs.c.digest == digest)).first():
+        connection.execute(specs.insert(), {"digest": digest, "document": document})
+
+
+def get_specs(connection: sa.Connection, digests: Iterable[str]) -> dict[str, Any]:
+    """Return documents by digest, decoded."""
+    query = sa.select(specs).where(specs.c.digest.in_(set(digests)))
+    return {row.digest: json.loads(row.document) for row in connection.execute(query)}
+
+
+def _forget_unused_specs(connection: sa.Connection) -> None:
+    used = sa.exists().where(runs.c.spec_digest == specs.c.digest) | sa.exists().where(
+        versions.c.spec_digest == specs.c.digest
+    )
+    connection.execute(specs.delete().where(~used))
+
+
+# --- runs ---
+
+
+def insert_run(connection: sa.Connection, row: Row) -> None:
+    connection.execute(runs.insert(), row)
+    newer = experiments.c.last_run_created_at < row["created_at"]
+    connection.execute(
+        experiments.update()
+        .where(experiments.c.id == row["experiment_id"], newer)
+        .values(last_run_created_at=row["created_at"])
+    )
+
+
+def get_run(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(runs).where(runs.c.id == id_))
+
+
+def list_runs(connection: sa.Connection, page: Page, experiment_id: str) -> Listed:
+    """List runs of one experiment, or all when ``experiment_id`` is empty."""
+    return _list(connection, runs, page, *([runs.c.experiment_id == experiment_id] if experiment_id else []))
+
+
+def update_run(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
+    connection.execute(runs.update().where(runs.c.id == id_).values(**values))
+
+
+def set_run_state(connection: sa.Connection, id_: str, state: str, error: Any, now: int) -> None:
+    """
+    Change the state of a run and append it to the history; the same state again changes nothing.
+
+    Args:
+        error: None, or ``{"code", "message"}``.
+        now: microseconds; becomes ``finished_at`` of a state that is an end, else that is reset.
+    """
+    query = sa.select(runs.c.state, runs.c.state_history).where(runs.c.id == id_)
+    row = connection.execute(query).first()
+    if row is None or row.state == state:
+        return
+    entry = {"update_time": now, "state": state} | ({"error": error} if error else {})
+    ended = state in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+    values = {"state": state, "error": error, "finished_at": now if ended else 0}
+    update_run(connection, id_, values | {"state_history": [*row.state_history, entry]})
+
+
+def cancel_run(connection: sa.Connection, id_: str, now: int) -> None:
+    """Ask for the end of a run; nothing happens when it is over or is ending already."""
+    state = connection.execute(sa.select(runs.c.state).where(runs.c.id == id_)).scalar_one_or_none()
+    if state in ("PENDING", "RUNNING", "PAUSED"):
+        set_run_state(connection, id_, "CANCELING", None, now)
+
+
+def delete_run(connection: sa.Connection, id_: str) -> None:
+    """Delete a run with its tasks, events and links; artifacts that other runs use stay, as does the cache."""
+    connection.execute(artifact_tasks.delete().where(artifact_tasks.c.run_id == id_))
+    connection.execute(runs.delete().where(runs.c.id == id_))
+    _forget_unused_specs(connection)
+
+
+def active_runs(connection: sa.Connection) -> list[Row]:
+    """Return the runs that are not over, oldest first."""
+    query = sa.select(runs).where(runs.c.state.in_(("PENDING", "RUNNING", "CANCELING")))
+    return [_row(row) for row in connection.execute(query.order_by(runs.c.created_at, runs.c.id))]
+
+
+# --- the life of a run ---
+
+
+class Step(NamedTuple):
+    """
+    All that one step of a run changes; written in one transaction.
+
+    Args:
+        events: (seq, event) in order.
+        dropped: ids of tasks that are no more.
+        new_tasks: whole rows.
+        tasks: id -> changed columns.
+        links: artifact_id, run_id, task_id, type, key.
+        cache: cache entries; a newer one replaces the older.
+    """
+
+    run_id: str
+    events: Sequence[tuple[int, Any]]
+    dropped: Sequence[str]
+    new_tasks: Sequence[Row]
+    tasks: Mapping[str, Row]
+    artifacts: Sequence[Row]
+    links: Sequence[Row]
+    cache: Sequence[Row]
+
+
+def write_step(connection: sa.Connection, step: Step) -> None:
+    if step.events:
+        rows = [{"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events]
+        connection.execute(events.insert(), rows)
+    if step.dropped:
+        connection.execute(artifact_tasks.delete().where(artifact_tasks.c.task_id.in_(step.dropped)))
+        connection.execute(tasks.delete().where(tasks.c.id.in_(step.dropped)))
+    if step.new_tasks:
+        connection.execute(tasks.insert(), list(step.new_tasks))
+    for id_, values in step.tasks.items():
+        connection.execute(tasks.update().where(tasks.c.id == id_).values(**values))
+    if step.artifacts:
+        connection.execute(artifacts.insert(), list(step.artifacts))
+    if step.links:
+        # A task that is started again has its links already.
+        for task, type_ in {(link["task_id"], link["type"]) for link in step.links}:
+            connection.execute(artifact_tasks.delete().filter_by(task_id=task, type=type_))
+        connection.execute(artifact_tasks.insert(), list(step.links))
+    for entry in step.cache:
+        known_entry = cache_entries.delete().filter_by(pipeline_name=entry["pipeline_name"], key=entry["key"])
+        connection.execute(known_entry)
+        connection.execute(cache_entries.insert(), entry)
+
+
+def start_run(connection: sa.Connection, id_: str, now: int) -> None:
+    """Move a run from PENDING to RUNNING; any other state stays."""
+    state = connection.execute(sa.select(runs.c.state).where(runs.c.id == id_)).scalar_one_or_none()
+    if state == "PENDING":
+        set_run_state(connection, id_, "RUNNING", None, now)
+
+
+def get_events(connection: sa.Connection, run_id: str) -> list[Any]:
+    """Return the events of a run in order."""
+    query = sa.select(events.c.event).where(events.c.run_id == run_id).order_by(events.c.seq)
+    return list(connection.execute(query).scalars())
+
+
+def delete_events(connection: sa.Connection, run_id: str) -> None:
+    connection.execute(events.delete().where(events.c.run_id == run_id))
+
+
+def get_tasks(connection: sa.Connection, run_id: str) -> list[Row]:
+    """Return the tasks of a run in the order in which they came to be."""
+    query = sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def get_task(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(tasks).where(tasks.c.id == id_))
+
+
+def last_numbers(connection: sa.Connection) -> tuple[int, int]:
+    """Return the highest execution number and artifact id in use."""
+    execution = connection.execute(sa.select(sa.func.max(tasks.c.execution))).scalar_one()
+    artifact = connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar_one()
+    return execution or 0, artifact or 0
+
+
+def get_cache_entry(connection: sa.Connection, pipeline_name: str, key: str) -> Row | None:
+    return _one(connection, sa.select(cache_entries).filter_by(pipeline_name=pipeline_name, key=key))
+
+
+# --- artifacts ---
+
+
+def list_artifacts(connection: sa.Connection, page: Page, run_id: str) -> Listed:
+    """List what one run wrote, or everything when ``run_id`` is empty."""
+    return _list(connection, artifacts, page, *([artifacts.c.run_id == run_id] if run_id else []))
+
+
+def get_artifact(connection: sa.Connection, id_: int) -> Row | None:
+    return _one(connection, sa.select(artifacts).where(artifacts.c.id == id_))
+
+
+def find_imported(connection: sa.Connection, uri: str, type_: str) -> list[Row]:
+    """Return artifacts with this URI and type, newest first."""
+    query = sa.select(artifacts).filter_by(uri=uri, type=type_).order_by(artifacts.c.id.desc()).limit(20)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def list_links(
+    connection: sa.Connection, *, after: int, limit: int, equals: Mapping[str, str | int]
+) -> tuple[list[Row], int]:
+    """Return links between artifacts and tasks with ids above ``after``, and the number of all matches."""
+    where = [artifact_tasks.c[name] == value for name, value in equals.items()]
+    query = sa.select(artifact_tasks).where(*where, artifact_tasks.c.id > after).order_by(artifact_tasks.c.id)
+    count = sa.select(sa.func.count()).select_from(artifact_tasks).where(*where)
+    return [_row(row) for row in connection.execute(query.limit(limit))], connection.execute(count).scalar_one()
+
+
+def get_run_links(connection: sa.Connection, run_id: str) -> list[Row]:
+    return [_row(row) for row in connection.execute(sa.select(artifact_tasks).filter_by(run_id=run_id))]
