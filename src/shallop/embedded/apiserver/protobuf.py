@@ -147,7 +147,7 @@ def _decode_message(data: bytes, message: str) -> Object:
             value = _decode_value(raw, field.type)
             if field.inline:
                 result |= value
-            elif not _is_omitted(name, field, value):
+            elif not _is_omitted(name, field, value, message):
                 result[name] = value
     return result
 
@@ -158,15 +158,17 @@ def _decode_entry(data: bytes, field: Field) -> tuple[str, Any]:
     return entry.get(1, b"").decode(), _decode_value(entry.get(2, empty), field.type)
 
 
-def _is_omitted(name: str, field: Field, value: Any) -> bool:
-    """Whether Go leaves this value out of JSON."""
+def _is_omitted(name: str, field: Field, value: Any, message: str) -> bool:
+    """Whether Go leaves this value out of JSON; a status that a client sends is made of zeros only."""
     if value is None:
         return True
     if value == "":
         return not field.required
     if value == {}:
         return name in _OMIT_EMPTY
-    return value == 0 and name in _OMIT_ZERO and not field.required
+    if value != 0:
+        return False
+    return message.endswith("Status") or (name in _OMIT_ZERO and not field.required)
 
 
 def _decode_value(raw: Any, kind: str) -> Any:
