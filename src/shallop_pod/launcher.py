@@ -1,36 +1,317 @@
 """
 Runs one pipeline task inside its Pod and leaves ``result.json`` behind.
 
-``python3 -m shallop_pod.launcher --task JSON -- ARGV...`` (or ``--task @FILE``). ARGV is the component's own command and
-arguments with all placeholders resolved; an element that is exactly ``{{$}}`` is replaced by the executor input, so that a
-large one need not be carried twice. The task, a JSON object::
+``python3 -m shallop_pod.launcher --task JSON -- ARGV...`` (or ``--task @FILE``). ARGV is the component's own command
+and arguments with all placeholders resolved; an element that is exactly ``{{$}}`` is replaced by the executor input, so
+that a large one need not be carried twice. The task, a JSON object::
 
     name               the task's name, for messages
-    dir                the task's folder: exists afterwards, holds result.json; parameter files are usually here too
-    executorInput      the executor input object: inputs{parameterValues, artifacts}, outputs{parameters{n: {outputFile}},
+    dir                the task's folder: made when absent, holds result.json; parameter files are usually here too
+    executorInput      the executor input: inputs{parameterValues, artifacts}, outputs{parameters{n: {outputFile}},
                        artifacts{n: {artifacts: [{name, type, uri, metadata}]}}, outputFile}; empty parts may be absent
     executorInputFile  path of a JSON file with it, instead of executorInput
     outputParameters   {name: type}, type one of STRING NUMBER_INTEGER NUMBER_DOUBLE BOOLEAN LIST STRUCT
     optionalOutputs    [name], declared output parameters that may stay absent (default none)
     retryIndex         attempt, from 0 (default 0)
 
-URIs are plain paths (``file://`` too); ``shallop_pod.paths`` is where object stores will join.
+URIs are plain paths (``file://`` too); ``shallop_pod.paths`` is where object stores join.
 
-Before: a result of an earlier attempt is removed; the parents of output files and artifacts are made. The component: a KFP Python
-component (recognised by shape, ``shallop_pod.kfp_component``) runs in this very process, with no pip, shell or second
-interpreter, its source in a file; anything else is a subprocess whose stdout and stderr pass through. SIGTERM reaches it.
+Before: what an earlier attempt left at the places of result and outputs is removed; parents of output files and
+artifacts are made. The component: a KFP Python component (recognised by shape, ``shallop_pod.kfp_component``) runs in
+this very process, with no pip, shell or second interpreter, its source in a file; anything else is a subprocess whose
+stdout and stderr pass through. SIGTERM reaches it.
 
 ``result.json`` in ``dir``, written to a temporary name and renamed, before the process exits::
 
     state       "SUCCEEDED" or "FAILED"
     exitCode    the component's (128+n for signal n); 1 when it was 0 but its outputs are not what it declared
-    parameters  {name: value}, typed: integers are integers; empty after a failure
-    artifacts   {name: [{name, type, uri, metadata, digest, sizeBytes}]}; digest "sha256:..." of file or directory content, null
-                and sizeBytes 0 when nothing was written; all outputs on success, {} after a failure
+    parameters  {name: value}, typed: integers are integers; {} after a failure
+    artifacts   {name: [{name, type, uri, metadata, digest, sizeBytes}]}; digest "sha256:..." of a file's or a
+                directory's content, null and sizeBytes 0 when nothing was written; {} after a failure
     error       null, or {"message": TEXT}: the last lines of the traceback, or what was wrong with the outputs
     usage       {"cpuSeconds", "maxRssBytes"}
     retryIndex, startedAt, endedAt   RFC 3339, UTC
 
-The exit code of the process is ``exitCode``. No result.json means that the process was killed (or its disk was full beyond writing
-a small file): the Pod's exit code tells which.
+The exit code of the process is ``exitCode``. After a failure nothing is left at the places of the output artifacts. No
+result.json means that the process was killed, or that not even a small file could be written: the Pod's exit code and
+log tell which.
 """
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
+
+from shallop_pod.kfp_component import PythonComponent, installs_at_run_time, recognise_component
+from shallop_pod.outputs import OutputError, read_outputs
+from shallop_pod.paths import UnsupportedUriError, local_path
+
+__all__ = ["Task", "main", "parse_arguments"]
+
+_RESULT = "result.json"
+_MESSAGE_LINES = 12
+
+
+class TaskError(Exception):
+    """The task ends here, with this exit code and message."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the module's docstring calls the task."""
+
+    name: str
+    folder: str
+    executor_input: dict[str, Any]
+    output_parameters: dict[str, str] = field(default_factory=dict)
+    optional_outputs: frozenset[str] = frozenset()
+    retry_index: int = 0
+
+    @property
+    def output_file(self) -> str:
+        return str(self._outputs.get("outputFile", ""))
+
+    @property
+    def parameter_files(self) -> dict[str, str]:
+        parameters = self._outputs.get("parameters", {})
+        return {name: value["outputFile"] for name, value in parameters.items() if value.get("outputFile")}
+
+    @property
+    def artifacts(self) -> dict[str, list[dict[str, Any]]]:
+        return {name: value.get("artifacts", []) for name, value in self._outputs.get("artifacts", {}).items()}
+
+    @property
+    def _outputs(self) -> dict[str, Any]:
+        return self.executor_input.get("outputs") or {}
+
+    def artifact_paths(self) -> list[str]:
+        """Where output artifacts of this machine will be; others are none of our business."""
+        paths = []
+        for artifact in (artifact for artifacts in self.artifacts.values() for artifact in artifacts):
+            with contextlib.suppress(UnsupportedUriError):
+                paths.append(local_path(artifact.get("uri", "")))
+        return paths
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[Task, list[str]]:
+    """Return the task and the component's argv; ValueError says which argument is wrong."""
+    words = list(argv)
+    if len(words) < 3 or words[0] != "--task" or words[2] != "--":
+        raise ValueError("usage: python3 -m shallop_pod.launcher --task JSON|@FILE -- COMMAND [ARGUMENT...]")
+    text = words[1]
+    if text.startswith("@"):
+        with open(text[1:], encoding="utf-8") as file:
+            text = file.read()
+    raw = json.loads(text)
+    executor_input = raw.get("executorInput", {})
+    if path := raw.get("executorInputFile"):
+        with open(path, encoding="utf-8") as file:
+            executor_input = json.load(file)
+    task = Task(
+        raw["name"],
+        raw["dir"],
+        executor_input,
+        raw.get("outputParameters", {}),
+        frozenset(raw.get("optionalOutputs", ())),
+        raw.get("retryIndex", 0),
+    )
+    return task, [json.dumps(executor_input) if word == "{{$}}" else word for word in words[3:]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the task; returns its exit code."""
+    try:
+        task, command = parse_arguments(argv)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    started = _now()
+    result: dict[str, Any] = {"state": "FAILED", "exitCode": 1, "parameters": {}, "artifacts": {}, "error": None}
+    try:
+        _prepare(task)
+        _run(task, command)
+        result["parameters"], result["artifacts"] = read_outputs(task)
+        result.update(state="SUCCEEDED", exitCode=0)
+        _write_result(task, result, started)
+    except (TaskError, OutputError, OSError) as error:
+        result.update(state="FAILED", exitCode=getattr(error, "code", 1), parameters={}, artifacts={})
+        result["error"] = {"message": _message_of(error)}
+        if not isinstance(error, TaskError):
+            print(f"launcher: {result['error']['message']}", file=sys.stderr)
+        _fail(task, result, started)
+    return int(result["exitCode"])
+
+
+def _message_of(error: Exception) -> str:
+    if isinstance(error, OSError):
+        where = error.filename or "the task's folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"No space left for the outputs: {where}. Free space on that disk and run the task again."
+        return f"{where}: {error.strerror or error}"
+    return str(error)
+
+
+def _fail(task: Task, result: dict[str, Any], started: str) -> None:
+    """Remove outputs first: on a full disk it is they who leave no room for the result."""
+    for path in task.artifact_paths():
+        _remove(path)
+    try:
+        _write_result(task, result, started)
+    except OSError as error:
+        print(f"launcher: {task.folder}/{_RESULT} cannot be written: {error.strerror}", file=sys.stderr)
+
+
+def _prepare(task: Task) -> None:
+    os.makedirs(task.folder, exist_ok=True)
+    files = [*task.parameter_files.values(), *([task.output_file] if task.output_file else [])]
+    for path in [os.path.join(task.folder, _RESULT), *files, *task.artifact_paths()]:
+        _remove(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def _run(task: Task, command: list[str]) -> None:
+    """Run the component to its end; TaskError unless it ended well."""
+    component = recognise_component(command)
+    if component is None:
+        _run_program(command)
+    else:
+        _run_function(component)
+
+
+def _run_function(component: PythonComponent) -> None:
+    signal.signal(signal.SIGTERM, _terminated)
+    # Like a container's own temporary folder, but ours to remove.
+    folder = tempfile.mkdtemp(prefix="component-")
+    try:
+        component.run(os.path.join(folder, "ephemeral_component.py"))
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+    except SystemExit as error:
+        _exited(error)
+    except BaseException as error:
+        traceback.print_exc()
+        lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip().splitlines()
+        raise TaskError(1, "\n".join(lines[-_MESSAGE_LINES:])) from error
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what follows is short and must not be torn
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exited(error: SystemExit) -> None:
+    """Take ``sys.exit`` as the interpreter does: None is success, a text is printed and means 1."""
+    if error.code is None or error.code == 0:
+        return
+    if isinstance(error.code, int):
+        code = error.code & 0xFF
+        reason = (
+            "It was terminated." if code == 128 + signal.SIGTERM else f"The component called sys.exit({error.code})."
+        )
+        raise TaskError(code, reason) from error
+    print(error.code, file=sys.stderr)
+    raise TaskError(1, str(error.code)) from error
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _run_program(command: list[str]) -> None:
+    if not command:
+        raise TaskError(128, "The component has no command, and its image no known entrypoint.")
+    with _own_packages(command) as env:
+        try:
+            process = subprocess.Popen(command, env=env)
+        except OSError as error:
+            code = 127 if isinstance(error, FileNotFoundError) else 126
+            message = f"Cannot start {command[0]!r}: {error.strerror}."
+            if error.errno == errno.E2BIG:
+                message += " An argument is longer than 128 KiB: pass it as an artifact, or use a Python component."
+            print(f"launcher: {message}", file=sys.stderr)
+            raise TaskError(code, message) from error
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if code:
+        reason = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+        raise TaskError(code if code > 0 else 128 - code, f"The command {command[0]!r} {reason}; its log says more.")
+
+
+@contextlib.contextmanager
+def _own_packages(command: list[str]) -> Any:
+    """Give a command that runs pip a folder of its own: the environment is shared and stays as it is."""
+    if not installs_at_run_time(command):
+        yield dict(os.environ)
+        return
+    folder = tempfile.mkdtemp(prefix="packages-")
+    env = dict(os.environ, PIP_TARGET=folder)
+    env["PYTHONPATH"] = os.pathsep.join([folder, *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])])
+    env["PATH"] = f"{folder}/bin{os.pathsep}{env.get('PATH', os.defpath)}"
+    try:
+        yield env
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- the result -----------------------------------------------------------------------------------------------------
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")  # noqa: UP017
+
+
+def _usage() -> dict[str, Any]:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit = 1 if sys.platform == "darwin" else 1024
+    cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return {"cpuSeconds": round(cpu_s, 6), "maxRssBytes": max(usage.ru_maxrss for usage in usages) * unit}
+
+
+def _write_result(task: Task, result: dict[str, Any], started: str) -> None:
+    record = {**result, "usage": _usage(), "retryIndex": task.retry_index, "startedAt": started, "endedAt": _now()}
+    text = json.dumps(record, allow_nan=False)
+    path = os.path.join(task.folder, _RESULT)
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        # No fsync: the result must survive a killed process, which the page cache does; a sync costs more than a task.
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        _remove(temporary)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
