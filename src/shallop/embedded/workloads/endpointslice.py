@@ -229,7 +229,9 @@ async def _write(ctx: Context, gvk: Gvk, wanted: Object) -> None:
     if _is_same(known, wanted):
         return
     metadata = {name: wanted["metadata"][name] for name in ("labels", "annotations")}
-    body = {name: wanted.get(name) for name in ("endpoints", "ports", "subsets") if name in wanted or name in known}
+    body: Object = {
+        name: wanted.get(name) for name in ("endpoints", "ports", "subsets") if name in wanted or name in known
+    }
     patch: Object = {**body, "metadata": {**metadata, "resourceVersion": known["metadata"]["resourceVersion"]}}
     await ctx.client.patch(gvk, key.name, key.namespace, patch)
 

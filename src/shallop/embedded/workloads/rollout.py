@@ -82,8 +82,11 @@ def _proportional(allowed: int, active: Sequence[Replicas]) -> dict[str, int]:
         share = max(0, min(share, left)) if missing > 0 else min(0, max(share, left))
         result[member.name] = member.wanted + share
         added += share
-    first = ordered[0].name
-    result[first] = max(0, result[first] + missing - added)
+    rest = missing - added
+    for member in ordered:
+        change = max(rest, -result[member.name])
+        result[member.name] += change
+        rest -= change
     return {member.name: result[member.name] for member in active if result[member.name] != member.wanted}
 
 

@@ -151,7 +151,7 @@ def _holds(expression: Mapping[str, Any], value: str | None) -> bool:
 def signature_of(pod: Object) -> str:
     """Return a text that is equal for Pods that fit on exactly the same nodes."""
     spec = pod["spec"]
-    requests = sorted((name, str(amount)) for name, amount in requests_of(pod).items())
+    requests = sorted((name, str(amount.normalize())) for name, amount in requests_of(pod).items())
     affinity = (spec.get("affinity") or {}).get("nodeAffinity")
     return json.dumps([requests, spec.get("nodeSelector"), affinity, spec.get("tolerations")], sort_keys=True)
 
