@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -178,12 +179,19 @@ def _column(column: Column) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Services:
-    """What routes and long-running tasks of a part get; ``now`` gives aware UTC time."""
+    """
+    What routes and long-running tasks of a part get.
+
+    Args:
+        now: gives aware UTC time.
+        sockets: listening sockets that the platform has bound, by the name of their setting: ``gateway``.
+    """
 
     settings: Settings
     client: Client
     database: Database
     now: Callable[[], datetime]
+    sockets: Mapping[str, socket.socket] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""The inference gateway: HTTPRoutes and EndpointSlices become a route table, requests go to ready Pods."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from shallop.controller import Column, Informer, Kind, Part, Services
+from shallop.gateway.proxy import Gateway
+from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes
+from shallop.kube.objects import Gvk
+
+__all__ = ["PART"]
+
+_SERVICE = Gvk("v1", "Service")
+_SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
+_PRESERVED = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 253}
+
+_BACKEND = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "group": {"type": "string"},
+        "kind": {"type": "string"},
+        "name": _NAME,
+        "namespace": {"type": "string"},
+        "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+        "weight": {"type": "integer", "minimum": 0, "maximum": 1000000},
+        "filters": {"type": "array", "items": _PRESERVED},
+    },
+}
+_MATCH = {
+    "type": "object",
+    "properties": {
+        "path": {
+            "type": "object",
+            "properties": {
+                "type": {"type": "string", "enum": ["Exact", "PathPrefix", "RegularExpression"]},
+                "value": {"type": "string", "maxLength": 1024, "pattern": "^/"},
+            },
+        },
+        "headers": {"type": "array", "items": _PRESERVED},
+        "queryParams": {"type": "array", "items": _PRESERVED},
+        "method": {"type": "string"},
+    },
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["spec"],
+    "properties": {
+        "spec": {
+            "type": "object",
+            "properties": {
+                "parentRefs": {"type": "array", "items": _PRESERVED},
+                "hostnames": {"type": "array", "items": {"type": "string", "maxLength": 253}},
+                "rules": {
+                    "type": "array",
+                    "maxItems": 64,
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "name": {"type": "string"},
+                            "matches": {"type": "array", "items": _MATCH},
+                            "filters": {"type": "array", "items": _PRESERVED},
+                            "backendRefs": {"type": "array", "items": _BACKEND},
+                            "timeouts": _PRESERVED,
+                        },
+                    },
+                },
+            },
+        },
+        "status": _PRESERVED,
+    },
+}
+
+HTTPROUTE = Kind(
+    api_version="gateway.networking.k8s.io/v1",
+    kind="HTTPRoute",
+    plural="httproutes",
+    categories=("gateway-api",),
+    schema=_SCHEMA,
+    columns=(
+        Column("Hostnames", "string", ".spec.hostnames"),
+        Column("Age", "date", ".metadata.creationTimestamp"),
+    ),
+)
+
+
+async def _serve(services: Services) -> None:
+    table = RouteTable()
+    gateway = Gateway(table)
+    routes, slices, ports = (Informer(services.client, gvk) for gvk in (HTTPROUTE.gvk, _SLICE, _SERVICE))
+
+    def routes_changed(_: object) -> None:
+        table.routes = parse_routes(routes.store.list())
+
+    def endpoints_changed(_: object) -> None:
+        table.endpoints = endpoints_by_service(slices.store.list())
+
+    def services_changed(_: object) -> None:
+        table.port_names = {
+            (service["metadata"]["namespace"], service["metadata"]["name"], port["port"]): port.get("name") or ""
+            for service in ports.store.list()
+            for port in (service.get("spec") or {}).get("ports") or ()
+        }
+
+    routes.add_handler(routes_changed)
+    slices.add_handler(endpoints_changed)
+    ports.add_handler(services_changed)
+    listener = await asyncio.get_running_loop().create_server(gateway.connect, sock=services.sockets["gateway"])
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for informer in (routes, slices, ports):
+                tasks.create_task(informer.run(), name=f"gateway {informer.gvk.kind}")
+    finally:
+        listener.close()
+        gateway.close()
+
+
+def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
+    return [lambda: _serve(services)]
+
+
+PART = Part("gateway", kinds=(HTTPROUTE,), tasks=_tasks)
