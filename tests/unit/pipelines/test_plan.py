@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -569,7 +570,8 @@ def random_pipeline(draw: st.DrawFn, depth: int = 2) -> Pipeline:
             made["triggerPolicy"] = policy
             name = f"exit-handler-{index}" if draw(st.integers(0, 5)) == 0 else f"t{index}"
             tasks[name] = made
-        return dag(tasks, {"parameters": {"Output": from_subtask(name) for name in list(tasks)[:1]}})
+        outputs = {"parameters": {"Output": from_subtask(next(iter(tasks)))}} if tasks else {}
+        return dag(tasks, outputs)
 
     root = make_dag(depth)
     return pipeline({}, components, root)
@@ -647,8 +649,6 @@ def test_every_run_ends_runs_nothing_twice_and_resumes_from_any_prefix(
 
 
 def test_work_per_event_does_not_grow_with_the_size_of_the_run() -> None:
-    import time
-
     def seconds_per_task(size: int) -> float:
         tasks = {f"t{n}": task("op", *([f"t{n - 10}"] if n >= 10 else [])) for n in range(size)}
         built = pipeline(tasks, OP)
