@@ -1,8 +1,8 @@
 """
 Write ``builtin_types.json``: the facts about Kubernetes' built-in types that the embedded API server needs.
 
-Source: the protobuf definitions in ``../shared/specs/kubernetes/proto`` (field names and numbers, list types, patch keys);
-only facts are taken, no descriptions. Without that folder nothing is written: the committed table stands.
+Source: the protobuf definitions in ``../shared/specs/kubernetes/proto`` (field names and numbers, list types, patch
+keys); only facts are taken, no descriptions. Without that folder nothing is written: the committed table stands.
 
 Form of the table: ``messages[NAME][FIELD] = "NUMBER TYPE FLAGS..."`` where TYPE is ``string``, ``[]core.v1.Container``,
 ``map[string]quantity`` ..., and FLAGS are ``required``, ``inline``, ``atomic``, ``set``, ``map=key,key``, ``patch``,
@@ -149,7 +149,7 @@ def main() -> int:
     kinds = {}
     for name, fields in messages.items():
         package, version, message = name.rsplit(".", 2)
-        if package == "meta" or not fields.get("metadata", "").split()[1:2] == ["meta.v1.ObjectMeta"]:
+        if package == "meta" or fields.get("metadata", "").split()[1:2] != ["meta.v1.ObjectMeta"]:
             continue
         if message not in NO_KINDS:
             group = GROUPS.get(package, package)

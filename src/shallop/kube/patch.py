@@ -3,8 +3,8 @@ The three patch formats of the Kubernetes API, as pure functions.
 
 - ``json_patch(obj, operations) -> Object``: RFC 6902.
 - ``merge_patch(obj, patch) -> Object``: RFC 7386.
-- ``strategic_merge_patch(obj, patch, type_name, lookup) -> Object``: Kubernetes' own format; ``lookup(type_name, field)``
-  tells how a field of a built-in type merges (``embedded.apiserver.builtin_types.merge_rule`` is the one to pass).
+- ``strategic_merge_patch(obj, patch, type_name, lookup) -> Object``: Kubernetes' own format; ``lookup(type_name, f)``
+  tells how a field of a built-in type merges: pass ``embedded.apiserver.builtin_types.merge_rule``.
 
 Results share unchanged parts with their input, and no input is ever changed.
 
@@ -209,8 +209,9 @@ def strategic_merge_patch(obj: Object, patch: Any, type_name: str, lookup: Merge
     """
     Apply a strategic merge patch.
 
-    Maps merge; a list with a merge rule merges by its key (or as a set of scalars), other lists are replaced; null deletes.
-    Directives: ``$patch`` (replace, delete, merge), ``$retainKeys``, ``$setElementOrder/F``, ``$deleteFromPrimitiveList/F``.
+    Maps merge; a list with a merge rule merges by its key (or as a set of scalars), other lists are replaced; null
+    deletes. Directives: ``$patch`` (replace, delete, merge), ``$retainKeys``, ``$setElementOrder/F``,
+    ``$deleteFromPrimitiveList/F``.
 
     Args:
         type_name: the type of ``obj``, as ``lookup`` names it.
@@ -233,7 +234,8 @@ class _Strategic:
     def merge_map(self, original: Object, patch: Object, type_name: str) -> Object:
         directive = patch.get(_DIRECTIVE)
         if directive == "replace":
-            return _without_directives(patch)
+            replaced: Object = _without_directives(patch)
+            return replaced
         if directive == "delete":
             return {}
         if directive not in (None, "merge"):

@@ -1,18 +1,18 @@
 """
 Server-side apply and managedFields.
 
-- ``server_side_apply(current, applied, *, manager, force, schema, subresource="", now) -> Object``: the merged object with
-  its ``metadata.managedFields``; ``current`` itself (same object) when nothing changes; ``current`` None creates.
-  Give ``written_part(applied, subresource, has_status=...)`` where the endpoint ignores ``status`` (or all but it).
-  Raises ConflictError (causes ``FieldManagerConflict``) and BadRequestError (unknown field, wrong type, duplicate entries).
-- ``track_update(old, new, *, manager, schema, subresource="", now) -> Object``: ``new`` with managedFields that record what
-  a create (``old`` None) or update changed.
+- ``server_side_apply(current, applied, *, manager, force, schema, subresource="", now) -> Object``: the merged object
+  with its ``metadata.managedFields``; ``current`` itself (same object) when nothing changes; ``current`` None creates.
+  Give it ``written_part(applied, subresource, has_status=...)``, since an endpoint ignores ``status`` or all but it.
+  Raises ConflictError (causes ``FieldManagerConflict``) and BadRequestError (unknown field, wrong type, duplicates).
+- ``track_update(old, new, *, manager, schema, subresource="", now) -> Object``: ``new`` with managedFields that record
+  what a create (``old`` None) or update changed.
 - ``written_part(applied, subresource, *, has_status) -> Object``.
 
 ``schema`` is ``CompiledSchema.schema``, ``now`` an RFC 3339 text. Nothing is mutated; unchanged parts are shared.
 
-Fields are held as trees in the form of FieldsV1 (``f:name``, ``k:{"name":"a"}``, ``v:"x"``), but with "." wherever the path
-itself is a member. Source: sigs.k8s.io/structured-merge-diff (merge, prune and ownership rules); recorded answers.
+Fields are held as trees in the form of FieldsV1 (``f:name``, ``k:{"name":"a"}``, ``v:"x"``), but with "." wherever the
+path itself is a member. Source: sigs.k8s.io/structured-merge-diff (merge, prune and ownership rules); recorded answers.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Tree = dict[str, Any]
 _MEMBER = "."
 _UNTYPED = Schema()
 # Set by the server: owned by nobody.
-_SERVER_FIELDS = {
-    "f:metadata": {
-        f"f:{name}": {_MEMBER: {}}
-        for name in (
-            "name",
-            "namespace",
-            "uid",
-            "resourceVersion",
-            "creationTimestamp",
-            "generation",
-            "selfLink",
-            "managedFields",
-        )
-    }
-    | {_MEMBER: {}},
+_SERVER_METADATA: Tree = {
+    f"f:{name}": {_MEMBER: {}}
+    for name in (
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "generation",
+        "selfLink",
+        "managedFields",
+    )
+}
+_SERVER_FIELDS: Tree = {
+    "f:metadata": {**_SERVER_METADATA, _MEMBER: {}},
     "f:apiVersion": {_MEMBER: {}},
     "f:kind": {_MEMBER: {}},
 }
@@ -539,7 +539,7 @@ def _same_managers(new: Object, old: Object) -> bool:
 
 
 def _without_server_fields(applied: Object) -> Object:
-    names = {element.removeprefix("f:") for element in _SERVER_FIELDS["f:metadata"]}
+    names = {element.removeprefix("f:") for element in _SERVER_METADATA}
     metadata = {key: value for key, value in (applied.get("metadata") or {}).items() if key not in names}
     return {**applied, "metadata": metadata}
 

@@ -1,7 +1,7 @@
 """
 Facts about Kubernetes' built-in types, read from ``builtin_types.json`` (made by ``scripts/make_builtin_types.py``).
 
-- ``type_name(gvk) -> str``: name of the message of a kind, such as ``apps.v1.Deployment``; "" for kinds that are not built in.
+- ``type_name(gvk) -> str``: name of the message of a kind, such as ``apps.v1.Deployment``; "" for other kinds.
 - ``fields(type_name) -> Mapping[str, Field]``: the fields as JSON has them (embedded structs flattened).
 - ``merge_rule(type_name, field) -> FieldMerge``: the ``lookup`` of ``kube.patch.strategic_merge_patch``.
 - ``kinds() -> Mapping[Gvk, str]``: every built-in kind in the table.

@@ -5,11 +5,11 @@ A small CEL (Common Expression Language) compiler: expressions of ``x-kubernetes
   position, as the real server words it.
 - ``Program.type -> Type`` and ``Program.variables -> frozenset[str]`` (the names it uses).
 - ``Program.evaluate(**values) -> Any``: raises ``CelError`` for what goes wrong at run time ("division by zero").
-- ``schema_type(schema) -> Type``, ``to_cel(type, value)``: how JSON of a schema looks to an expression (a string of format
-  "duration" is a Duration, "date-time" a datetime).
+- ``schema_type(schema) -> Type``, ``to_cel(type, value)``: how JSON of a schema looks to an expression (a string of
+  format "duration" is a Duration, "date-time" a datetime).
 
-Covers the language, its macros and the string, list, regular-expression and optional functions; not quantity, url, ip and
-cidr. Source: CEL language definition; Kubernetes "Common Expression Language in Kubernetes".
+Covers the language, its macros and the string, list, regular-expression and optional functions; not quantity, url, ip
+and cidr. Source: CEL language definition; Kubernetes "Common Expression Language in Kubernetes".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
@@ -173,7 +173,7 @@ class _Parser:
         self.tokens = list(self._tokens())
         self.at = 0
 
-    def _tokens(self) -> Any:
+    def _tokens(self) -> Iterator[Token]:
         position = 0
         while position < len(self.text):
             found = _TOKEN.match(self.text, position)
@@ -749,7 +749,8 @@ def _quantifier(name: str, container: Code, kind: Type, slot: int, body: Code) -
 
     def one(env: list[Any]) -> bool:
         count = 0
-        for env[slot] in _items(container(env), kind):
+        for item in _items(container(env), kind):
+            env[slot] = item
             count += _bool(body(env))
         return count == 1
 
@@ -821,7 +822,7 @@ def _divide(left: Any, right: Any) -> Any:
     return quotient if (left < 0) is (right < 0) else -quotient
 
 
-def _modulo(left: int, right: int) -> int:
+def _modulo(left: Any, right: Any) -> Any:
     if right == 0:
         raise CelError("modulus by zero")
     remainder = abs(left) % abs(right)
@@ -1012,8 +1013,8 @@ def _held(kind: Type) -> Type:
     return kind.args[0] if kind.args else DYN
 
 
-def _part(name: str, shift: int = 0) -> Callable[..., int]:
-    def function(time: Any, zone: str = "UTC") -> int:
+def _part(name: str, shift: int = 0) -> Callable[..., Any]:
+    def function(time: Any, zone: str = "UTC") -> Any:
         if isinstance(time, Duration):
             units = {"hour": 3600 * 10**9, "minute": 60 * 10**9, "second": 10**9, "millisecond": 10**6}
             return int(time) // units[name]
@@ -1032,7 +1033,7 @@ def _part(name: str, shift: int = 0) -> Callable[..., int]:
 _Function = tuple[Any, tuple[str, ...], Type | Callable[[Type], Type]]
 _SIZED = ("string", "bytes", "list", "map")
 _FUNCTIONS: Mapping[str, _Function] = {
-    "size": (lambda value: len(value), _SIZED, INT),
+    "size": (lambda value: len(value), _SIZED, INT),  # noqa: PLW0108 (calls need a Python signature)
     "int": (_to_int, ("int", "double", "string", "timestamp", "duration"), INT),
     "uint": (_to_int, ("int", "double", "string"), INT),
     "double": (_to_double, ("int", "double", "string"), DOUBLE),
@@ -1043,7 +1044,7 @@ _FUNCTIONS: Mapping[str, _Function] = {
     "timestamp": (_to_timestamp, ("string", "int", "timestamp"), TIMESTAMP),
     "type": (_type_of, (), TYPE),
     "dyn": (lambda value: value, (), DYN),
-    "matches": (lambda text, pattern: _matches(text, pattern), ("string",), BOOL),
+    "matches": (_matches, ("string",), BOOL),
 }
 _METHODS: Mapping[str, _Function] = {
     "size": _FUNCTIONS["size"],
@@ -1065,7 +1066,7 @@ _METHODS: Mapping[str, _Function] = {
     "find": (lambda text, pattern: (_find_all(text, pattern, 1) or [""])[0], ("string",), STRING),
     "findAll": (_find_all, ("string",), Type("list", (STRING,))),
     "isSorted": (lambda items: all(map(operator.le, items, items[1:])), ("list",), BOOL),
-    "sum": (lambda items: sum(items), ("list",), _held),
+    "sum": (lambda items: sum(items), ("list",), _held),  # noqa: PLW0108
     "min": (_extreme(min, "min"), ("list",), _held),
     "max": (_extreme(max, "max"), ("list",), _held),
     "hasValue": (lambda optional: optional.present, ("optional",), BOOL),

@@ -1,8 +1,9 @@
 """
 OpenAPI v3 documents, one per group-version: what ``kubectl explain``, ``apply``, ``create`` and ``diff`` read.
 
-- ``Served(gvk, plural, namespaced, verbs, schema, subresources=())``: a served type; ``schema`` is ``CompiledSchema.schema``.
-- ``render_document(api_version, served) -> Document``: ``Document.body`` (JSON bytes) and ``Document.hash`` (upper-case hex).
+- ``Served(gvk, plural, namespaced, verbs, schema, subresources=())``: a served type; ``schema`` is that of its
+  ``CompiledSchema``.
+- ``render_document(api_version, served) -> Document``: ``Document.body`` (JSON), ``Document.hash`` (hex).
 - ``render_index(documents) -> bytes``: the body of ``/openapi/v3`` from ``{"v1": Document, "apps/v1": Document}``.
 
 Keep a Document as long as its types do not change. Built-in types become components that refer to each other.

@@ -1,11 +1,11 @@
 """
 Kubernetes' protobuf request bodies, decoded by table.
 
-- ``decode(body) -> Object``: the object of a ``k8s\\0`` envelope as its JSON form; raises BadRequestError for what is no such
-  body and UnsupportedMediaTypeError for a kind that has no protobuf form here.
+- ``decode(body) -> Object``: the object of a ``k8s\\0`` envelope as its JSON form; raises BadRequestError for what is
+  no such body and UnsupportedMediaTypeError for a kind that has no protobuf form here.
 - ``MEDIA_TYPE``: ``application/vnd.kubernetes.protobuf``.
 
-Nothing is ever encoded: a client that sends protobuf accepts JSON. Source: Kubernetes "API concepts", protobuf encoding.
+Nothing is ever encoded: a client that sends protobuf accepts JSON. Source: Kubernetes "API concepts", protobuf.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 
 _MAGIC = b"k8s\x00"
 
-# Numbers and booleans that Go writes even when they are zero but leaves out of JSON then. Others are pointers, where zero
-# is a value of its own ("replicas: 0").
+# Numbers and booleans that Go writes even when they are zero but leaves out of JSON then. Others are pointers, where
+# zero is a value of its own ("replicas: 0").
 _OMIT_ZERO = frozenset(
     {
         "currentReplicas",

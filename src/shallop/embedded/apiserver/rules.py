@@ -68,13 +68,13 @@ def _compile_rule(source: Mapping[str, Any], kind: Type) -> Rule:
 
 
 def compile_rules(schema: Schema, *, root: bool = True) -> RuleRunner | None:
-    kind = schema_type(schema, root=root)
-    rules = [_compile_rule(source, kind) for source in schema.source.get("x-kubernetes-validations") or ()]
+    sources = schema.source.get("x-kubernetes-validations")
+    rules = [_compile_rule(source, schema_type(schema, root=root)) for source in sources or ()]
     children = {
         name: runner for name, child in schema.properties.items() if (runner := compile_rules(child, root=False))
     }
-    additional = schema.additional and compile_rules(schema.additional, root=False)
-    items = schema.items and compile_rules(schema.items, root=False)
+    additional = None if schema.additional is None else compile_rules(schema.additional, root=False)
+    items = None if schema.items is None else compile_rules(schema.items, root=False)
     if not (rules or children or additional or items):
         return None
     own = [_rule_runner(rule) for rule in rules]

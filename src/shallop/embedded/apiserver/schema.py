@@ -3,12 +3,12 @@ Schemas compiled to closures: prune, default, validate.
 
 - ``crd_schema(openapi) -> CompiledSchema``: from the ``openAPIV3Schema`` of a CRD version.
 - ``builtin_schema(gvk) -> CompiledSchema | None``: from the table of built-in types; None for kinds not in it.
-- ``CompiledSchema.clean(obj) -> (Object, list[str])``: without unknown fields and stray nulls, with defaults; and the paths
-  of the unknown fields (``spec.bogus``) for fieldValidation. The input is shared where unchanged and never mutated.
-- ``CompiledSchema.validate(obj, old=None) -> list[FieldError]``: causes as a real server words them (schema, list types,
-  embedded resources, then ``x-kubernetes-validations``); empty when valid. Fields unchanged since ``old`` are not complained of.
+- ``CompiledSchema.clean(obj) -> (Object, list[str])``: without unknown fields and stray nulls, with defaults; and the
+  paths of the unknown fields (``spec.bogus``) for fieldValidation. The input is shared where unchanged, never mutated.
+- ``CompiledSchema.validate(obj, old=None) -> list[FieldError]``: causes as a real server words them (schema, list
+  types, embedded resources, then ``x-kubernetes-validations``); empty when valid. What is as in ``old`` is accepted.
 - ``CompiledSchema.type_error(obj) -> str``: first value of a wrong type of a built-in object, "" when none: the tail of
-  ``Pod in version "v1" cannot be handled as a Pod: ...`` (400).
+  ``Pod in version "v1" cannot be handled as a Pod: ...`` (400). Clean first: stray nulls are no error.
 - ``CompiledSchema.schema -> Schema``: the tree itself, for server-side apply and OpenAPI.
 
 Source: "Extend the Kubernetes API with CustomResourceDefinitions"; messages as recorded from Kubernetes 1.36.
@@ -17,8 +17,8 @@ Source: "Extend the Kubernetes API with CustomResourceDefinitions"; messages as 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -104,13 +104,19 @@ _SPECIAL: Mapping[str, Schema] = {
 }
 
 
+# Times that the real server writes as null when they are not set.
+_NULL_TIMES: Mapping[str, dict[str, Schema]] = {
+    "core.v1.PodCondition": {"lastProbeTime": replace(_SPECIAL["time"], nullable=True)},
+}
+
+
 @cache
 def message_schema(name: str) -> Schema:
     """Schema of a message of the table of built-in types; one object per message."""
     facts = builtin_types.fields(name)
     return Schema(
         type="object",
-        properties={key: _field_schema(value) for key, value in facts.items()},
+        properties={key: _field_schema(value) for key, value in facts.items()} | _NULL_TIMES.get(name, {}),
         list_type="atomic" if builtin_types.is_atomic(name) else "",
         required=tuple(key for key, value in facts.items() if value.required),
         type_name=name,
@@ -375,6 +381,8 @@ def _compile_validator(schema: Schema, *, structs_required: bool) -> Validator:
         _add(tests, reports, _list_parts(schema, structs_required=structs_required))
     if schema.type == "object" or schema.properties or schema.additional or schema.required or schema.embedded:
         _add(tests, reports, [_object_part(schema, structs_required=structs_required)])
+    if schema.embedded:
+        _add(tests, reports, [_embedded_labels()])
     _add(tests, reports, _combinations(schema))
     nullable = schema.nullable
 
@@ -397,7 +405,11 @@ def _compile_validator(schema: Schema, *, structs_required: bool) -> Validator:
 
     if not tests and not nullable and type_test is not None:
         return Validator(type_test, report)
-    if len(tests) == 1 and not nullable and (schema.type == "object" or schema.items is not None and wanted == "array"):
+    if (
+        len(tests) == 1
+        and not nullable
+        and (schema.type == "object" or (schema.items is not None and wanted == "array"))
+    ):
         # The parts of objects and lists test the type themselves.
         return Validator(tests[0], report)
     return Validator(is_valid, report)
@@ -531,7 +543,7 @@ def _number_constraints(source: Mapping[str, Any]) -> list[Constraint]:
     return result
 
 
-def _size_constraints(source: Mapping[str, Any], keyword: str, kind: type, size: str) -> list[Constraint]:
+def _size_constraints(source: Mapping[str, Any], keyword: str, kind: type[Sized], size: str) -> list[Constraint]:
     result: list[Constraint] = []
     if (least := source.get(f"min{keyword}")) is not None:
         result.append(
@@ -552,27 +564,41 @@ def _size_constraints(source: Mapping[str, Any], keyword: str, kind: type, size:
     return result
 
 
+class _Lazy(dict[str, Any]):
+    """Values made at first use: of the hundreds of fields that a schema declares, an object has few."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: str) -> Any:
+        value = self[key] = self._make(key)
+        return value
+
+
 def _object_part(schema: Schema, *, structs_required: bool) -> Validator:
-    children = {
-        name: _compile_validator(child, structs_required=structs_required) for name, child in schema.properties.items()
-    }
+    properties = schema.properties
+    children = _Lazy(lambda name: _compile_validator(properties[name], structs_required=structs_required))
+    tests = _Lazy(lambda name: children[name].is_valid)
     required = schema.required if structs_required else ()
     if schema.embedded:
         required = (*required, *(name for name in ("apiVersion", "kind") if name not in required))
-    tests = {name: child.is_valid for name, child in children.items()}
-    additional = schema.additional and _compile_validator(schema.additional, structs_required=structs_required)
-    additional_test = additional and additional.is_valid
+    additional: Validator | None = None
+    if schema.additional is not None:
+        additional = _compile_validator(schema.additional, structs_required=structs_required)
+    additional_test = additional.is_valid if additional is not None else None
     must_be_dict = schema.type == "object"
-    get = tests.get
 
     def is_valid(value: Any) -> bool:
         if type(value) is not dict:
             return not must_be_dict
         for key, item in value.items():
-            test = get(key, additional_test)
-            if test is not None and not test(item):
+            if key in properties:
+                if not tests[key](item):
+                    return False
+            elif additional_test is not None and not additional_test(item):
                 return False
-        for name in required:
+        for name in required:  # noqa: SIM110 (a loop is twice as fast as all() with a generator)
             if name not in value:
                 return False
         return True
@@ -582,12 +608,27 @@ def _object_part(schema: Schema, *, structs_required: bool) -> Validator:
             return
         errors += [FieldError.required(f"{path}.{name}"[1:]) for name in required if name not in value]
         for key, item in value.items():
-            child = children.get(key, additional)
+            child = children[key] if key in properties else additional
             if child is not None and not child.is_valid(item):
                 before = old.get(key, MISSING) if isinstance(old, dict) else MISSING
                 child.report(item, before, f"{path}.{key}", errors)
 
     return Validator(is_valid, report)
+
+
+def _embedded_labels() -> Validator:
+    """Labels inside an embedded object follow the rules of real labels."""
+    from shallop.embedded.apiserver.metadata import check_labels  # imports resources, which imports this module
+
+    def errors_of(value: Any, path: str) -> list[FieldError]:
+        metadata = value.get("metadata") if isinstance(value, dict) else None
+        labels = metadata.get("labels") if isinstance(metadata, dict) else None
+        return check_labels(labels, f"{path}.metadata.labels"[1:]) if labels else []
+
+    def report(value: Any, _old: Any, path: str, errors: list[FieldError]) -> None:
+        errors += errors_of(value, path)
+
+    return Validator(lambda value: not errors_of(value, ""), report)
 
 
 def _list_parts(schema: Schema, *, structs_required: bool) -> list[Validator]:
@@ -677,11 +718,9 @@ def _combinations(schema: Schema) -> list[Validator]:
 
     result = []
     if every := compiled("allOf"):
-        result.append(_combine(every, lambda valid: all(valid), lambda _valid: "must validate all the schemas (allOf)"))
+        result.append(_combine(every, all, lambda _valid: "must validate all the schemas (allOf)"))
     if some := compiled("anyOf"):
-        result.append(
-            _combine(some, lambda valid: any(valid), lambda _valid: "must validate at least one schema (anyOf)")
-        )
+        result.append(_combine(some, any, lambda _valid: "must validate at least one schema (anyOf)"))
     if one := compiled("oneOf"):
         result.append(_combine(one, lambda valid: sum(valid) == 1, _one_of_text))
     if "not" in schema.source:

@@ -1,9 +1,9 @@
 """
 What a CustomResourceDefinition's schema must look like.
 
-- ``check_crd_schema(openapi, path="spec.validation.openAPIV3Schema") -> list[FieldError]``: structural-schema rules, defaults,
-  patterns, list types and CEL rules of one version; empty when the schema can be served. With several versions whose schemas
-  differ the real server's path is ``spec.versions[i].schema.openAPIV3Schema``.
+- ``check_crd_schema(openapi, path="spec.validation.openAPIV3Schema") -> list[FieldError]``: structural-schema rules,
+  defaults, patterns, list types and CEL rules of one version; empty when the schema can be served. When several
+  versions have different schemas, the real server's path is ``spec.versions[i].schema.openAPIV3Schema``.
 
 Source: "Extend the Kubernetes API with CustomResourceDefinitions", structural schema; recorded messages.
 """
