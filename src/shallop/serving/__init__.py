@@ -1,0 +1,15 @@
+"""Serving: models behind addresses (InferenceService) and what serves them (ServingRuntime)."""
+
+from __future__ import annotations
+
+from shallop.controller.kind import Part
+from shallop.serving.inferenceservice import INFERENCE_SERVICE
+from shallop.serving.servingruntime import CLUSTER_SERVING_RUNTIME, SERVING_RUNTIME, load_runtimes
+
+__all__ = ["PART"]
+
+PART = Part(
+    name="serving",
+    kinds=(INFERENCE_SERVICE, SERVING_RUNTIME, CLUSTER_SERVING_RUNTIME),
+    objects=load_runtimes(),
+)

@@ -1,0 +1,201 @@
+"""What the API server does with an InferenceService before it stores it: defaults and validation; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from shallop.errors import FieldError
+from shallop.kube.objects import Object, annotations_of
+from shallop.serving.podtemplate import CONTAINER
+from shallop.serving.schemas import FRAMEWORKS
+from shallop.serving.storage import check_uri
+
+__all__ = ["DEPLOYMENT_MODE", "default", "ignored_fields", "validate"]
+
+DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+AUTOSCALER = "serving.kserve.io/autoscalerClass"
+_LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
+_MODES = ("Standard", "Knative", "ModelMesh")
+_V2_BY_DEFAULT = ("triton", "onnx", "huggingface", "vLLM")
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def default(service: Object) -> Object:
+    """Return the InferenceService with the deployment mode written down and one way to name its model."""
+    predictor = _default_predictor((service.get("spec") or {}).get("predictor"))
+    annotations = dict(annotations_of(service))
+    mode = annotations.get(DEPLOYMENT_MODE, "Standard")
+    annotations[DEPLOYMENT_MODE] = _LEGACY_MODES.get(mode, mode)
+    if format_ := _model_format(predictor):
+        annotations.setdefault("modelFormat", format_)
+    result = {**service, "metadata": {**service["metadata"], "annotations": annotations}}
+    if predictor is not None:
+        result["spec"] = {**service["spec"], "predictor": predictor}
+    return result
+
+
+def _model_format(predictor: Any) -> str:
+    model = predictor.get("model") if isinstance(predictor, Mapping) else None
+    format_ = model.get("modelFormat") if isinstance(model, Mapping) else None
+    return str(format_.get("name") or "") if isinstance(format_, Mapping) else ""
+
+
+def _default_predictor(predictor: Any) -> Any:
+    if not isinstance(predictor, Mapping):
+        return predictor
+    result = dict(predictor)
+    legacy = [name for name in FRAMEWORKS if isinstance(result.get(name), Mapping)]
+    if len(legacy) == 1 and "model" not in result:
+        result["model"] = {**result.pop(legacy[0]), "modelFormat": {"name": legacy[0]}}
+    if isinstance(result.get("model"), Mapping):
+        model = dict(result["model"])
+        if model.get("name") == "":
+            del model["name"]  # the SDK always sends it
+        if _model_format(result) in _V2_BY_DEFAULT:
+            model.setdefault("protocolVersion", "v2")
+        result["model"] = model
+    containers = result.get("containers")
+    if isinstance(containers, list) and len(containers) == 1 and isinstance(containers[0], Mapping):
+        result["containers"] = [{**containers[0], "name": containers[0].get("name") or CONTAINER}]
+    return result
+
+
+def validate(service: Object, old: Object | None) -> list[FieldError]:
+    """Check what a schema cannot say; one error per thing to put right."""
+    spec = service.get("spec") or {}
+    predictor = spec.get("predictor") or {}
+    errors = _check_name(service)
+    errors += _check_implementation(predictor)
+    errors += _check_storage(predictor)
+    errors += _check_replicas("spec.predictor", predictor)
+    errors += _check_logger("spec.predictor.logger", predictor.get("logger") or {})
+    errors += _check_canaries(spec, predictor)
+    return errors + _check_mode(service, old)
+
+
+def _check_name(service: Object) -> list[FieldError]:
+    name = service["metadata"].get("name") or ""
+    if name and not _NAME.fullmatch(name):
+        detail = "must match [a-z]([-a-z0-9]*[a-z0-9])?: lower case letters, digits and '-', starting with a letter"
+        return [FieldError.invalid("metadata.name", name, detail)]
+    return []
+
+
+def _check_implementation(predictor: Mapping[str, Any]) -> list[FieldError]:
+    given = [name for name in ("model", *FRAMEWORKS) if predictor.get(name) is not None]
+    errors = []
+    if len(given) > 1:
+        detail = f"exactly one implementation is possible; {', '.join(given)} are given"
+        errors.append(FieldError.forbidden(f"spec.predictor.{given[1]}", detail))
+    if not given and not predictor.get("containers"):
+        errors.append(FieldError.required("spec.predictor.model", "give a model, or containers of your own"))
+    if (predictor.get("model") or {}).get("name"):
+        detail = "the 'name' field is not allowed in standard predictor"
+        errors.append(FieldError.forbidden("spec.predictor.model.name", detail))
+    name = predictor.get("name")
+    if name and not _NAME.fullmatch(name):
+        errors.append(FieldError.invalid("spec.predictor.name", name, "must match [a-z]([-a-z0-9]*[a-z0-9])?"))
+    return errors
+
+
+def _check_storage(predictor: Mapping[str, Any]) -> list[FieldError]:
+    model = predictor.get("model") or {}
+    uri, errors = model.get("storageUri"), []
+    if uri and (problem := check_uri(uri)):
+        errors.append(FieldError.invalid("spec.predictor.model.storageUri", uri, problem))
+    if uri and predictor.get("storageUris"):
+        detail = "may not be set together with spec.predictor.model.storageUri"
+        errors.append(FieldError.forbidden("spec.predictor.storageUris", detail))
+    for index, item in enumerate(predictor.get("storageUris") or []):
+        if problem := check_uri(item.get("uri") or "/"):
+            errors.append(FieldError.invalid(f"spec.predictor.storageUris[{index}].uri", item["uri"], problem))
+    return errors
+
+
+def _check_replicas(path: str, component: Mapping[str, Any]) -> list[FieldError]:
+    low, high = component.get("minReplicas"), component.get("maxReplicas") or 0
+    errors = []
+    if low is not None and low < 0:
+        errors.append(FieldError.invalid(f"{path}.minReplicas", low, "must be greater than or equal to 0"))
+    if high < 0:
+        errors.append(FieldError.invalid(f"{path}.maxReplicas", high, "must be greater than or equal to 0"))
+    if low is not None and 0 < high < low:
+        errors.append(FieldError.invalid(f"{path}.maxReplicas", high, f"must not be less than minReplicas ({low})"))
+    for name in ("containerConcurrency", "timeout"):
+        value = component.get(name)
+        if value is not None and value < 0:
+            errors.append(FieldError.invalid(f"{path}.{name}", value, "must be greater than or equal to 0"))
+    percent = component.get("canaryTrafficPercent")
+    if percent is not None and not 0 <= percent <= 100:
+        errors.append(FieldError.invalid(f"{path}.canaryTrafficPercent", percent, "must be between 0 and 100"))
+    return errors
+
+
+def _check_logger(path: str, logger: Mapping[str, Any]) -> list[FieldError]:
+    storage = logger.get("storage")
+    if storage is None:
+        return []
+    missing = [name for name in ("key", "parameters", "path") if not storage.get(name)]
+    return [FieldError.required(f"{path}.storage.{name}", "key, parameters and path go together") for name in missing]
+
+
+def _check_canaries(spec: Mapping[str, Any], predictor: Mapping[str, Any]) -> list[FieldError]:
+    errors, names, total = [], {predictor.get("name") or ""}, 0
+    for index, canary in enumerate(spec.get("canary") or []):
+        path = f"spec.canary[{index}]"
+        name, percent = (canary.get("predictor") or {}).get("name") or "", canary.get("trafficPercent") or 0
+        total += percent
+        if not name:
+            errors.append(FieldError.required(f"{path}.predictor.name"))
+        elif name in names:
+            errors.append(FieldError.invalid(f"{path}.predictor.name", name, "is already the name of a predictor"))
+        names.add(name)
+        if not 0 <= percent <= 100 or total > 100:
+            detail = "must be between 0 and 100, and all of them together at most 100"
+            errors.append(FieldError.invalid(f"{path}.trafficPercent", percent, detail))
+    return errors
+
+
+def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
+    annotations = annotations_of(service)
+    mode, errors = annotations.get(DEPLOYMENT_MODE, "Standard"), []
+    path = f"metadata.annotations[{DEPLOYMENT_MODE}]"
+    if mode not in _MODES:
+        errors.append(FieldError.not_supported(path, mode, _MODES))
+    scaler = annotations.get(AUTOSCALER)
+    if scaler is not None and scaler not in ("hpa", "external", "keda", "none"):
+        choices = ("hpa", "external", "keda", "none")
+        errors.append(FieldError.not_supported(f"metadata.annotations[{AUTOSCALER}]", scaler, choices))
+    before = (
+        annotations_of(old).get(DEPLOYMENT_MODE) if old and (old.get("status") or {}).get("deploymentMode") else None
+    )
+    if before is not None and before != mode:
+        errors.append(
+            FieldError.invalid(path, mode, f"cannot change from {before}; delete the object and create it anew")
+        )
+    return errors
+
+
+_IGNORED = (
+    *("canaryTrafficPercent", "logger", "batcher", "workerSpec", "autoScaling", "scaleTarget", "scaleMetric"),
+    *("scaleMetricType", "containerConcurrency", "storageContainerName"),
+)
+
+
+def ignored_fields(service: Object) -> list[str]:
+    """Return the paths of fields that are stored but have no effect here yet."""
+    spec = service["spec"]
+    predictor = spec["predictor"]
+    paths = [f"spec.{name}" for name in ("transformer", "explainer", "canary") if spec.get(name)]
+    paths += [f"spec.predictor.{name}" for name in _IGNORED if predictor.get(name) is not None]
+    paths += ["spec.predictor.model.storage"] if (predictor.get("model") or {}).get("storage") else []
+    paths += ["spec.predictor.minReplicas of 0"] if predictor.get("minReplicas") == 0 else []
+    if (predictor.get("maxReplicas") or 0) > max(1, predictor.get("minReplicas") or 1):
+        paths.append("spec.predictor.maxReplicas")
+    if len(predictor.get("storageUris") or []) > 1:
+        paths.append("spec.predictor.storageUris after the first")
+    if annotations_of(service).get(DEPLOYMENT_MODE) not in (None, "Standard"):
+        paths.append(f"annotation {DEPLOYMENT_MODE} other than Standard")
+    return paths
