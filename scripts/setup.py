@@ -1,0 +1,105 @@
+"""
+Prepare virtual environments from the committed locks: ``python3 scripts/setup.py runtime|dev|NAME``.
+
+Needs Python >= 3.11 and a package index only. ``runtime`` and ``dev`` make ``.venv`` (with the ``shallop`` command);
+any other NAME makes ``.venvs/NAME`` from ``requirements/NAME.txt``: public clients, exactly as users install them.
+A finished environment is left alone until its lock changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / ".venvs" / "tools"
+# The lock of an environment may be made for one series of Python; clients are tested with this one.
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def main(names: list[str]) -> int:
+    if sys.version_info < (3, 11):
+        print(f"shallop needs Python 3.11 or newer; this is {OWN}. Run make with PYTHON=/path/to/python3.11.")
+        return 1
+    for name in names or ["runtime"]:
+        _prepare(name)
+    return 0
+
+
+def _prepare(name: str) -> None:
+    own = name in ("runtime", "dev")
+    target = ROOT / ".venv" if own else ROOT / ".venvs" / name
+    lock = ROOT / "requirements" / f"{name}.txt"
+    digest = hashlib.sha256(lock.read_bytes() + OWN.encode() + _pyproject(own)).hexdigest()
+    stamp = target / ".lock-digest"
+    known = stamp.read_text().split() if stamp.exists() else []
+    # The development environment holds all of the runtime one, so it serves for both.
+    if known[:1] == [digest] or (name == "runtime" and known[1:2] == [digest]):
+        return
+    print(f"setting up {target.relative_to(ROOT)} from {lock.relative_to(ROOT)} ...", flush=True)
+    start = time.monotonic()
+    uv = _uv()
+    if not (target / "bin" / "python").exists():
+        _run([uv, "venv", "--quiet", "--python", sys.executable, str(target)])
+    python = str(target / "bin" / "python")
+    _run([uv, "pip", "sync", "--quiet", "--require-hashes", "--python", python, *_index_options(), str(lock)])
+    if own:
+        _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", python, *_index_options(), "-e", str(ROOT)])
+    runtime = ROOT / "requirements" / "runtime.txt"
+    second = hashlib.sha256(runtime.read_bytes() + OWN.encode() + _pyproject(own)).hexdigest() if own else ""
+    stamp.write_text(f"{digest} {second}")
+    print(f"  ready in {time.monotonic() - start:.1f} s", flush=True)
+
+
+def _pyproject(own: bool) -> bytes:
+    return (ROOT / "pyproject.toml").read_bytes() if own else b""
+
+
+def _uv() -> str:
+    """Return uv: our own one, installed with pip from the hashes in the lock."""
+    path = TOOLS / "bin" / "uv"
+    if not path.exists():
+        _run([sys.executable, "-m", "venv", str(TOOLS)])
+        pip = [str(TOOLS / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
+        _run([*pip, "-r", str(ROOT / "requirements" / "tools.txt")])
+    return str(path)
+
+
+def _settings_module() -> ModuleType:
+    # shallop itself is not installed yet; this one module needs the standard library only.
+    path = ROOT / "src" / "shallop" / "embedded" / "kubelet" / "pip_settings.py"
+    spec = importlib.util.spec_from_file_location("pip_settings", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pip_settings"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _pip() -> dict[str, str]:
+    module = _settings_module()
+    settings: dict[str, str] = module.read_pip_settings(os.environ, module.pip_config_files(os.environ, Path(sys.prefix)))
+    return settings
+
+
+def _index_options() -> list[str]:
+    """Return pip's settings of this machine as options of uv."""
+    options: list[str] = _settings_module().machine_options(os.environ, _pip()).uv_arguments()
+    return options
+
+
+def _run(command: list[str]) -> None:
+    environment = _settings_module().uv_environment(os.environ, _pip())
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(f"setup failed: {' '.join(command[:4])} ... ended with {done.returncode}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
