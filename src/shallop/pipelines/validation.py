@@ -114,7 +114,7 @@ def check_pipeline(pipeline: Pipeline, can_resolve: CanResolve) -> list[FieldErr
 
 def warnings_of(pipeline: Pipeline) -> list[str]:
     """List settings that are recorded and have no effect here."""
-    warnings = []
+    warnings: list[str] = []
     for label, config in pipeline.kubernetes.items():
         path = f"platforms.kubernetes.deploymentSpec.executors.{label}"
         warnings.extend(f"{path}.{key}: not known, ignored." for key in config if key not in KNOWN_KUBERNETES)
@@ -207,8 +207,8 @@ def _check_task(pipeline: Pipeline, parent: Component, dag: Dag, task: Task, pat
 
 
 def _is_source(task: Task, name: str) -> bool:
-    sources = (*task.inputs.parameters.values(), *task.inputs.artifacts.values())
-    return any(source.producer == name for source in sources)
+    parameters, artifacts = task.inputs.parameters.values(), task.inputs.artifacts.values()
+    return any(source.producer == name for source in parameters) or any(one.producer == name for one in artifacts)
 
 
 def _no_such_task(dag: Dag) -> str:
