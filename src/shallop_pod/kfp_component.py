@@ -40,6 +40,18 @@ _RUN = re.compile(
     r"(?:_KFP_RUNTIME=true\s+)?python3? -m (?P<module>kfp\.(?:dsl|components)\.executor_main)\s+"
     r'--component_module_path\s+"\$program_path/ephemeral_component\.py"\s+"\$@"\s*'
 )
+# Compiled before a fork, or each child would compile them again (0.1 ms a pattern).
+_SCRIPT_FLAG = re.compile(r"-e?c")
+_PYTHON = re.compile(r"python3?")
+_PIP = re.compile(r"pip3?")
+_PIP_VARIABLE = re.compile(r"PIP_[A-Z_]+=\S*")
+_NAME_START = re.compile(r"[A-Za-z0-9]")
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?")
+_SINGLE_QUOTED = re.compile(r"'[^']*'")
+_DOUBLE_QUOTED = re.compile(r'"[^"]*"')
+_EXPANDED = re.compile(r"[$`]")
+_SPECIAL = re.compile(r"[*?|<>&()]")
+_IN_IMAGE = re.compile(r"python3? -m kfp\.(dsl|components)\.executor_main")
 _PIP_INSTALL = re.compile(r"\bpip3? +install\b")
 
 
@@ -87,7 +99,7 @@ _VALUE_LISTS = {
 def recognise_install(argv: Sequence[str]) -> Install | None:
     """Return what ``sh -c INSTALL ...`` anywhere in ``argv`` installs; None without a script that we understand."""
     for index in range(len(argv) - 2):
-        if argv[index] in _SHELLS and re.fullmatch(r"-e?c", argv[index + 1]):
+        if argv[index] in _SHELLS and _SCRIPT_FLAG.fullmatch(argv[index + 1]):
             parsed = _parse_script(argv[index + 2])
             if parsed is not None:
                 return Install(
@@ -110,7 +122,7 @@ def installs_at_run_time(argv: Sequence[str]) -> bool:
 
 def _is_host(value: str) -> bool:
     # kfp passes whole URLs by default; for pip these name no host, so certificates are still verified. So do we.
-    return re.fullmatch(r"[A-Za-z0-9.-]+(:\d+)?", value) is not None
+    return _HOST.fullmatch(value) is not None
 
 
 def _parse_script(script: str) -> _Parsed | None:
@@ -152,13 +164,13 @@ def _parse_pip(command: str, into: _Parsed) -> bool:
         words = shlex.split(command)
     except ValueError:
         return False
-    while words and re.fullmatch(r"PIP_[A-Z_]+=\S*", words[0]):
+    while words and _PIP_VARIABLE.fullmatch(words[0]):
         words = words[1:]
     if not words:
         return True
-    if re.fullmatch(r"python3?", words[0]) and words[1:3] == ["-m", "pip"]:
+    if _PYTHON.fullmatch(words[0]) and words[1:3] == ["-m", "pip"]:
         words = words[2:]
-    if not re.fullmatch(r"pip3?", words[0]) or words[1:2] != ["install"]:
+    if not _PIP.fullmatch(words[0]) or words[1:2] != ["install"]:
         return False
     return _parse_pip_arguments(words[2:], into)
 
@@ -199,13 +211,13 @@ def _parse_pip_arguments(words: list[str], into: _Parsed) -> bool:
 
 def _is_name_or_url(requirement: str) -> bool:
     """Not a path inside the image."""
-    return re.match(r"[A-Za-z0-9]", requirement) is not None
+    return _NAME_START.match(requirement) is not None
 
 
 def _is_literal(command: str) -> bool:
     """Say whether a shell would take the words as they are written: nothing expanded, nothing redirected."""
-    unquoted = re.sub(r"'[^']*'", "", command)
-    return not re.search(r"[$`]", unquoted) and not re.search(r"[*?|<>&()]", re.sub(r'"[^"]*"', "", unquoted))
+    unquoted = _SINGLE_QUOTED.sub("", command)
+    return not _EXPANDED.search(unquoted) and not _SPECIAL.search(_DOUBLE_QUOTED.sub("", unquoted))
 
 
 @dataclass(frozen=True)
@@ -226,6 +238,7 @@ class PythonComponent:
     def run(self, source_path: str) -> None:
         """Run the function in this process, its module written to ``source_path``; raises what the function raises."""
         os.environ["_KFP_RUNTIME"] = "true"
+        sys.dont_write_bytecode = True  # the component's module is imported once; its folder goes away
         arguments = list(self.arguments)
         if self.source:
             with open(source_path, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -240,9 +253,9 @@ def recognise_component(argv: Sequence[str]) -> PythonComponent | None:
     """Return the Python component that ``argv`` runs, behind its installation if any; None for another program."""
     install = recognise_install(argv)
     words = list(argv if install is None else install.rest)
-    if len(words) > 3 and words[0] in _SHELLS and re.fullmatch(r"-e?c", words[1]):
+    if len(words) > 3 and words[0] in _SHELLS and _SCRIPT_FLAG.fullmatch(words[1]):
         match = _RUN.fullmatch(words[2])
         return match and PythonComponent(words[3], match["module"], tuple(words[4:]))
-    if re.fullmatch(r"python3? -m kfp\.(dsl|components)\.executor_main", " ".join(words[:3])):
+    if _IN_IMAGE.fullmatch(" ".join(words[:3])):
         return PythonComponent("", words[2], tuple(words[3:]))
     return None

@@ -1,0 +1,217 @@
+"""
+Fork-servers, one for each environment in use: started when first asked for, adopted after a restart, ended when idle.
+
+The protocol is that of ``shallop_pod.zygote``; who starts a process talks to the socket itself (``zygote.spawn``), so
+that a process and its exit code do not depend on the control plane.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+import shallop_pod
+from shallop.embedded.kubelet.environments import Environment
+from shallop.errors import NodeError
+from shallop.settings import Settings
+from shallop_pod.zygote import connect
+
+__all__ = ["Zygotes", "link_pod_package"]
+
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 2.0
+
+
+def link_pod_package(settings: Settings) -> Path:
+    """
+    Return the folder for PYTHONPATH of a Pod's processes: it holds ``shallop_pod`` and nothing else of the platform.
+
+    The package's own parent would not do: it is the site-packages folder of the control plane.
+    """
+    folder = settings.run / "python"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    link = folder / "shallop_pod"
+    target = _package_folder()
+    if not link.is_symlink() or Path(os.readlink(link)) != target:
+        temporary = folder / f".shallop_pod-{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+    return folder
+
+
+def _package_folder() -> Path:
+    return Path(shallop_pod.__path__[0]).resolve()
+
+
+def _code_stamp() -> str:
+    """A name for the code that a fork-server has loaded; after an upgrade the old ones are not adopted."""
+    stats = [(path.name, path.stat().st_mtime_ns) for path in sorted(_package_folder().rglob("*.py"))]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:8]
+
+
+@dataclass
+class _Zygote:
+    path: Path
+    pid: int
+    process: subprocess.Popen[bytes] | None  # None: adopted, some other process's child
+
+    def is_alive(self) -> bool:
+        if self.process is not None:
+            return self.process.poll() is None
+        return _pid_at(self.path) == self.pid
+
+    def end(self) -> None:
+        """Let it take no more work; processes that it started go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+
+def _pid_at(path: Path) -> int | None:
+    """Return who listens at a socket; None when nobody does."""
+    try:
+        with connect(str(path)) as connection:
+            return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    except OSError:
+        return None
+
+
+def _wait_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+
+
+class Zygotes:
+    """
+    The fork-servers of one instance.
+
+    Args:
+        folder: for sockets and logs, one of each a fork-server; 0700.
+        python_path: what :func:`link_pod_package` returned.
+        limit: how many are kept; the least recently asked for ends first.
+        idle_s: seconds without work after which one ends by itself.
+    """
+
+    def __init__(self, folder: Path, python_path: Path, *, limit: int, idle_s: float) -> None:
+        self._folder = folder
+        self._python_path = python_path
+        self._limit = limit
+        self._idle_s = idle_s
+        self._zygotes: OrderedDict[str, _Zygote] = OrderedDict()
+        self._ended: list[_Zygote] = []
+        self._starting: dict[str, anyio.Lock] = {}
+        self._stamp = _code_stamp()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Zygotes:
+        """The fork-servers that one instance uses."""
+        limit, idle_s = settings.max_zygotes, settings.zygote_idle_s
+        return cls(settings.run / "zygotes", link_pod_package(settings), limit=limit, idle_s=idle_s)
+
+    async def socket(self, environment: Environment) -> Path:
+        """
+        Return the socket of the environment's fork-server, which listens; the first call takes as long as its imports.
+
+        It may still end before it is used (idle, killed): ``zygote.spawn`` then raises ZygoteError, and the caller asks
+        again or starts the process without it.
+
+        Raises:
+            NodeError: it cannot be started; the text has what it printed.
+        """
+        key = environment.key
+        async with self._starting.setdefault(key, anyio.Lock()):
+            zygote = self._zygotes.get(key)
+            if zygote is None or not zygote.is_alive():
+                path = self._folder / f"{key[:16]}-{self._stamp}.sock"
+                zygote = self._adopt(path) or await self._start(environment, path)
+                self._zygotes[key] = zygote
+            self._zygotes.move_to_end(key)
+        self._end_oldest()
+        return zygote.path
+
+    async def stop(self) -> None:
+        """End all; one whose processes still run ends after the last of them."""
+        for zygote in self._zygotes.values():
+            zygote.end()
+        own = [zygote.process for zygote in self._zygotes.values() if zygote.process is not None]
+        self._zygotes.clear()
+        await anyio.to_thread.run_sync(_wait_for, own)
+
+    def _adopt(self, path: Path) -> _Zygote | None:
+        pid = _pid_at(path)
+        return None if pid is None else _Zygote(path, pid, None)
+
+    def _end_oldest(self) -> None:
+        while len(self._zygotes) > self._limit:
+            _, zygote = self._zygotes.popitem(last=False)
+            zygote.end()
+            self._ended.append(zygote)
+        # A process that ended is a zombie until its parent looks.
+        self._ended = [zygote for zygote in self._ended if zygote.process is not None and zygote.is_alive()]
+
+    async def _start(self, environment: Environment, path: Path) -> _Zygote:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = path.with_suffix(".log")
+        process, ready = self._spawn(environment, path, log)
+        try:
+            with anyio.move_on_after(_START_TIMEOUT_S):
+                # Ends by itself at the latest when the process does: then the pipe has no writer left.
+                if await anyio.to_thread.run_sync(os.read, ready, 16, abandon_on_cancel=True):
+                    return _Zygote(path, process.pid, process)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            os.close(ready)
+        process.kill()
+        process.wait()
+        text = log.read_text(errors="replace")[-500:].strip() or "it printed nothing"
+        raise NodeError(
+            f"image '{environment.spec.image}': the fork-server of {environment.path} did not start: {text}. "
+            f"Remove the environment ('shallop env remove {environment.key}'), it will be built again."
+        )
+
+    def _spawn(self, environment: Environment, path: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+        read_end, write_end = os.pipe()
+        command = [str(environment.python), "-m", "shallop_pod.zygote", "--socket", str(path)]
+        command += [word for module in environment.preload for word in ("--preload", module)]
+        command += ["--idle-s", str(self._idle_s), "--ready-fd", str(write_end)]
+        try:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    env={
+                        "PATH": f"{environment.path}/bin:{os.environ.get('PATH', os.defpath)}",
+                        "PYTHONPATH": str(self._python_path),
+                        "HOME": "/",
+                        "LANG": "C.UTF-8",
+                    },
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[write_end],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            os.close(read_end)
+            raise NodeError(f"{environment.python}: {error.strerror}") from error
+        finally:
+            os.close(write_end)
+        return process, read_end
