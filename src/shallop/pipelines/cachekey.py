@@ -22,7 +22,7 @@ from shallop.pipelines.ir import Definitions, Pipeline
 from shallop.pipelines.plan import StartTask
 from shallop.pipelines.values import Artifact, plain
 
-__all__ = ["cache_material", "explain_miss", "fingerprint"]
+__all__ = ["cache_key", "cache_material", "explain_miss", "fingerprint"]
 
 _TITLES = {
     "parameters": "input parameter",
@@ -73,6 +73,11 @@ def _declared(definitions: Definitions) -> dict[str, Any]:
             for name, definition in definitions.artifacts.items()
         },
     }
+
+
+def cache_key(pipeline: Pipeline, action: StartTask, environment: str = "") -> str:
+    """Compute the key of a task; see ``cache_material``."""
+    return fingerprint(cache_material(pipeline, action, environment))
 
 
 def fingerprint(material: Mapping[str, Any]) -> str:

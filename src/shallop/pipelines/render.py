@@ -28,6 +28,7 @@ __all__ = [
     "CREATE_PVC",
     "DELETE_PVC",
     "MAIN_CONTAINER",
+    "RUN_LABEL",
     "built_in_image",
     "claim_name",
     "pod_name",
@@ -44,9 +45,9 @@ MAIN_CONTAINER = "main"
 LAUNCHER = ("python3", "-m", "shallop_pod.launcher")
 
 _WORKSPACE_VOLUME = "kfp-workspace"
-_LABEL_RUN = "pipeline/runid"
-_LABEL_COMPONENT = "pipelines.kubeflow.org/v2_component"
-_ANNOTATION_PATH = "pipelines.shallop.dev/task-path"
+RUN_LABEL = "pipeline/runid"
+_COMPONENT_LABEL = "pipelines.kubeflow.org/v2_component"
+_PATH_ANNOTATION = "pipelines.shallop.dev/task-path"
 
 
 class _PodParts(Struct):
@@ -84,11 +85,11 @@ def pod_name(run: RunInfo, action: StartTask) -> str:
     return f"{run_name}-{task_name}-{digest}-{action.attempt}"
 
 
-def task_folder(pipeline: Pipeline, run: RunInfo, action: StartTask | ImportArtifact) -> str:
+def task_folder(run: RunInfo, action: StartTask | ImportArtifact) -> str:
     """Place one attempt's outputs and ``result.json``: ``<root>/<pipeline>/<run id>/<task>/<uuid>[-<attempt>]``."""
     root = run.pipeline_root.partition("?")[0].rstrip("/")
     attempt = f"-{action.attempt}" if action.attempt else ""
-    return f"{root}/{pipeline.name}/{run.run_id}/{action.task_name}/{action.uuid}{attempt}"
+    return f"{root}/{run.pipeline_name}/{run.run_id}/{action.task_name}/{action.uuid}{attempt}"
 
 
 def workspace_claim_name(run: RunInfo) -> str:
@@ -119,7 +120,7 @@ def render_pod(
     container = pipeline.executor_of(component).container
     if container is None:
         raise LookupError(f"executor '{action.executor_label}' of {action.path} is no container")
-    folder = task_folder(pipeline, run, action)
+    folder = task_folder(run, action)
     given = executor_input(component, action.inputs, folder)
     placeholders = Placeholders(
         parameters_with_defaults(component, action.inputs),
@@ -156,8 +157,8 @@ def _render_metadata(run: RunInfo, action: StartTask, namespace: str) -> dict[st
     return {
         "name": pod_name(run, action),
         "namespace": namespace,
-        "labels": {**own.get("labels", {}), _LABEL_COMPONENT: "true", _LABEL_RUN: run.run_id},
-        "annotations": {**own.get("annotations", {}), _ANNOTATION_PATH: action.path},
+        "labels": {**own.get("labels", {}), _COMPONENT_LABEL: "true", RUN_LABEL: run.run_id},
+        "annotations": {**own.get("annotations", {}), _PATH_ANNOTATION: action.path},
     }
 
 
@@ -467,7 +468,7 @@ def render_workspace_claim(pipeline: Pipeline, run: RunInfo, *, namespace: str) 
 
 
 def _claim(name: str, namespace: str, run: RunInfo, spec: Mapping[str, Any], annotations: Mapping[str, str]) -> Object:
-    metadata = {"name": name, "namespace": namespace, "labels": {_LABEL_RUN: run.run_id}}
+    metadata = {"name": name, "namespace": namespace, "labels": {RUN_LABEL: run.run_id}}
     if annotations:
         metadata["annotations"] = dict(annotations)
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": dict(spec)}

@@ -58,7 +58,7 @@ class RunInfo(Struct, frozen=True):
     What placeholders may ask of the run.
 
     Args:
-        resource_name: ``<pipeline name>-xxxxx``, the name a Workflow object would have.
+        resource_name: ``<pipeline name>-xxxxx``, the name a Workflow object would have; the part after the last ``-`` is ours.
         pipeline_root: URI or absolute path below which outputs go, already chosen by run > IR > server default.
         created_at: RFC 3339, UTC.
         scheduled_at: RFC 3339, UTC; equals ``created_at`` for a run that nobody scheduled.
@@ -70,6 +70,10 @@ class RunInfo(Struct, frozen=True):
     pipeline_root: str
     created_at: str
     scheduled_at: str
+
+    @property
+    def pipeline_name(self) -> str:
+        return self.resource_name.rpartition("-")[0]
 
 
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
