@@ -48,7 +48,7 @@ def check_uri(uri: str) -> str:
         return f"nothing follows {scheme}://"
     if scheme in ("pvc", "file") and ".." in PurePosixPath(rest).parts:
         return "must not contain '..'"
-    if scheme == "file" and not urlsplit(uri).path.startswith("/"):
+    if scheme == "file" and not rest.startswith("/"):
         return "use three slashes: file:///absolute/path"
     if scheme == "model-registry":
         return _check_registry_uri(uri)

@@ -1,0 +1,103 @@
+"""Defaults and validation of InferenceServices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shallop.kube.objects import Object
+from shallop.serving.admission import DEPLOYMENT_MODE, default, ignored_fields, validate
+
+
+def service(predictor: Any, *, name: str = "iris", annotations: dict[str, str] | None = None, **spec: Any) -> Object:
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": name, "namespace": "team", "annotations": annotations or {}},
+        "spec": {"predictor": predictor, **spec},
+    }
+
+
+def model(**fields: Any) -> dict[str, Any]:
+    return {"model": {"modelFormat": {"name": "sklearn"}, "storageUri": "/models/iris", **fields}}
+
+
+def test_a_legacy_key_becomes_a_model() -> None:
+    result = default(service({"sklearn": {"storageUri": "pvc://models/iris", "name": ""}}))
+    assert result["spec"]["predictor"] == {
+        "model": {"modelFormat": {"name": "sklearn"}, "storageUri": "pvc://models/iris"}
+    }
+    assert result["metadata"]["annotations"] == {DEPLOYMENT_MODE: "Standard", "modelFormat": "sklearn"}
+    assert validate(result, None) == []
+
+
+def test_defaults_are_a_fixed_point_and_leave_their_input_alone() -> None:
+    given = service({"onnx": {"storageUri": "/m"}})
+    once = default(given)
+    assert default(once) == once
+    assert given["spec"]["predictor"] == {"onnx": {"storageUri": "/m"}}
+    assert once["spec"]["predictor"]["model"]["protocolVersion"] == "v2"
+
+
+@pytest.mark.parametrize(("given", "stored"), [("RawDeployment", "Standard"), ("Serverless", "Knative")])
+def test_legacy_modes_get_their_new_names(given: str, stored: str) -> None:
+    result = default(service(model(), annotations={DEPLOYMENT_MODE: given}))
+    assert result["metadata"]["annotations"][DEPLOYMENT_MODE] == stored
+
+
+def test_the_only_container_of_a_custom_predictor_gets_the_known_name() -> None:
+    result = default(service({"containers": [{"image": "python:3.11"}]}))
+    assert result["spec"]["predictor"]["containers"] == [{"image": "python:3.11", "name": "kserve-container"}]
+
+
+@pytest.mark.parametrize("spec", [{}, {"predictor": None}, {"predictor": []}, {"predictor": {"model": 3}}])
+def test_defaults_survive_what_the_schema_will_refuse(spec: Any) -> None:
+    default({"apiVersion": "v", "kind": "k", "metadata": {"name": "x"}, "spec": spec})
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (service(model(), name="Iris"), "metadata.name"),
+        (service({}), "spec.predictor.model"),
+        (service({**model(), "xgboost": {}}), "spec.predictor.xgboost"),
+        (service(model(name="x")), "spec.predictor.model.name"),
+        (service(model(storageUri="models/iris")), "spec.predictor.model.storageUri"),
+        (service(model(storageUri="ftp://x/y")), "spec.predictor.model.storageUri"),
+        (service(model(storageUri="pvc://claim/../other")), "spec.predictor.model.storageUri"),
+        (service({**model(), "storageUris": [{"uri": "/x"}]}), "spec.predictor.storageUris"),
+        (service({**model(), "minReplicas": -1}), "spec.predictor.minReplicas"),
+        (service({**model(), "minReplicas": 3, "maxReplicas": 2}), "spec.predictor.maxReplicas"),
+        (service({**model(), "timeout": -1}), "spec.predictor.timeout"),
+        (service({**model(), "canaryTrafficPercent": 101}), "spec.predictor.canaryTrafficPercent"),
+        (service({**model(), "name": "A"}), "spec.predictor.name"),
+        (
+            service({**model(), "logger": {"storage": {"key": "k", "path": "p"}}}),
+            "spec.predictor.logger.storage.parameters",
+        ),
+        (service(model(), canary=[{"predictor": {}, "trafficPercent": 5}]), "spec.canary[0].predictor.name"),
+        (service(model(), annotations={DEPLOYMENT_MODE: "Odd"}), f"metadata.annotations[{DEPLOYMENT_MODE}]"),
+    ],
+)
+def test_a_bad_field_is_named(bad: Object, field: str) -> None:
+    assert [error.field for error in validate(bad, None)] == [field]
+
+
+def test_the_deployment_mode_stays() -> None:
+    old = service(model(), annotations={DEPLOYMENT_MODE: "Standard"}) | {"status": {"deploymentMode": "Standard"}}
+    new = service(model(), annotations={DEPLOYMENT_MODE: "Knative"})
+    assert "cannot change from Standard" in validate(new, old)[0].message
+
+
+def test_fields_without_effect_are_named() -> None:
+    given = service(
+        {**model(), "minReplicas": 0, "logger": {"mode": "all"}}, canary=[{}], transformer={"containers": []}
+    )
+    assert ignored_fields(given) == [
+        "spec.transformer",
+        "spec.canary",
+        "spec.predictor.logger",
+        "spec.predictor.minReplicas of 0",
+    ]
+    assert ignored_fields(service(model())) == []

@@ -1,0 +1,153 @@
+"""The Pods, Deployment, Service and routes of an InferenceService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shallop.kube.objects import Object
+from shallop.serving.podtemplate import REQUIREMENTS, Storage, render_pod_template
+from shallop.serving.render import render_deployment, render_routes, render_service
+from shallop.serving.servingruntime import load_runtimes
+
+SKLEARN = load_runtimes()[0]
+
+
+def service(predictor: dict[str, Any] | None = None, **metadata: Any) -> Object:
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "iris", "namespace": "team", **metadata},
+        "spec": {"predictor": predictor or model()},
+    }
+
+
+def model(**fields: Any) -> dict[str, Any]:
+    return {"model": {"modelFormat": {"name": "sklearn"}, **fields}}
+
+
+def container(template: Object, name: str = "kserve-container") -> Any:
+    return next(item for item in template["spec"]["containers"] if item["name"] == name)
+
+
+def env(template: Object) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in container(template)["env"]}
+
+
+def test_the_runtime_serves_under_the_name_of_the_service() -> None:
+    template = render_pod_template(service(), SKLEARN, Storage("/models/iris"))
+    serving = container(template)
+    assert serving["args"] == ["--model_name=iris", "--model_dir=/mnt/models", "--http_port=8080"]
+    assert serving["image"].startswith("kserve/sklearnserver:")
+    assert env(template) == {"INFERENCE_SERVICE_NAME": "iris"}
+    assert template["metadata"]["labels"]["serving.kserve.io/inferenceservice"] == "iris"
+
+
+def test_the_users_container_is_merged_and_its_arguments_come_last() -> None:
+    given = model(
+        args=["--model_name=other"],
+        env=[{"name": "PREDICT_PROBA", "value": "true"}],
+        resources={"requests": {"cpu": "2"}},
+        runtimeVersion="v0.20.0",
+    )
+    serving = container(render_pod_template(service(given), SKLEARN, Storage("/m")))
+    assert serving["args"][-1] == "--model_name=other"
+    assert serving["args"][0] == "--model_name=iris"
+    assert {"name": "PREDICT_PROBA", "value": "true"} in serving["env"]
+    assert serving["resources"]["requests"] == {"cpu": "2", "memory": "256Mi"}
+    assert serving["image"] == "kserve/sklearnserver:v0.20.0"
+    assert "modelFormat" not in serving
+    assert "runtimeVersion" not in serving
+
+
+def test_expressions_are_expanded_from_the_metadata_of_the_service() -> None:
+    runtime = {
+        "spec": {
+            "containers": [
+                {"name": "kserve-container", "args": ["{{ .Namespace }}/{{.Labels.tier}}", "{{.Annotations.none}}"]}
+            ]
+        }
+    }
+    template = render_pod_template(service(labels={"tier": "gold"}), runtime, Storage())
+    assert container(template)["args"] == ["team/gold", "<no value>"]
+
+
+def test_a_path_is_copied_by_the_storage_initializer() -> None:
+    spec = render_pod_template(service(), SKLEARN, Storage("file:///models/iris"))["spec"]
+    assert spec["initContainers"][0]["args"] == ["file:///models/iris", "/mnt/models"]
+    assert spec["volumes"] == [{"name": "kserve-provision-location", "emptyDir": {}}]
+    assert spec["containers"][0]["volumeMounts"][0]["readOnly"] is True
+    assert "readOnly" not in spec["initContainers"][0]["volumeMounts"][0]
+
+
+def test_a_claim_is_mounted_and_not_copied() -> None:
+    spec = render_pod_template(service(), SKLEARN, Storage("pvc://models/iris/1"))["spec"]
+    assert "initContainers" not in spec
+    assert spec["volumes"] == [{"name": "kserve-pvc-source", "persistentVolumeClaim": {"claimName": "models"}}]
+    assert spec["containers"][0]["volumeMounts"] == [
+        {"name": "kserve-pvc-source", "mountPath": "/mnt/models", "subPath": "iris/1", "readOnly": True}
+    ]
+
+
+def test_requirements_of_the_model_reach_the_pod_and_the_user_has_the_last_word() -> None:
+    storage = Storage("/m", ("numpy<2", "scikit-learn==1.3.0"))
+    annotations = render_pod_template(service(), SKLEARN, storage)["metadata"]["annotations"]
+    assert annotations[REQUIREMENTS] == "numpy<2\nscikit-learn==1.3.0"
+    own = service(annotations={REQUIREMENTS: "scikit-learn==1.4.2", "modelFormat": "sklearn"})
+    annotations = render_pod_template(own, SKLEARN, storage)["metadata"]["annotations"]
+    assert annotations[REQUIREMENTS] == "scikit-learn==1.4.2"
+    assert "modelFormat" not in annotations
+
+
+def test_pod_fields_and_labels_of_the_predictor_reach_the_pod() -> None:
+    given = {
+        **model(),
+        "nodeSelector": {"a": "b"},
+        "labels": {"tier": "gold"},
+        "serviceAccountName": "sa",
+        "minReplicas": 2,
+    }
+    template = render_pod_template(service(given), SKLEARN, Storage())
+    assert (template["spec"]["nodeSelector"], template["spec"]["serviceAccountName"]) == ({"a": "b"}, "sa")
+    assert template["metadata"]["labels"]["tier"] == "gold"
+    assert "minReplicas" not in template["spec"]
+
+
+def test_a_custom_predictor_keeps_its_containers_and_learns_where_its_model_is() -> None:
+    own = {"name": "kserve-container", "image": "x", "env": [{"name": "STORAGE_URI", "value": "/models/iris"}]}
+    template = render_pod_template(service({"containers": [own]}), None, Storage("/models/iris"))
+    assert env(template) == {"STORAGE_URI": "/mnt/models", "INFERENCE_SERVICE_NAME": "iris"}
+    assert "args" not in container(template)
+
+
+def test_the_service_leads_port_80_to_the_first_port_of_the_container() -> None:
+    ports = [{"containerPort": 9090}, {"containerPort": 9000, "name": "grpc"}]
+    template = render_pod_template(service(model(ports=ports)), SKLEARN, Storage())
+    rendered = render_service(service(), template)
+    assert [(port["port"], port["targetPort"]) for port in rendered["spec"]["ports"]] == [(80, 9090), (9000, 9000)]
+    assert rendered["spec"]["ports"][1]["appProtocol"] == "kubernetes.io/h2c"
+    assert container(template)["readinessProbe"]["tcpSocket"] == {"port": 9090}
+
+
+def test_the_deployment_has_the_replicas_and_selects_its_pods() -> None:
+    given = service({**model(), "minReplicas": 3})
+    template = render_pod_template(given, SKLEARN, Storage())
+    deployment = render_deployment(given, template, {"a": "b"})
+    assert deployment["metadata"]["name"] == "iris-predictor"
+    assert deployment["spec"]["replicas"] == 3
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert render_deployment(service({**model(), "minReplicas": 0}), template, {})["spec"]["replicas"] == 1
+
+
+def test_a_named_predictor_names_its_workload() -> None:
+    given = service({**model(), "name": "blue"})
+    assert render_deployment(given, {}, {})["metadata"]["name"] == "iris-blue-predictor"
+
+
+def test_one_route_is_by_host_and_one_by_path() -> None:
+    by_host, by_path = render_routes(service({**model(), "timeout": 5}))
+    assert by_host["spec"]["hostnames"] == ["iris-team.localhost", "iris-team.example.com"]
+    assert "hostnames" not in by_path["spec"]
+    rule = by_path["spec"]["rules"][0]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/serving/team/iris"}}]
+    assert rule["filters"][1]["urlRewrite"]["path"] == {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
+    assert (rule["backendRefs"][0]["name"], rule["timeouts"]) == ("iris-predictor", {"request": "5s"})
