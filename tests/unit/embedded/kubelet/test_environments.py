@@ -1,0 +1,197 @@
+"""Which environment a container needs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from shallop.embedded.kubelet.environments import Environments, EnvironmentSpec, essential_lines
+from shallop.embedded.kubelet.images import ImageTable, add_image
+from shallop.embedded.kubelet.interpreters import Interpreter, choose_interpreter, find_interpreters, own_version
+from shallop.embedded.kubelet.pip_settings import (
+    PackageOptions,
+    machine_options,
+    pip_config_files,
+    read_pip_settings,
+    uv_environment,
+)
+
+OWN = own_version()
+INSTALL = 'PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip install {} && "$0" "$@"\n'
+
+
+def environments(folder: Path, **environ: str) -> Environments:
+    images = ImageTable(folder / "images.yaml")
+    return Environments(folder / "envs", images, {"HOME": str(folder), "PIP_CONFIG_FILE": "/dev/null", **environ})
+
+
+def resolve(folder: Path, packages: str = "", *requirements: str, image: str = f"python:{OWN}") -> EnvironmentSpec:
+    argv = ["sh", "-c", INSTALL.format(packages), "echo"] if packages else ["echo"]
+    return environments(folder).resolve(image, argv, requirements)
+
+
+def test_equal_needs_are_one_environment(tmp_path: Path) -> None:
+    one = resolve(tmp_path, "numpy 'pandas>=2'")
+    assert one.key == resolve(tmp_path, "'pandas>=2'  --quiet numpy", image=f"python:{OWN}-slim").key
+    assert one.requirements == ("numpy", "pandas>=2")
+
+
+def test_different_needs_are_different_environments(tmp_path: Path) -> None:
+    specs = [
+        resolve(tmp_path),
+        resolve(tmp_path, "numpy"),
+        resolve(tmp_path, "numpy --no-deps"),
+        resolve(tmp_path, "numpy==2.0"),
+        resolve(tmp_path, "--index-url https://a.test/simple numpy"),
+        resolve(tmp_path, image="alpine"),
+    ]
+    assert len({spec.key for spec in specs}) == len(specs)
+
+
+def test_indexes_do_not_matter_where_nothing_is_installed(tmp_path: Path) -> None:
+    plain = environments(tmp_path).resolve("python", [])
+    other = environments(tmp_path, PIP_INDEX_URL="https://a.test/simple").resolve("python", [])
+    assert plain.key == other.key and plain.options != other.options
+
+
+def test_a_pods_requirements_replace_those_of_its_image(tmp_path: Path) -> None:
+    spec = resolve(tmp_path, "", "Scikit_Learn==1.5.2", "requests", image="kserve/sklearnserver:v0.15")
+    names = [requirement for requirement in spec.requirements if "scikit" in requirement.lower()]
+    assert names == ["Scikit_Learn==1.5.2"]
+    assert "requests" in spec.requirements and any(r.startswith("pandas") for r in spec.requirements)
+    assert spec.command == ("python3", "-m", "shallop_pod.modelserver")
+
+
+def test_a_users_image_brings_its_requirements(tmp_path: Path) -> None:
+    add_image(tmp_path / "images.yaml", "acme/train", python=OWN, requirements=["numpy==2.0"])
+    assert resolve(tmp_path, "numpy==2.1", image="acme/train:7").requirements == ("numpy==2.1",)
+    assert resolve(tmp_path, image="acme/train:7").requirements == ("numpy==2.0",)
+
+
+def test_a_command_that_runs_pip_itself_gets_pip(tmp_path: Path) -> None:
+    spec = environments(tmp_path).resolve("python", ["sh", "-c", "pip install -r r.txt && python a.py"])
+    assert spec.installs_at_run_time and spec.requirements == ("pip",)
+
+
+def test_a_missing_interpreter_is_replaced_and_said(tmp_path: Path) -> None:
+    spec = environments(tmp_path, PATH="").resolve("python:3.99", [])
+    assert spec.python != "3.99"
+    (warning,) = spec.warnings
+    assert warning.startswith("image 'python:3.99': Python 3.99 is not on this machine;")
+    assert "uv python install 3.99" in warning
+    assert resolve(tmp_path).warnings == ()
+
+
+def test_the_nearest_interpreter_is_chosen_newer_first() -> None:
+    available = {version: Interpreter(version, f"/{version}") for version in ("3.9", "3.10", "3.12")}
+    assert choose_interpreter("3.11", available)[0].version == "3.12"
+    assert choose_interpreter("3.13", available)[0].version == "3.12"
+    assert choose_interpreter("3.10", available) == (available["3.10"], "")
+    chosen, warning = choose_interpreter("3.7", available)
+    assert chosen.version == "3.9" and "too old" in warning
+
+
+def test_interpreters_are_found_where_they_are_installed(tmp_path: Path) -> None:
+    for name in (".pyenv/versions/3.10.9/bin", ".pyenv/versions/3.10.13/bin", "path", ".pyenv/shims"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (
+        ".pyenv/versions/3.10.9/bin/python3.10",
+        ".pyenv/versions/3.10.13/bin/python3.10",
+        "path/python3.13",
+        "path/python3.13-config",
+        "path/python3.8",
+        ".pyenv/shims/python3.14",
+    ):
+        (tmp_path / name).touch(mode=0o755)
+    found = find_interpreters({"HOME": str(tmp_path), "PATH": f"{tmp_path}/.pyenv/shims:{tmp_path}/path"})
+    assert found["3.13"].path == f"{tmp_path}/path/python3.13"
+    assert OWN == "3.10" or found["3.10"].path == f"{tmp_path}/.pyenv/versions/3.10.13/bin/python3.10"
+    assert set(found) == {OWN, "3.10", "3.13"}
+    assert Path(found[OWN].path).exists() and not found[OWN].path.startswith(sys.prefix + "/bin")
+
+
+# --- pip's settings ---
+
+
+def config(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_pip_settings_are_read_in_pips_order(tmp_path: Path) -> None:
+    user = config(
+        tmp_path, ".config/pip/pip.conf", "[global]\nindex-url = https://u.test\ntimeout = 5\n[install]\npre = true\n"
+    )
+    prefix = config(
+        tmp_path,
+        "prefix/pip.conf",
+        "[global]\nindex_url = https://p.test\nextra-index-url =\n  https://a.test\n  https://b.test\n",
+    )
+    environ = {"HOME": str(tmp_path), "PIP_TIMEOUT": "9"}
+    files = pip_config_files(environ, tmp_path / "prefix")
+    assert files.index(user) < files.index(prefix)
+    settings = read_pip_settings(environ, [user, prefix])
+    assert settings["index-url"] == "https://p.test" and settings["timeout"] == "9" and settings["pre"] == "true"
+    options = machine_options(environ, settings)
+    assert options.index_url == "https://p.test" and options.pre
+    assert options.extra_index_urls == ("https://a.test", "https://b.test")
+    assert uv_environment(environ, settings)["UV_HTTP_TIMEOUT"] == "9"
+
+
+def test_uvs_own_settings_win_over_pips() -> None:
+    pip = {"index-url": "https://pip.test", "find-links": "/wheels", "cert": "/pip.pem", "no-index": "1"}
+    environ = {
+        "UV_DEFAULT_INDEX": "https://uv.test",
+        "UV_FIND_LINKS": "/a,/b",
+        "SSL_CERT_FILE": "/uv.pem",
+        "UV_NO_INDEX": "0",
+    }
+    options = machine_options(environ, pip)
+    assert options.index_url == "" and options.find_links == ("/a", "/b") and not options.no_index
+    assert uv_environment(environ, pip)["SSL_CERT_FILE"] == "/uv.pem"
+    assert uv_environment({}, pip)["SSL_CERT_FILE"] == "/pip.pem"
+
+
+def test_uv_does_not_see_who_started_us() -> None:
+    assert "VIRTUAL_ENV" not in uv_environment({"VIRTUAL_ENV": "/venv", "PATH": "/bin"}, {})
+
+
+def test_pip_config_can_be_switched_off() -> None:
+    assert pip_config_files({"PIP_CONFIG_FILE": "/dev/null"}, Path("/usr")) == []
+
+
+def test_a_components_options_go_over_the_machines() -> None:
+    machine = PackageOptions("https://m.test", ("https://x.test",), ("/wheels",), no_index=True)
+    merged = machine.merged(PackageOptions("https://c.test", ("https://y.test",), trusted_hosts=("y.test",)))
+    assert merged.uv_arguments() == [
+        *(
+            "--index-url",
+            "https://c.test",
+            "--extra-index-url",
+            "https://x.test",
+            "--extra-index-url",
+            "https://y.test",
+        ),
+        *("--find-links", "/wheels", "--allow-insecure-host", "y.test"),
+    ]
+    assert machine.merged(PackageOptions()) == machine
+
+
+def test_uvs_drawing_is_taken_out_of_its_message() -> None:
+    drawn = (
+        "  × No solution found when resolving dependencies:\n  ╰─▶ Because a was not found\n      in the registry.\n"
+    )
+    assert (
+        essential_lines(drawn)
+        == "No solution found when resolving dependencies: Because a was not found in the registry."
+    )
+    assert len(essential_lines("word " * 1000)) < 720
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_a_silent_failure_is_said(text: str) -> None:
+    assert essential_lines(text) == "uv ended without a message."
