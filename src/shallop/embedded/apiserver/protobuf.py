@@ -71,7 +71,16 @@ def decode(body: bytes) -> Object:
         raise BadRequestError('the body is not Kubernetes protobuf: it does not begin with "k8s\\0"')
     try:
         return _decode_envelope(body[len(_MAGIC) :])
-    except (IndexError, ValueError, struct.error) as error:
+    # Fields of the wrong wire type surface as TypeError or AttributeError, absurd times as OverflowError.
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        struct.error,
+        msgspec.MsgspecError,
+    ) as error:
         raise BadRequestError(f"the protobuf body cannot be decoded: {error}") from error
 
 

@@ -104,6 +104,7 @@ _SPECIAL: Mapping[str, Schema] = {
 }
 
 
+_TYPE_META = {"apiVersion": _SPECIAL["string"], "kind": _SPECIAL["string"]}
 # Times that the real server writes as null when they are not set.
 _NULL_TIMES: Mapping[str, dict[str, Schema]] = {
     "core.v1.PodCondition": {"lastProbeTime": replace(_SPECIAL["time"], nullable=True)},
@@ -114,9 +115,11 @@ _NULL_TIMES: Mapping[str, dict[str, Schema]] = {
 def message_schema(name: str) -> Schema:
     """Schema of a message of the table of built-in types; one object per message."""
     facts = builtin_types.fields(name)
+    # A kind inside another one (volumeClaimTemplates) may carry its own kind and apiVersion.
+    type_meta = _TYPE_META if name in builtin_types.kinds().values() else {}
     return Schema(
         type="object",
-        properties={key: _field_schema(value) for key, value in facts.items()} | _NULL_TIMES.get(name, {}),
+        properties=type_meta | {key: _field_schema(value) for key, value in facts.items()} | _NULL_TIMES.get(name, {}),
         list_type="atomic" if builtin_types.is_atomic(name) else "",
         required=tuple(key for key, value in facts.items() if value.required),
         type_name=name,
@@ -149,7 +152,7 @@ def _with_type_meta(root: Schema) -> Schema:
     metadata = root.properties.get("metadata")
     if metadata is None or not metadata.type_name:
         metadata = message_schema("meta.v1.ObjectMeta")
-    base = {"apiVersion": _SPECIAL["string"], "kind": _SPECIAL["string"], "metadata": metadata}
+    base = {**_TYPE_META, "metadata": metadata}
     return Schema(
         type="object",
         properties={**root.properties, **base},
@@ -265,7 +268,7 @@ def _list_cleaner(items: Schema) -> Cleaner | None:
 def _object_cleaner(schema: Schema) -> Cleaner:
     properties = dict(schema.properties)
     if schema.embedded:
-        properties |= {"apiVersion": _SPECIAL["string"], "kind": _SPECIAL["string"]}
+        properties |= _TYPE_META
         properties["metadata"] = message_schema("meta.v1.ObjectMeta")
     children = {name: _compile_cleaner(child) for name, child in properties.items()}
     droppable = {name for name, child in properties.items() if not child.nullable}
