@@ -24,6 +24,8 @@ _CHUNK = 1024 * 1024
 _OVERLAP = 512
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _BOOSTERS = (".bst", ".json", ".ubj")
+# A pickle of protocol 2 or later, and what joblib compresses one with.
+_PICKLE_STARTS = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x5d\x00\x00", b"\x04\x22\x4d")
 
 # Top-level modules whose presence in a pickle means that a package is needed to load it.
 _PACKAGES = {
@@ -72,7 +74,7 @@ class Inspection(NamedTuple):
 
 
 def model_file(folder: Path) -> Path | None:
-    """Return the one model file of a folder (or the file itself); None when there is none or a choice."""
+    """Return the model file of a folder, or the file itself; None when there is none or a choice."""
     if folder.is_file():
         return folder
     if not folder.is_dir():
@@ -82,7 +84,7 @@ def model_file(folder: Path) -> Path | None:
         found = [path for path in files if path.suffix in suffixes]
         if found:
             return found[0] if len(found) == 1 else None
-    return None
+    return files[0] if len(files) == 1 else None
 
 
 def inspect_model(location: Path) -> Inspection | None:
@@ -100,9 +102,14 @@ def inspect_model(location: Path) -> Inspection | None:
 @lru_cache(maxsize=256)
 def inspect_file(path: Path, _mtime_ns: int, _size_bytes: int) -> Inspection:
     """Inspect one file; the answer is remembered until the file changes."""
-    if path.suffix in _PICKLES:
+    if path.suffix in _PICKLES or (path.suffix not in _BOOSTERS and _is_pickle(path)):
         return Inspection(tuple(sorted(_inspect_pickle(path))))
     return Inspection(tuple(_inspect_booster(path)))
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3).startswith(_PICKLE_STARTS)
 
 
 def _inspect_pickle(path: Path) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from shallop.errors import ShallopError, UnavailableError
-from shallop.serving.storage import parse_registry_uri
+from shallop.serving.storage import REGISTRY, check_uri, parse_registry_uri
 
 __all__ = ["Fetch", "ModelNotFoundError", "http_fetch", "resolve_model"]
 
@@ -43,8 +43,10 @@ async def resolve_model(uri: str, fetch: Fetch) -> str:
     artifacts = await fetch(f"model_versions/{version['id']}/artifacts", _NEWEST | {"artifactType": "model-artifact"})
     items = (artifacts or {}).get("items") or []
     found = str(items[0].get("uri") or "") if items else ""
-    if not found or found.startswith("model-registry:"):
-        raise ModelNotFoundError(f"{uri}: version {version['name']!r} has no artifact with the URI of a model")
+    if not found or found.startswith(REGISTRY) or check_uri(found):
+        raise ModelNotFoundError(
+            f"{uri}: version {version['name']!r} has no artifact with the URI of a model: {found!r}"
+        )
     return found
 
 

@@ -6,6 +6,7 @@ Source: KServe v1beta1 ``InferenceServiceStatus``, Standard mode.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from shallop.serving.podtemplate import CONTAINER
 __all__ = ["Failure", "Observed", "blocked_status", "find_failure", "merge_status", "render_status", "stopped_status"]
 
 _MESSAGE_LENGTH = 400
-_STARTING = ("ContainerCreating", "PodInitializing", "")
+# ErrImagePull, ImagePullBackOff, InvalidImageName, CreateContainerConfigError ...; others are stages of a start.
+_IS_FAILURE = re.compile(r"^(Err|Invalid)|(Error|BackOff)$")
 
 
 class Failure(NamedTuple):
@@ -152,7 +154,8 @@ def _container_statuses(pod: Object) -> Iterator[tuple[Mapping[str, Any], bool]]
 def _container_failure(pod: Object, container: Mapping[str, Any], *, initial: bool) -> Failure | None:
     state, last = container.get("state") or {}, container.get("lastState") or {}
     waiting = state.get("waiting")
-    ended = state.get("terminated") or (last.get("terminated") if waiting else None)
+    # Between two attempts of a container that keeps failing its last end still counts, so that status does not flap.
+    ended = state.get("terminated") or (None if container.get("ready") else last.get("terminated"))
     where = f"Pod {_name(pod)}, container {container['name']}"
     if ended and ended.get("exitCode"):
         reason = "StorageInitializerFailed" if initial else "ModelLoadFailed"
@@ -165,7 +168,7 @@ def _container_failure(pod: Object, container: Mapping[str, Any], *, initial: bo
             detail=said or message, exit_code=int(ended["exitCode"]), time=str(ended.get("finishedAt") or "")
         )
     reason = (waiting or {}).get("reason") or ""
-    if not waiting or reason in _STARTING or reason == "CrashLoopBackOff":
+    if not waiting or not _IS_FAILURE.search(reason) or reason == "CrashLoopBackOff":
         return None
     return _failure(pod, reason, f"{where}: {waiting.get('message') or reason}", "RuntimeUnhealthy")
 

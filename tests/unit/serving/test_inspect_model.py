@@ -116,6 +116,17 @@ def test_lz4_needs_its_package(tmp_path: Path) -> None:
     assert inspect_file(path, 0, 0).requirements == ("lz4",)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("zlib.joblib", (SKLEARN,)), ("booster.ubj", ("xgboost==3.2.0",))])
+def test_a_file_without_suffix_is_judged_by_its_first_bytes(
+    tmp_path: Path, name: str, expected: tuple[str, ...]
+) -> None:
+    shutil.copy(MODELS / name, tmp_path / "model")
+    for location in (tmp_path, tmp_path / "model"):
+        inspection = inspect_model(location)
+        assert inspection is not None
+        assert inspection.requirements == expected
+
+
 def test_a_folder_with_a_choice_or_without_a_model_is_not_judged(tmp_path: Path) -> None:
     assert inspect_model(tmp_path) is None
     assert inspect_model(tmp_path / "missing") is None

@@ -41,7 +41,7 @@ def deployment(*, available: bool = False, updated: int = 1, **conditions: tuple
 
 def pod(*, initial: bool = False, ready: bool = False, name: str = "iris-1", **container: Any) -> Object:
     key = "initContainerStatuses" if initial else "containerStatuses"
-    status = {"name": "storage-initializer" if initial else "kserve-container", **container}
+    status = {"name": "storage-initializer" if initial else "kserve-container", "ready": ready, **container}
     ready_condition = {"type": "Ready", "status": "True" if ready else "False"}
     return {
         "metadata": {"name": name},
@@ -139,11 +139,18 @@ def test_a_bad_update_leaves_the_service_ready_and_says_that_it_is_blocked() -> 
 
 
 def test_a_restarted_container_that_runs_is_no_failure() -> None:
-    assert find_failure([pod(state={"running": {}}, lastState=ended(TRACE))]) is None
+    assert find_failure([pod(ready=True, state={"running": {}}, lastState=ended(TRACE))]) is None
     assert find_failure([pod(state=ended("", code=0))]) is None
     leaving = pod(state=ended(TRACE))
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert find_failure([leaving]) is None
+
+
+def test_a_container_that_is_tried_again_has_still_failed() -> None:
+    failure = find_failure([pod(state={"running": {}}, lastState=ended(TRACE))])
+    assert failure is not None
+    assert failure.exit_code == 1
+    assert find_failure([pod(state={"waiting": {"reason": "BuildingEnvironment"}})]) is None
 
 
 def test_a_deployment_that_gave_up_is_not_ready() -> None:
