@@ -2,8 +2,9 @@
 The fork-server of one environment: a process starts by a fork, not by an interpreter start.
 
 Started by the node as ``<environment>/bin/python -m shallop_pod.zygote --socket PATH [--preload MODULE]...
-[--idle-s S] [--ready-fd N]``. It imports the preload list, then listens on a Unix socket (0600, same user only). Any
-local process may ask it: the control plane, or the shim of a Pod. It goes on when the control plane is killed.
+[--idle-s S] [--ready-fd N]``. It leaves its parent (forks once), imports the preload list, then listens on a Unix
+socket (0600, same user only) and says so on the ready descriptor. Any local process may ask it: the control plane, or
+the shim of a Pod. It goes on when the control plane is killed.
 
 Asking (blocking, standard library; :func:`spawn` does it)::
 
@@ -599,8 +600,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--idle-s", type=float, default=600.0)
     parser.add_argument("--ready-fd", type=int, default=-1)
     options = parser.parse_args(argv)
-    with contextlib.suppress(PermissionError):
-        os.setsid()
+    if os.fork():
+        os._exit(0)  # nobody's child: no zombie for who started us, no end when that ends
+    os.setsid()
     _preload(options.preload)
     if (threads := _count_threads()) > 1:
         print(f"zygote: {threads} threads run after preloading; forks may hang", file=sys.stderr, flush=True)

@@ -14,11 +14,9 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -32,7 +30,6 @@ from shallop_pod.zygote import connect
 __all__ = ["Zygotes", "link_pod_package"]
 
 _START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 2.0
 
 
 def link_pod_package(settings: Settings) -> Path:
@@ -64,20 +61,16 @@ def _code_stamp() -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:8]
 
 
-@dataclass
-class _Zygote:
+class _Zygote(NamedTuple):
     path: Path
     pid: int
-    process: subprocess.Popen[bytes] | None  # None: adopted, some other process's child
 
     def is_alive(self) -> bool:
-        if self.process is not None:
-            return self.process.poll() is None
         return _pid_at(self.path) == self.pid
 
     def end(self) -> None:
         """Let it take no more work; processes that it started go on."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.is_alive():
             os.kill(self.pid, signal.SIGTERM)
 
 
@@ -88,13 +81,6 @@ def _pid_at(path: Path) -> int | None:
             return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
     except OSError:
         return None
-
-
-def _wait_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
 
 
 class Zygotes:
@@ -114,7 +100,6 @@ class Zygotes:
         self._limit = limit
         self._idle_s = idle_s
         self._zygotes: OrderedDict[str, _Zygote] = OrderedDict()
-        self._ended: list[_Zygote] = []
         self._starting: dict[str, anyio.Lock] = {}
         self._stamp = _code_stamp()
 
@@ -145,56 +130,48 @@ class Zygotes:
         self._end_oldest()
         return zygote.path
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """End all; one whose processes still run ends after the last of them."""
         for zygote in self._zygotes.values():
             zygote.end()
-        own = [zygote.process for zygote in self._zygotes.values() if zygote.process is not None]
         self._zygotes.clear()
-        await anyio.to_thread.run_sync(_wait_for, own)
 
     def _adopt(self, path: Path) -> _Zygote | None:
         pid = _pid_at(path)
-        return None if pid is None else _Zygote(path, pid, None)
+        return None if pid is None else _Zygote(path, pid)
 
     def _end_oldest(self) -> None:
         while len(self._zygotes) > self._limit:
-            _, zygote = self._zygotes.popitem(last=False)
-            zygote.end()
-            self._ended.append(zygote)
-        # A process that ended is a zombie until its parent looks.
-        self._ended = [zygote for zygote in self._ended if zygote.process is not None and zygote.is_alive()]
+            self._zygotes.popitem(last=False)[1].end()
 
     async def _start(self, environment: Environment, path: Path) -> _Zygote:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = path.with_suffix(".log")
-        process, ready = self._spawn(environment, path, log)
+        ready = await anyio.to_thread.run_sync(self._spawn, environment, path, log)
         try:
+            # The pipe ends with the process. Should it start too late, it finds nobody at the pipe and ends.
             with anyio.move_on_after(_START_TIMEOUT_S):
-                # Ends by itself at the latest when the process does: then the pipe has no writer left.
-                if await anyio.to_thread.run_sync(os.read, ready, 16, abandon_on_cancel=True):
-                    return _Zygote(path, process.pid, process)
-        except BaseException:
-            process.kill()
-            raise
+                await anyio.to_thread.run_sync(os.read, ready, 16, abandon_on_cancel=True)
         finally:
             os.close(ready)
-        process.kill()
-        process.wait()
-        text = log.read_text(errors="replace")[-500:].strip() or "it printed nothing"
-        raise NodeError(
-            f"image '{environment.spec.image}': the fork-server of {environment.path} did not start: {text}. "
-            f"Remove the environment ('shallop env remove {environment.key}'), it will be built again."
-        )
+        zygote = self._adopt(path)
+        if zygote is None:
+            text = log.read_text(errors="replace")[-500:].strip() or "it printed nothing"
+            raise NodeError(
+                f"image '{environment.spec.image}': the fork-server of {environment.path} did not start: {text}. "
+                f"Remove the environment ('shallop env remove {environment.key}'), it will be built again."
+            )
+        return zygote
 
-    def _spawn(self, environment: Environment, path: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    def _spawn(self, environment: Environment, path: Path, log: Path) -> int:
+        """Start the process; returns the pipe on which it says that it listens."""
         read_end, write_end = os.pipe()
         command = [str(environment.python), "-m", "shallop_pod.zygote", "--socket", str(path)]
         command += [word for module in environment.preload for word in ("--preload", module)]
         command += ["--idle-s", str(self._idle_s), "--ready-fd", str(write_end)]
         try:
             with log.open("wb") as output:
-                process = subprocess.Popen(
+                subprocess.run(
                     command,
                     env={
                         "PATH": f"{environment.path}/bin:{os.environ.get('PATH', os.defpath)}",
@@ -207,11 +184,11 @@ class Zygotes:
                     stdout=output,
                     stderr=output,
                     pass_fds=[write_end],
-                    start_new_session=True,
+                    check=False,  # a failure shows on the pipe and in the log
                 )
         except OSError as error:
             os.close(read_end)
             raise NodeError(f"{environment.python}: {error.strerror}") from error
         finally:
             os.close(write_end)
-        return process, read_end
+        return read_end
