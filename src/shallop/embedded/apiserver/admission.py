@@ -1,0 +1,253 @@
+"""From what a client sent to what is stored: decode, keep what is the server's, set defaults, validate. No I/O."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from shallop.embedded.apiserver import defaults, failures, validation
+from shallop.embedded.apiserver.metadata import validate_metadata
+from shallop.embedded.apiserver.requests import WriteOptions
+from shallop.embedded.apiserver.resources import Resource
+from shallop.errors import BadRequestError, FieldError, InvalidError
+from shallop.kube.objects import Object, format_time
+
+__all__ = ["check_body", "finish_update", "generate_name", "is_same", "prepare_create", "prepare_update"]
+
+_SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+_MAX_PREFIX = 58
+# What clients cannot set; on update the stored values stay.
+_SERVER_OWNED = (
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "resourceVersion",
+)
+
+
+def generate_name(prefix: str) -> str:
+    """Return ``prefix`` and five random characters that form no words."""
+    return prefix[:_MAX_PREFIX] + "".join(secrets.choice(_SUFFIX_ALPHABET) for _ in range(5))
+
+
+def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Object:
+    """
+    Check that a body is an object of this resource for this address.
+
+    Args:
+        name: name in the URL; empty for a creation.
+
+    Returns:
+        A copy with private metadata; ``kind`` and ``apiVersion`` come first, the namespace is set.
+    """
+    found = (obj.get("apiVersion", ""), obj.get("kind", ""))
+    if not isinstance(obj.get("metadata", {}), dict | None):
+        raise BadRequestError(
+            f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+            "metadata must be an object"
+        )
+    if resource.custom and not found[1]:
+        raise BadRequestError(f"Object 'Kind' is missing in '{_plain_json(obj)}'")
+    if found[0] not in ("", resource.api_version) or found[1] not in ("", resource.kind):
+        group, _, version = found[0].rpartition("/")
+        raise BadRequestError(
+            f"the API version in the data ({found[0]}) does not match the expected API version ({resource.api_version})"
+            if found[0] != resource.api_version
+            else f'{found[1]} in version "{version}" cannot be handled as a {resource.kind}: converting '
+            f"({found[1]}) to ({resource.kind}): unknown conversion"
+            if not resource.custom
+            else f"{group}/{version}, Kind={found[1]} is not a {resource.kind}"
+        )
+    metadata = dict(obj.get("metadata") or {})
+    if metadata.get("namespace") and metadata["namespace"] != namespace:
+        raise BadRequestError("the namespace of the provided object does not match the namespace sent on the request")
+    if name:
+        if not metadata.get("name"):
+            raise BadRequestError(
+                f"the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            )
+        if metadata["name"] != name:
+            raise BadRequestError(
+                f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})"
+            )
+    if namespace:
+        metadata["namespace"] = namespace
+    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata} | {
+        key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")
+    }
+
+
+def _plain_json(obj: Object) -> str:
+    import json
+
+    return json.dumps(obj, separators=(",", ":"))
+
+
+def decode(resource: Resource, obj: Object, options: WriteOptions) -> Object:
+    """
+    Drop unknown fields, set schema defaults, and complain as ``fieldValidation`` says.
+
+    Raises:
+        BadRequestError: a wrong type in a built-in object, or unknown fields under Strict.
+    """
+    schema = resource.schema
+    problems = [text if text.startswith("line ") else f'duplicate field "{text}"' for text in options.duplicates]
+    if schema is not None:
+        obj, unknown = schema.clean(obj)
+        if not resource.custom:
+            if error := schema.type_error(obj):
+                raise cannot_handle(resource, error)
+            problems += [f'unknown field "{path}"' for path in unknown]
+        else:
+            problems += [f'unknown field "{path}"' for path in sorted(unknown)]
+    if problems and options.field_validation == "Strict":
+        raise cannot_handle(resource, f"strict decoding error: {', '.join(problems)}")
+    if options.field_validation == "Warn":
+        options.warnings += problems
+    return obj
+
+
+def cannot_handle(resource: Resource, why: str) -> BadRequestError:
+    return BadRequestError(
+        f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {why}'
+    )
+
+
+def prepare_create(resource: Resource, obj: Object, options: WriteOptions, now: datetime) -> Object:
+    """
+    Make the object that a creation stores, without managedFields.
+
+    Args:
+        obj: from ``check_body``.
+
+    Raises:
+        BadRequestError, InvalidError
+    """
+    if obj["metadata"].get("resourceVersion"):
+        raise BadRequestError("resourceVersion should not be set on objects to be created")
+    obj = _private(decode(resource, obj, options))
+    metadata = obj["metadata"]
+    for key in (*_SERVER_OWNED, "selfLink"):
+        metadata.pop(key, None)
+    if not metadata.get("name") and metadata.get("generateName"):
+        metadata["name"] = generate_name(metadata["generateName"])
+    metadata["uid"] = str(uuid.uuid4())
+    metadata["creationTimestamp"] = format_time(now)
+    if resource.generation:
+        metadata["generation"] = 1
+    if resource.has_status and (resource.custom or defaults.status_is_reset(resource)):
+        obj.pop("status", None)
+    obj = _with_defaults(resource, obj, None, options)
+    _validate(resource, obj, None)
+    return obj
+
+
+def prepare_update(
+    resource: Resource, obj: Object, old: Object, options: WriteOptions, now: datetime, subresource: str = ""
+) -> Object:
+    """Make the object that an update stores, without managedFields; ``obj`` is from ``check_body``."""
+    obj = _private(decode(resource, obj, options))
+    metadata, old_metadata = obj["metadata"], old["metadata"]
+    for key in _SERVER_OWNED:
+        if key in old_metadata:
+            metadata[key] = old_metadata[key]
+        else:
+            metadata.pop(key, None)
+    metadata.pop("selfLink", None)
+    if subresource in ("status", "resize", "ephemeralcontainers"):
+        obj = (
+            _only_status(resource, obj, old)
+            if subresource == "status"
+            else _private(obj | {"status": old.get("status")})
+        )
+    elif resource.has_status:
+        _keep_status(obj, old)
+    obj = _with_defaults(resource, obj, old, options)
+    _validate(resource, obj, old, subresource)
+    return finish_update(resource, obj, old)
+
+
+def finish_update(resource: Resource, obj: Object, old: Object) -> Object:
+    """Count a changed spec as a new generation."""
+    if resource.generation and not _same_spec(obj, old):
+        obj["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
+    return obj
+
+
+def _private(obj: Object) -> Object:
+    copy = dict(obj)
+    copy["metadata"] = dict(obj["metadata"])
+    return copy
+
+
+def _keep_status(obj: Object, old: Object) -> None:
+    obj.pop("status", None)
+    if "status" in old:
+        obj["status"] = old["status"]
+
+
+def _only_status(resource: Resource, obj: Object, old: Object) -> Object:
+    """What ``/status`` may change: the status, and in some built-in kinds labels and annotations."""
+    result = _private(old)
+    result.pop("status", None)
+    if obj.get("status") is not None:
+        result["status"] = obj["status"]
+    if not resource.custom:
+        for key in ("annotations", *(() if resource.group in ("apps", "batch") else ("labels",))):
+            result["metadata"].pop(key, None)
+            if obj["metadata"].get(key):
+                result["metadata"][key] = obj["metadata"][key]
+        if "finalizers" in obj["metadata"] or "finalizers" in result["metadata"]:
+            result["metadata"]["finalizers"] = obj["metadata"].get("finalizers") or []
+    if "managedFields" in obj["metadata"]:
+        result["metadata"]["managedFields"] = obj["metadata"]["managedFields"]
+    if not result["metadata"].get("finalizers"):
+        result["metadata"].pop("finalizers", None)
+    return result
+
+
+def _with_defaults(resource: Resource, obj: Object, old: Object | None, options: WriteOptions) -> Object:
+    if not resource.custom:
+        return defaults.apply_defaults(resource, obj, old)
+    if resource.default is not None:
+        obj = _private(resource.default(obj))
+    return obj
+
+
+def _validate(resource: Resource, obj: Object, old: Object | None, subresource: str = "") -> None:
+    errors: list[FieldError] = validate_metadata(resource, obj, old)
+    if resource.custom:
+        if resource.schema is not None:
+            errors += resource.schema.validate(obj, old)
+        if resource.validate is not None and not errors and subresource != "status":
+            errors += resource.validate(obj, old)
+    else:
+        errors += validation.validate(resource, obj, old)
+    if errors:
+        raise failures.invalid(resource, obj["metadata"].get("name", ""), errors)
+
+
+def _same_spec(new: Object, old: Object) -> bool:
+    ignored = ("metadata", "status", "kind", "apiVersion")
+    return {k: v for k, v in new.items() if k not in ignored} == {k: v for k, v in old.items() if k not in ignored}
+
+
+def is_same(new: Object, old: Object) -> bool:
+    """Whether a write changes nothing; when a manager only renews what it owns, nothing changes either."""
+    return _comparable(new) == _comparable(old)
+
+
+def _comparable(obj: Object) -> Object:
+    metadata = {key: value for key, value in obj["metadata"].items() if key != "resourceVersion"}
+    metadata["managedFields"] = [
+        {key: value for key, value in entry.items() if key != "time"} for entry in metadata.get("managedFields") or ()
+    ]
+    return obj | {"metadata": metadata}
+
+
+def options_error(kind: str, errors: Sequence[FieldError]) -> InvalidError:
+    return InvalidError.of(kind, "meta.k8s.io", "", errors)

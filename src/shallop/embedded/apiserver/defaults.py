@@ -1,0 +1,323 @@
+"""Defaults of built-in kinds, set at admission; the input is never changed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+
+from shallop.embedded.apiserver.pod_defaults import default_pod, default_template
+from shallop.embedded.apiserver.resources import Resource
+from shallop.kube.objects import Object
+
+__all__ = ["apply_defaults", "status_is_reset"]
+
+Default = Callable[[Object, Object | None], Object]
+
+# Kinds whose status a client may give at creation.
+_STATUS_KEPT = {"nodes", "persistentvolumes"}
+
+
+def status_is_reset(resource: Resource) -> bool:
+    return resource.storage not in _STATUS_KEPT
+
+
+def apply_defaults(resource: Resource, obj: Object, old: Object | None) -> Object:
+    """Return ``obj`` with the defaults of its kind; ``old`` is the stored object on updates."""
+    default = _DEFAULTS.get(resource.storage)
+    return default(obj, old) if default else obj
+
+
+def _missing(values: Object, **defaults: object) -> Object:
+    """Return ``values`` with the defaults that it lacks."""
+    return {**{key: value for key, value in defaults.items() if values.get(key) is None}, **_present(values)}
+
+
+def _present(values: Object) -> Object:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _namespace(obj: Object, old: Object | None) -> Object:
+    metadata = obj["metadata"]
+    metadata["labels"] = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata["name"]}
+    spec = dict(obj.get("spec") or {})
+    if old is None:
+        spec["finalizers"] = list(dict.fromkeys([*(spec.get("finalizers") or ()), "kubernetes"]))
+        return obj | {"spec": spec, "status": {"phase": "Active"}}
+    # Finalizers of the spec change through /finalize only.
+    return obj | {"spec": old.get("spec") or {}, "status": obj.get("status") or {}}
+
+
+def _secret(obj: Object, old: Object | None) -> Object:
+    obj = dict(obj)
+    texts = obj.pop("stringData", None)
+    if texts:
+        encoded = {key: base64.b64encode(value.encode()).decode() for key, value in texts.items()}
+        obj["data"] = {**(obj.get("data") or {}), **encoded}
+    obj["type"] = obj.get("type") or "Opaque"
+    return obj
+
+
+def _service(obj: Object, old: Object | None) -> Object:
+    spec = _missing(obj.get("spec") or {}, sessionAffinity="None", type="ClusterIP")
+    external = spec["type"] == "ExternalName"
+    if spec.get("ports"):
+        spec["ports"] = [_service_port(port, headless=spec.get("clusterIP") == "None") for port in spec["ports"]]
+    if not external:
+        spec = _missing(spec, ipFamilies=["IPv4"], ipFamilyPolicy="SingleStack", internalTrafficPolicy="Cluster")
+    if spec["type"] in ("NodePort", "LoadBalancer"):
+        spec = _missing(spec, externalTrafficPolicy="Cluster")
+    if spec["type"] == "LoadBalancer":
+        spec = _missing(spec, allocateLoadBalancerNodePorts=True)
+    if spec["sessionAffinity"] == "ClientIP":
+        spec = _missing(spec, sessionAffinityConfig={"clientIP": {"timeoutSeconds": 10800}})
+    return obj | {"spec": spec, "status": obj.get("status") or {"loadBalancer": {}}}
+
+
+def _service_port(port: Object, *, headless: bool) -> Object:
+    return _missing(port, protocol="TCP", targetPort=port.get("port"))
+
+
+def _claim(obj: Object, old: Object | None) -> Object:
+    if old is None:
+        metadata = obj["metadata"]
+        metadata["finalizers"] = list(
+            dict.fromkeys([*(metadata.get("finalizers") or ()), "kubernetes.io/pvc-protection"])
+        )
+        obj = obj | {"status": {"phase": "Pending"}}
+    return obj | {"spec": _missing(obj.get("spec") or {}, volumeMode="Filesystem")}
+
+
+def _volume(obj: Object, old: Object | None) -> Object:
+    spec = _missing(obj.get("spec") or {}, persistentVolumeReclaimPolicy="Retain", volumeMode="Filesystem")
+    if old is None:
+        metadata = obj["metadata"]
+        metadata["finalizers"] = list(
+            dict.fromkeys([*(metadata.get("finalizers") or ()), "kubernetes.io/pv-protection"])
+        )
+        obj = obj | {"status": {"phase": "Pending"}}
+    return obj | {"spec": spec}
+
+
+def _deployment(obj: Object, old: Object | None) -> Object:
+    spec = _missing(
+        obj.get("spec") or {},
+        replicas=1,
+        revisionHistoryLimit=10,
+        progressDeadlineSeconds=600,
+    )
+    strategy = _missing(spec.get("strategy") or {}, type="RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        rolling = _missing(strategy.get("rollingUpdate") or {}, maxUnavailable="25%", maxSurge="25%")
+        strategy["rollingUpdate"] = rolling
+    spec["strategy"] = strategy
+    spec["template"] = default_template(spec.get("template") or {})
+    return obj | {"spec": spec, "status": obj.get("status") or {}}
+
+
+def _replicaset(obj: Object, old: Object | None) -> Object:
+    spec = _missing(obj.get("spec") or {}, replicas=1)
+    spec["template"] = default_template(spec.get("template") or {})
+    return obj | {"spec": spec, "status": obj.get("status") or {"replicas": 0}}
+
+
+def _statefulset(obj: Object, old: Object | None) -> Object:
+    spec = _missing(
+        obj.get("spec") or {},
+        replicas=1,
+        podManagementPolicy="OrderedReady",
+        revisionHistoryLimit=10,
+        persistentVolumeClaimRetentionPolicy={"whenDeleted": "Retain", "whenScaled": "Retain"},
+    )
+    strategy = _missing(spec.get("updateStrategy") or {}, type="RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        strategy["rollingUpdate"] = _missing(strategy.get("rollingUpdate") or {}, partition=0)
+    spec["updateStrategy"] = strategy
+    spec["template"] = default_template(spec.get("template") or {})
+    if spec.get("volumeClaimTemplates"):
+        spec["volumeClaimTemplates"] = [
+            {"kind": "PersistentVolumeClaim", "apiVersion": "v1"}
+            | template
+            | {"spec": _missing(template.get("spec") or {}, volumeMode="Filesystem"), "status": {"phase": "Pending"}}
+            for template in spec["volumeClaimTemplates"]
+        ]
+    return obj | {"spec": spec, "status": obj.get("status") or {"replicas": 0, "availableReplicas": 0}}
+
+
+def _daemonset(obj: Object, old: Object | None) -> Object:
+    spec = _missing(obj.get("spec") or {}, revisionHistoryLimit=10)
+    strategy = _missing(spec.get("updateStrategy") or {}, type="RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        rolling = _missing(strategy.get("rollingUpdate") or {}, maxUnavailable=1, maxSurge=0)
+        strategy["rollingUpdate"] = rolling
+    spec["updateStrategy"] = strategy
+    spec["template"] = default_template(spec.get("template") or {})
+    zero = {"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}
+    return obj | {"spec": spec, "status": obj.get("status") or zero}
+
+
+def _job(obj: Object, old: Object | None) -> Object:
+    spec = _job_spec(obj.get("spec") or {})
+    if old is None and not spec.get("manualSelector"):
+        uid, name = obj["metadata"]["uid"], obj["metadata"]["name"]
+        labels = {
+            "batch.kubernetes.io/controller-uid": uid,
+            "batch.kubernetes.io/job-name": name,
+            "controller-uid": uid,
+            "job-name": name,
+        }
+        spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
+        template = spec["template"]
+        metadata = template.get("metadata") or {}
+        spec["template"] = template | {"metadata": metadata | {"labels": {**(metadata.get("labels") or {}), **labels}}}
+    if not (obj["metadata"].get("labels")) and (old is None):
+        obj["metadata"]["labels"] = dict((spec["template"].get("metadata") or {}).get("labels") or {})
+    return obj | {"spec": spec, "status": obj.get("status") or {}}
+
+
+def _job_spec(spec: Object) -> Object:
+    completions = spec.get("completions")
+    if completions is None and spec.get("parallelism") is None:
+        spec = spec | {"completions": 1}
+    spec = _missing(
+        spec,
+        parallelism=1,
+        completionMode="NonIndexed",
+        suspend=False,
+        manualSelector=False,
+        podReplacementPolicy="Failed" if spec.get("podFailurePolicy") else "TerminatingOrFailed",
+    )
+    if spec.get("backoffLimit") is None:
+        spec["backoffLimit"] = 2147483647 if spec.get("backoffLimitPerIndex") is not None else 6
+    spec["template"] = default_template(spec.get("template") or {})
+    return spec
+
+
+def _cronjob(obj: Object, old: Object | None) -> Object:
+    spec = _missing(
+        obj.get("spec") or {},
+        concurrencyPolicy="Allow",
+        suspend=False,
+        successfulJobsHistoryLimit=3,
+        failedJobsHistoryLimit=1,
+    )
+    template = dict(spec.get("jobTemplate") or {})
+    job = dict(template.get("spec") or {})
+    job["template"] = default_template(job.get("template") or {})
+    template["spec"] = job
+    spec["jobTemplate"] = template
+    return obj | {"spec": spec, "status": obj.get("status") or {}}
+
+
+def _hpa(obj: Object, old: Object | None) -> Object:
+    spec = _missing(obj.get("spec") or {}, minReplicas=1)
+    if obj["apiVersion"] == "autoscaling/v2" and not spec.get("metrics"):
+        target = {"type": "Utilization", "averageUtilization": 80}
+        spec["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
+    empty = {"desiredReplicas": 0, "currentMetrics": None}
+    return obj | {"spec": spec, "status": obj.get("status") or empty}
+
+
+def _storage_class(obj: Object, old: Object | None) -> Object:
+    return _missing(obj, reclaimPolicy="Delete", volumeBindingMode="Immediate")
+
+
+def _role_binding(obj: Object, old: Object | None) -> Object:
+    group = "rbac.authorization.k8s.io"
+    obj = dict(obj)
+    if obj.get("roleRef"):
+        obj["roleRef"] = _missing(obj["roleRef"], apiGroup=group)
+    if obj.get("subjects"):
+        obj["subjects"] = [
+            _missing(subject, apiGroup=group) if subject.get("kind") in ("User", "Group") else subject
+            for subject in obj["subjects"]
+        ]
+    return obj
+
+
+def _network_policy(obj: Object, old: Object | None) -> Object:
+    spec = dict(obj.get("spec") or {})
+    if not spec.get("policyTypes"):
+        spec["policyTypes"] = ["Ingress", *(["Egress"] if spec.get("egress") else [])]
+    spec["podSelector"] = spec.get("podSelector") or {}
+    return obj | {"spec": spec}
+
+
+def _priority_class(obj: Object, old: Object | None) -> Object:
+    return _missing(obj, preemptionPolicy="PreemptLowerPriority")
+
+
+def _endpoints(obj: Object, old: Object | None) -> Object:
+    obj = dict(obj)
+    for subset_list in ("subsets",):
+        obj[subset_list] = [
+            subset
+            | ({"ports": [_missing(port, protocol="TCP") for port in subset["ports"]]} if subset.get("ports") else {})
+            for subset in obj.get(subset_list) or ()
+        ]
+    if not obj["subsets"]:
+        del obj["subsets"]
+    return obj
+
+
+def _endpoint_slice(obj: Object, old: Object | None) -> Object:
+    ports = [_missing(port, name="", protocol="TCP") for port in obj.get("ports") or ()]
+    return obj | {"ports": ports or None, "endpoints": obj.get("endpoints")}
+
+
+def _pdb(obj: Object, old: Object | None) -> Object:
+    zero = {"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0}
+    return obj | {"status": obj.get("status") or zero}
+
+
+def _ingress(obj: Object, old: Object | None) -> Object:
+    return obj | {"status": obj.get("status") or {"loadBalancer": {}}}
+
+
+def _empty_status(obj: Object, old: Object | None) -> Object:
+    return obj | {"status": obj.get("status") or {}}
+
+
+def _crd(obj: Object, old: Object | None) -> Object:
+    spec = dict(obj.get("spec") or {})
+    names = dict(spec.get("names") or {})
+    if names.get("kind"):
+        names = _missing(names, singular=names["kind"].lower(), listKind=f"{names['kind']}List")
+    spec["names"] = names
+    spec["conversion"] = spec.get("conversion") or {"strategy": "None"}
+    stored = [version["name"] for version in spec.get("versions") or () if version.get("storage")]
+    status = obj.get("status")
+    if old is None:
+        status = {"conditions": None, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
+    elif status and stored and stored[0] not in (status.get("storedVersions") or ()):
+        status = status | {"storedVersions": [*(status.get("storedVersions") or ()), stored[0]]}
+    return obj | {"spec": spec, "status": status}
+
+
+_DEFAULTS: dict[str, Default] = {
+    "cronjobs.batch": _cronjob,
+    "customresourcedefinitions.apiextensions.k8s.io": _crd,
+    "daemonsets.apps": _daemonset,
+    "deployments.apps": _deployment,
+    "endpoints": _endpoints,
+    "endpointslices.discovery.k8s.io": _endpoint_slice,
+    "horizontalpodautoscalers.autoscaling": _hpa,
+    "ingresses.networking.k8s.io": _ingress,
+    "jobs.batch": _job,
+    "namespaces": _namespace,
+    "networkpolicies.networking.k8s.io": _network_policy,
+    "nodes": _empty_status,
+    "persistentvolumeclaims": _claim,
+    "persistentvolumes": _volume,
+    "poddisruptionbudgets.policy": _pdb,
+    "pods": default_pod,
+    "priorityclasses.scheduling.k8s.io": _priority_class,
+    "replicasets.apps": _replicaset,
+    "replicationcontrollers": _replicaset,
+    "resourcequotas": _empty_status,
+    "rolebindings.rbac.authorization.k8s.io": _role_binding,
+    "clusterrolebindings.rbac.authorization.k8s.io": _role_binding,
+    "secrets": _secret,
+    "services": _service,
+    "statefulsets.apps": _statefulset,
+    "storageclasses.storage.k8s.io": _storage_class,
+}

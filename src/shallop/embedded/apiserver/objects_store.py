@@ -1,0 +1,453 @@
+"""
+The objects of the embedded API server: durable, versioned, in memory.
+
+Every change is a row in one SQLite table, keyed by a global revision; what is newest per key is the current state, older rows
+are the history that watches resume from. One thread writes: changes that wait at the same moment share one commit, and a
+change becomes visible (to readers, watchers and its own caller) only after it is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shallop.errors import ExpiredError, UnavailableError
+from shallop.kube.objects import Object
+
+__all__ = ["Change", "ObjectsStore", "Stored", "Subscription", "encode_object"]
+
+# History kept for watches: all of the last KEEP_S seconds, at least KEEP_REVISIONS, at most MAX_REVISIONS.
+KEEP_REVISIONS = 10_000
+MAX_REVISIONS = 60_000
+KEEP_S = 300.0
+# Clients ask for version 1 out of habit and mean "long ago"; it must never look like a version they have seen.
+_FIRST_REVISION = 1000
+_QUEUE_LIMIT = 20_000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS versions (
+    revision INTEGER PRIMARY KEY,
+    resource TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    deleted INTEGER NOT NULL,
+    object BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS horizon (revision INTEGER NOT NULL);
+"""
+_INSERT = "INSERT INTO versions (revision, resource, namespace, name, deleted, object) VALUES (?, ?, ?, ?, ?, ?)"
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Stored:
+    """One version of one object: its JSON, and the dict decoded when first asked for. Read only."""
+
+    __slots__ = ("_object", "name", "namespace", "raw", "resource", "revision")
+
+    def __init__(
+        self, resource: str, namespace: str, name: str, revision: int, raw: bytes, obj: Object | None = None
+    ) -> None:
+        self.resource = resource
+        self.namespace = namespace
+        self.name = name
+        self.revision = revision
+        self.raw = raw
+        self._object = obj
+
+    @property
+    def object(self) -> Object:
+        if self._object is None:
+            self._object = _decode(self.raw)
+        return self._object
+
+    def forget_object(self) -> None:
+        """Keep only the JSON: superseded versions are rarely read again."""
+        self._object = None
+
+
+class Change(NamedTuple):
+    """One revision: ``old`` is None for a creation, ``new`` for a deletion has the last state and ``deleted`` is set."""
+
+    revision: int
+    old: Stored | None
+    new: Stored
+    deleted: bool
+    at: float
+
+
+class Subscription:
+    """Changes of one resource as they are committed; iterate with ``next``."""
+
+    def __init__(self, resource: str, namespace: str) -> None:
+        self.resource = resource
+        self.namespace = namespace
+        self.pending: deque[Change] = deque()
+        self.closed = False
+        self.overflowed = False
+        self._wakeup = asyncio.Event()
+
+    def push(self, change: Change) -> None:
+        if len(self.pending) >= _QUEUE_LIMIT:
+            # A reader that far behind lists again; holding its backlog would cost everybody's memory.
+            self.overflowed = self.closed = True
+            self.pending.clear()
+        else:
+            self.pending.append(change)
+        self._wakeup.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self._wakeup.set()
+
+    async def next(self, timeout_s: float | None = None) -> list[Change]:
+        """Return what has come, waiting for at least one; empty on timeout or when closed."""
+        if not self.pending and not self.closed:
+            self._wakeup.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wakeup.wait()
+            except TimeoutError:
+                return []
+        changes = list(self.pending)
+        self.pending.clear()
+        return changes
+
+
+class _KeyLock:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+class _Write(NamedTuple):
+    change: Change
+    done: asyncio.Future[None]
+
+
+_Objects = dict[str, dict[str, Stored]]
+
+
+class ObjectsStore:
+    """
+    All objects by (resource, namespace, name); ``resource`` is ``plural.group``.
+
+    Use from one event loop. Objects given in belong to the store afterwards; objects given out are shared, do not change them.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or create the database; None keeps everything in memory only."""
+        if path is not None:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        # A commit survives the end of this process at any moment; an fsync per commit would add power loss.
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+        self._objects: dict[str, _Objects] = {}
+        self._owned: dict[str, set[tuple[str, str, str]]] = {}
+        self._log: deque[Change] = deque()
+        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._locks: dict[tuple[str, str, str], _KeyLock] = {}
+        self._horizon = _FIRST_REVISION
+        self.revision = _FIRST_REVISION
+        self._load()
+        self._next = self.revision + 1
+        self._queue: queue.SimpleQueue[_Write | list[int] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.listeners: list[Callable[[Change], None]] = []
+
+    # ---- life
+
+    def start(self) -> None:
+        """Start the writer thread; call inside the event loop that uses the store."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._write_all, name="objects-store", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what is queued, end every watch, close the database."""
+        for subscription in self._all_subscriptions():
+            subscription.close()
+        if self._thread is not None:
+            self._queue.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+            # Publications that the writer has handed over run before whatever follows.
+            await asyncio.sleep(0)
+        self._db.close()
+
+    def _load(self) -> None:
+        row = self._db.execute("SELECT max(revision) FROM horizon").fetchone()
+        self._horizon = row[0] or _FIRST_REVISION
+        self.revision = self._horizon
+        now = time.monotonic()
+        rows = self._db.execute(
+            "SELECT revision, resource, namespace, name, deleted, object FROM versions ORDER BY revision"
+        )
+        for revision, resource, namespace, name, deleted, raw in rows:
+            new = Stored(resource, namespace, name, revision, raw)
+            old = self.get(resource, namespace, name)
+            self._set(new, remove=bool(deleted))
+            if revision > self._horizon:
+                self._log.append(Change(revision, old, new, bool(deleted), now))
+            self.revision = revision
+        for objects in self._objects.values():
+            for stored in itertools.chain.from_iterable(names.values() for names in objects.values()):
+                if b'"ownerReferences"' in stored.raw:
+                    self._index(stored)
+                    stored.forget_object()
+
+    # ---- reading
+
+    def get(self, resource: str, namespace: str, name: str) -> Stored | None:
+        return self._objects.get(resource, {}).get(namespace, {}).get(name)
+
+    def list(self, resource: str, namespace: str = "") -> list[Stored]:
+        """Return the objects of one namespace or of all, in the order of (namespace, name)."""
+        objects = self._objects.get(resource, {})
+        if namespace:
+            return [stored for _, stored in sorted(objects.get(namespace, {}).items())]
+        return [stored for _, names in sorted(objects.items()) for _, stored in sorted(names.items())]
+
+    def count(self, resource: str) -> int:
+        return sum(map(len, self._objects.get(resource, {}).values()))
+
+    def resources_in(self, namespace: str) -> list[str]:
+        """Return the resources that have objects in a namespace."""
+        return [resource for resource, objects in self._objects.items() if objects.get(namespace)]
+
+    def resources(self) -> list[str]:
+        return [resource for resource, objects in self._objects.items() if any(objects.values())]
+
+    def by_owner(self, uid: str) -> list[Stored]:
+        """Return the objects that have an owner reference to ``uid``."""
+        found = (self.get(*key) for key in sorted(self._owned.get(uid, ())))
+        return [stored for stored in found if stored is not None]
+
+    def list_at(self, resource: str, namespace: str, revision: int) -> list[Stored]:
+        """
+        Return the objects as they were at ``revision``.
+
+        Raises:
+            ExpiredError: that history is gone.
+        """
+        current = {(stored.namespace, stored.name): stored for stored in self.list(resource, namespace)}
+        for change in reversed(list(self._changes_after(revision))):
+            new = change.new
+            if new.resource != resource or (namespace and new.namespace != namespace):
+                continue
+            if change.old is None:
+                current.pop((new.namespace, new.name), None)
+            else:
+                current[(new.namespace, new.name)] = change.old
+        return [stored for _, stored in sorted(current.items())]
+
+    def subscribe(self, resource: str, namespace: str = "", *, after: int | None = None) -> Subscription:
+        """
+        Follow a resource; ``after`` first replays the history behind that revision.
+
+        Raises:
+            ExpiredError: that history is gone.
+        """
+        subscription = Subscription(resource, namespace)
+        if after is not None and after < self.revision:
+            for change in self._changes_after(after):
+                if change.new.resource == resource and namespace in ("", change.new.namespace):
+                    subscription.pending.append(change)
+        self._subscriptions.setdefault(resource, set()).add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._subscriptions.get(subscription.resource, set()).discard(subscription)
+
+    def close_subscriptions(self, resource: str) -> None:
+        """End the watches of a resource that is no longer served."""
+        for subscription in list(self._subscriptions.get(resource, ())):
+            subscription.close()
+
+    def _all_subscriptions(self) -> Iterable[Subscription]:
+        return list(itertools.chain.from_iterable(self._subscriptions.values()))
+
+    def _changes_after(self, revision: int) -> Iterator[Change]:
+        if revision < self._horizon:
+            raise ExpiredError(f"too old resource version: {revision} ({self._horizon})")
+        # Revisions ascend but have gaps where a commit failed, hence a bisection and not an index.
+        low, high = 0, len(self._log)
+        while low < high:
+            middle = (low + high) // 2
+            if self._log[middle].revision <= revision:
+                low = middle + 1
+            else:
+                high = middle
+        return itertools.islice(self._log, low, None)
+
+    # ---- writing
+
+    @asynccontextmanager
+    async def lock(self, resource: str, namespace: str, name: str) -> AsyncIterator[None]:
+        """Hold one key: what is read inside stays the newest version until ``put`` or ``remove`` returns."""
+        key = (resource, namespace, name)
+        lock = self._locks.setdefault(key, _KeyLock())
+        lock.users += 1
+        try:
+            async with lock.lock:
+                yield
+        finally:
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[key]
+
+    async def put(self, resource: str, namespace: str, name: str, obj: Object) -> Stored:
+        """
+        Write an object under a new revision, which is set in its metadata; hold its lock.
+
+        Args:
+            obj: starts with ``kind`` and ``apiVersion``; top level and metadata are changed here, so they must be private.
+        """
+        return await self._commit(resource, namespace, name, obj, deleted=False)
+
+    async def remove(self, resource: str, namespace: str, name: str, obj: Object) -> Stored:
+        """Delete an object; ``obj`` is the last state that watchers see. Hold its lock."""
+        return await self._commit(resource, namespace, name, obj, deleted=True)
+
+    async def _commit(self, resource: str, namespace: str, name: str, obj: Object, *, deleted: bool) -> Stored:
+        if self._loop is None or self._thread is None:
+            raise UnavailableError("the object store is stopped")
+        revision = self._next
+        self._next += 1
+        obj["metadata"]["resourceVersion"] = str(revision)
+        new = Stored(resource, namespace, name, revision, _encode(obj), obj)
+        change = Change(revision, self.get(resource, namespace, name), new, deleted, time.monotonic())
+        done = self._loop.create_future()
+        self._queue.put(_Write(change, done))
+        # The write goes on when the caller is cancelled; shielding keeps its future ours.
+        await asyncio.shield(done)
+        return new
+
+    def _write_all(self) -> None:
+        """The writer thread: one transaction for everything that is queued at the moment."""
+        last = False
+        while not last:
+            writes: list[_Write] = []
+            obsolete: list[int] = []
+            item = self._queue.get()
+            while True:
+                if item is None:
+                    last = True
+                elif isinstance(item, list):
+                    obsolete += item
+                else:
+                    writes.append(item)
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            error: Exception | None = None
+            try:
+                self._transact(writes, obsolete)
+            except sqlite3.Error as caught:
+                error = caught
+            if writes and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._publish, writes, error)
+
+    def _transact(self, writes: list[_Write], obsolete: list[int]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(
+                _INSERT,
+                [
+                    (c.revision, c.new.resource, c.new.namespace, c.new.name, c.deleted, c.new.raw)
+                    for c in (write.change for write in writes)
+                ],
+            )
+            if obsolete:
+                horizon, *revisions = obsolete
+                self._db.execute("DELETE FROM horizon")
+                self._db.execute("INSERT INTO horizon VALUES (?)", (horizon,))
+                self._db.executemany("DELETE FROM versions WHERE revision = ?", [(r,) for r in revisions])
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def _publish(self, writes: list[_Write], error: Exception | None) -> None:
+        for change, done in writes:
+            if error is not None:
+                if not done.done():
+                    done.set_exception(UnavailableError(f"the object could not be stored: {error}"))
+                continue
+            self._apply(change)
+            if not done.done():
+                done.set_result(None)
+        if len(self._log) > KEEP_REVISIONS:
+            self._trim()
+
+    def _apply(self, change: Change) -> None:
+        new = change.new
+        self.revision = change.revision
+        if change.old is not None:
+            self._unindex(change.old)
+        self._set(new, remove=change.deleted)
+        if not change.deleted:
+            self._index(new)
+        self._log.append(change)
+        for listener in self.listeners:
+            listener(change)
+        for subscription in self._subscriptions.get(new.resource, ()):
+            if subscription.namespace in ("", new.namespace):
+                subscription.push(change)
+
+    def _set(self, new: Stored, *, remove: bool) -> None:
+        names = self._objects.setdefault(new.resource, {}).setdefault(new.namespace, {})
+        if remove:
+            names.pop(new.name, None)
+            if not names:
+                del self._objects[new.resource][new.namespace]
+        else:
+            names[new.name] = new
+
+    def _index(self, stored: Stored) -> None:
+        for reference in stored.object["metadata"].get("ownerReferences") or ():
+            self._owned.setdefault(reference["uid"], set()).add((stored.resource, stored.namespace, stored.name))
+
+    def _unindex(self, stored: Stored) -> None:
+        for reference in stored.object["metadata"].get("ownerReferences") or ():
+            owned = self._owned.get(reference["uid"])
+            if owned is not None:
+                owned.discard((stored.resource, stored.namespace, stored.name))
+                if not owned:
+                    del self._owned[reference["uid"]]
+
+    def _trim(self) -> None:
+        """Drop history that is old and long enough; rows that nothing can ask for any more are deleted."""
+        oldest = time.monotonic() - KEEP_S
+        obsolete: list[int] = []
+        while len(self._log) > MAX_REVISIONS or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest):
+            change = self._log.popleft()
+            self._horizon = change.revision
+            if change.old is not None:
+                obsolete.append(change.old.revision)
+            if change.deleted:
+                obsolete.append(change.revision)
+        if obsolete:
+            self._queue.put([self._horizon, *obsolete])
+
+
+def encode_object(obj: Any) -> bytes:
+    """JSON of anything that came from the store or goes to the wire."""
+    return _encode(obj)

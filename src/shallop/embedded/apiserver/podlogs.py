@@ -1,0 +1,95 @@
+"""``pods/NAME/log``: query parameters to what the node understands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from shallop.embedded.apiserver.requests import parse_bool, parse_int
+from shallop.errors import BadRequestError, FieldError, InvalidError, UnavailableError
+from shallop.kube.node import NodeApi
+from shallop.kube.objects import Object, parse_time
+
+__all__ = ["open_logs"]
+
+
+async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[str]]) -> AsyncIterator[bytes]:
+    """
+    Start reading a container's log.
+
+    The first chunk is read before this returns, so that a refusal of the node still becomes an HTTP status.
+
+    Raises:
+        BadRequestError: no such container, or nothing runs yet.
+        UnavailableError: no node is there to ask.
+    """
+
+    def first(name: str) -> str:
+        return (query.get(name) or [""])[0]
+
+    name = pod["metadata"]["name"]
+    container = _choose_container(pod, first("container"))
+    _check_numbers(first)
+    if not (pod.get("spec") or {}).get("nodeName"):
+        # As on a real server: not an error, there is just nothing to show yet.
+        return _no_chunks()
+    if node is None:
+        raise UnavailableError(f"pod {name}: the node that runs it is not connected; start shallop with its node")
+    since_time = first("sinceTime")
+    try:
+        time = parse_time(since_time) if since_time else None
+    except ValueError as error:
+        raise BadRequestError(f"sinceTime: {error}") from error
+    chunks = node.read_logs(
+        pod,
+        container,
+        follow=parse_bool(first("follow")),
+        previous=parse_bool(first("previous")),
+        tail_lines=_number(first("tailLines")),
+        since_s=_number(first("sinceSeconds")),
+        since_time=time,
+        timestamps=parse_bool(first("timestamps")),
+        limit_bytes=_number(first("limitBytes")),
+    )
+    return chunks
+
+
+async def _no_chunks() -> AsyncIterator[bytes]:
+    for chunk in ():
+        yield chunk
+
+
+def _number(text: str) -> int | None:
+    return parse_int(text) if text else None
+
+
+def _choose_container(pod: Object, wanted: str) -> str:
+    spec = pod.get("spec") or {}
+    name = pod["metadata"]["name"]
+    names = [c["name"] for c in spec.get("containers") or ()]
+    init = [c["name"] for c in spec.get("initContainers") or ()]
+    ephemeral = [c["name"] for c in spec.get("ephemeralContainers") or ()]
+    if wanted:
+        if wanted not in (*names, *init, *ephemeral):
+            raise BadRequestError(f"container {wanted} is not valid for pod {name}")
+        return wanted
+    annotations = pod["metadata"].get("annotations") or {}
+    default = annotations.get("kubectl.kubernetes.io/default-container", "")
+    if len(names) == 1:
+        return str(names[0])
+    if default in names:
+        return str(default)
+    text = f"a container name must be specified for pod {name}, choose one of: [{' '.join(names)}]"
+    if init:
+        text += f" or one of the init containers: [{' '.join(init)}]"
+    raise BadRequestError(text)
+
+
+def _check_numbers(first: Callable[[str], str]) -> None:
+    problems = []
+    for name, least in (("tailLines", 0), ("sinceSeconds", 1), ("limitBytes", 1)):
+        text = first(name)
+        if text and parse_int(text) < least:
+            bound = "greater than or equal to 0" if least == 0 else "greater than 0"
+            problems.append(FieldError.invalid(name, parse_int(text), f"must be {bound}"))
+    if problems:
+        raise InvalidError.of("PodLogOptions", "", "", problems)

@@ -1,0 +1,91 @@
+"""Answers to "who am I" and "may I": nothing of it is stored."""
+
+from __future__ import annotations
+
+from shallop.embedded.apiserver.authorization import Attributes, Authorize
+from shallop.embedded.apiserver.requests import User
+from shallop.embedded.apiserver.resources import Resource
+from shallop.embedded.apiserver.tokens import AUDIENCE, Tokens
+from shallop.errors import FieldError, InvalidError
+from shallop.kube.objects import Object
+
+__all__ = ["is_review", "review"]
+
+_GROUPS = ("authentication.k8s.io", "authorization.k8s.io")
+
+
+def is_review(resource: Resource) -> bool:
+    return resource.group in _GROUPS and not resource.custom
+
+
+def review(
+    resource: Resource, namespace: str, body: Object, user: User, tokens: Tokens, authorize: Authorize
+) -> Object:
+    """Return the review with its status filled."""
+    spec = body.get("spec") or {}
+    head: Object = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": body.get("metadata") or {}}
+    if resource.kind == "SelfSubjectReview":
+        return head | {"status": {"userInfo": _user_info(user)}}
+    if resource.kind == "TokenReview":
+        return head | {"spec": spec, "status": _token_status(spec, tokens)}
+    if resource.kind == "SelfSubjectRulesReview":
+        return head | {"spec": spec, "status": _rules(authorize, user)}
+    if resource.kind != "SelfSubjectAccessReview":
+        if not spec.get("user") and not spec.get("groups"):
+            text = "at least one of user or group must be specified"
+            problem = FieldError.invalid("spec.user", "", text)
+            raise InvalidError.of(resource.kind, resource.group, "", [problem])
+        user = User(spec.get("user", ""), tuple(spec.get("groups") or ()), spec.get("uid", ""))
+    allowed, reason = authorize(user, _attributes(resource, namespace, spec))
+    return head | {"spec": spec, "status": {"allowed": allowed} | ({"reason": reason} if reason else {})}
+
+
+def _attributes(resource: Resource, namespace: str, spec: Object) -> Attributes:
+    wanted, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    if bool(wanted) == bool(path):
+        text = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
+        problem = FieldError.invalid("spec.resourceAttributes", "null", text)
+        raise InvalidError.of(resource.kind, resource.group, "", [problem])
+    if path:
+        return Attributes(verb=path.get("verb", ""), path=path.get("path", "/"))
+    wanted = wanted or {}
+    plural = wanted.get("resource", "")
+    if wanted.get("subresource"):
+        plural += f"/{wanted['subresource']}"
+    return Attributes(
+        verb=wanted.get("verb", ""),
+        group=wanted.get("group", ""),
+        resource=plural,
+        namespace=wanted.get("namespace", "") or (namespace if resource.namespaced else ""),
+        name=wanted.get("name", ""),
+    )
+
+
+def _user_info(user: User) -> Object:
+    info: Object = {"username": user.name}
+    if user.uid:
+        info["uid"] = user.uid
+    info["groups"] = list(user.groups)
+    if user.extra:
+        info["extra"] = {key: list(values) for key, values in user.extra.items()}
+    return info
+
+
+def _token_status(spec: Object, tokens: Tokens) -> Object:
+    audiences = spec.get("audiences") or [AUDIENCE]
+    for audience in audiences:
+        user = tokens.user_of(spec.get("token", ""), audience)
+        if user is not None:
+            return {"authenticated": True, "user": _user_info(user), "audiences": [audience]}
+    return {"user": {}, "error": "invalid bearer token"}
+
+
+def _rules(authorize: Authorize, user: User) -> Object:
+    everything, _ = authorize(user, Attributes(verb="*", group="*", resource="*"))
+    if everything:
+        return {
+            "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
+            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+            "incomplete": False,
+        }
+    return {"resourceRules": [], "nonResourceRules": [], "incomplete": True}

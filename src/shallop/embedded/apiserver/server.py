@@ -1,0 +1,165 @@
+"""The embedded API server as one value: store, verbs, HTTP application, in-process client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from shallop.controller.kind import Kind
+from shallop.embedded.apiserver.allocation import KUBERNETES_IP
+from shallop.embedded.apiserver.app import App
+from shallop.embedded.apiserver.client import LocalClient
+from shallop.embedded.apiserver.crds import CrdController
+from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.requests import User
+from shallop.embedded.apiserver.resources import Registry
+from shallop.embedded.apiserver.subresources import Subresources
+from shallop.embedded.apiserver.tokens import Tokens
+from shallop.embedded.apiserver.verbs import Verbs
+from shallop.errors import AlreadyExistsError
+from shallop.kube.node import NodeApi
+from shallop.kube.objects import Gvk, Object
+
+__all__ = ["ApiServer"]
+
+_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubeflow")
+ResolveService = Callable[[str, str, str], tuple[str, int] | None]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ApiServer:
+    """
+    A Kubernetes API server in this process.
+
+    Args:
+        path: the database of objects; None = in memory only.
+        admin_token: bearer token of the administrator.
+        key_file: private key that signs tokens of service accounts; None = one for the life of this process.
+        node: access to logs of Pods; may also be set later as ``server.node``.
+        resolve_service: ``(namespace, name, port name or number) -> (host, port)`` of an endpoint, None when there is
+            none; for ``services/NAME/proxy``.
+        hosts: names that a Host header may carry besides loopback and the names of the API inside Pods.
+        users: further bearer tokens.
+        now: aware UTC clock.
+
+    Serve ``asgi`` with any ASGI server between ``start`` and ``stop``; both run on the loop that serves.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        admin_token: str,
+        key_file: Path | None = None,
+        node: NodeApi | None = None,
+        resolve_service: ResolveService | None = None,
+        hosts: Iterable[str] = (),
+        users: Mapping[str, User] | None = None,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self.registry = Registry()
+        self.store = ObjectsStore(path)
+        self.verbs = Verbs(self.store, self.registry, now)
+        self.tokens = Tokens(self.store, admin_token, key_file, now, users)
+        self.subresources = Subresources(self.verbs, self.registry, self.tokens.issue)
+        self._crds = CrdController(self.store, self.registry, self.verbs, now)
+        self._app = App(self.verbs, self.subresources, self.registry, self.tokens, hosts)
+        self._app.node = node
+        self._app.resolve_service = resolve_service
+
+    @property
+    def asgi(self) -> ASGIApp:
+        return self._app
+
+    @property
+    def node(self) -> NodeApi | None:
+        return self._app.node
+
+    @node.setter
+    def node(self, node: NodeApi | None) -> None:
+        self._app.node = node
+
+    def client(self, *, field_manager: str = "shallop") -> LocalClient:
+        return LocalClient(self.verbs, self.subresources, self.registry, field_manager=field_manager)
+
+    async def start(self) -> None:
+        """Start writing and create what every cluster has."""
+        self.store.start()
+        self._crds.start()
+        client = self.client()
+        for obj in _first_objects():
+            await _ensure(client, obj)
+
+    async def stop(self) -> None:
+        """End all watches, write what is under way, close the database."""
+        await self._crds.stop()
+        await self.store.stop()
+
+    async def register_kinds(self, kinds: Iterable[Kind]) -> None:
+        """Serve kinds of ours: their CRDs are stored, their admission functions run in this process."""
+        ours = [kind for kind in kinds if kind.schema is not None]
+        for kind in ours:
+            self.registry.admission[kind.gvk] = (kind.default, kind.validate)
+        client = self.client()
+        merged: dict[str, Object] = {}
+        for kind in ours:
+            crd = kind.crd()
+            name = crd["metadata"]["name"]
+            if name in merged:
+                # Two versions of one kind are declared as two Kinds: the first one is the stored version.
+                crd["spec"]["versions"][0]["storage"] = False
+                merged[name]["spec"]["versions"] += crd["spec"]["versions"]
+            else:
+                merged[name] = crd
+        await asyncio.gather(*(client.apply(crd) for crd in merged.values()))
+        for crd in merged.values():
+            stored = self.store.get("customresourcedefinitions.apiextensions.k8s.io", "", crd["metadata"]["name"])
+            if stored is not None:
+                self.registry.add_crd(stored.object)
+        missing = [kind for kind in ours if self.registry.by_gvk(kind.gvk) is None]
+        while missing:
+            await asyncio.sleep(0.002)
+            missing = [kind for kind in missing if self.registry.by_gvk(kind.gvk) is None]
+
+
+def _first_objects() -> Iterable[Object]:
+    for name in _NAMESPACES:
+        yield {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    yield {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "kubernetes",
+            "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "clusterIP": KUBERNETES_IP,
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+        },
+    }
+    for name, value in (("system-cluster-critical", 2000000000), ("system-node-critical", 2000001000)):
+        yield {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": name},
+            "value": value,
+        }
+
+
+async def _ensure(client: LocalClient, obj: Object) -> None:
+    metadata = obj["metadata"]
+    resource = client._registry.by_gvk(Gvk(obj["apiVersion"], obj["kind"]))
+    assert resource is not None
+    if client._verbs.store.get(resource.storage, metadata.get("namespace", ""), metadata["name"]) is None:
+        try:
+            await client.create(obj)
+        except AlreadyExistsError:
+            pass

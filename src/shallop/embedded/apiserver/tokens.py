@@ -1,0 +1,218 @@
+"""Bearer tokens: the administrator's, and signed tokens of service accounts."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.requests import ADMIN, ANONYMOUS, User
+from shallop.embedded.apiserver.tls import write_private
+from shallop.errors import FieldError, InvalidError, UnauthorizedError
+from shallop.kube.objects import Object, format_time
+
+__all__ = ["AUDIENCE", "Tokens", "ensure_admin_token"]
+
+AUDIENCE = "https://kubernetes.default.svc.cluster.local"
+_MIN_S = 600
+_DEFAULT_S = 3600
+_MAX_S = 1 << 32
+
+
+def ensure_admin_token(path: Path) -> str:
+    """Return the administrator's token, 256 random bits, made at first use."""
+    try:
+        token = path.read_text().strip()
+    except FileNotFoundError:
+        token = ""
+    if not token:
+        token = secrets.token_urlsafe(32)
+        write_private(path, token.encode())
+    return token
+
+
+class Tokens:
+    """
+    Says who a bearer token stands for, and issues tokens for service accounts.
+
+    Args:
+        key_file: private key of the signatures, made at first use; None = a key for the life of this process.
+        users: further fixed tokens, such as those of people in multi-user mode.
+        now: aware UTC clock.
+    """
+
+    def __init__(
+        self,
+        store: ObjectsStore,
+        admin_token: str,
+        key_file: Path | None,
+        now: Callable[[], datetime],
+        users: Mapping[str, User] | None = None,
+    ) -> None:
+        self._store = store
+        self._users = {admin_token: ADMIN, **(users or {})}
+        self._key_file = key_file
+        self._key: ec.EllipticCurvePrivateKey | None = None
+        self._now = now
+
+    def authenticate(self, authorization: str | None) -> User:
+        """
+        Return the user of an Authorization header; without one, the anonymous user.
+
+        Raises:
+            UnauthorizedError: the token is unknown, expired or of an account that is gone.
+        """
+        if authorization is None:
+            return ANONYMOUS
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise UnauthorizedError("Unauthorized")
+        user = self.user_of(token.strip())
+        if user is None:
+            raise UnauthorizedError("Unauthorized")
+        return user
+
+    def user_of(self, token: str, audience: str = AUDIENCE) -> User | None:
+        given = token.encode()
+        found = None
+        for known, user in self._users.items():
+            # Every token is compared, in constant time: the duration tells nothing.
+            if hmac.compare_digest(known.encode(), given):
+                found = user
+        if found is not None or token.count(".") != 2:
+            return found
+        return self._account_user(token, audience)
+
+    def issue(self, account: Object, request: Object) -> Object:
+        """Return a TokenRequest answered with a token for a ServiceAccount."""
+        spec = request.get("spec") or {}
+        seconds = spec.get("expirationSeconds") or _DEFAULT_S
+        problems = []
+        if seconds < _MIN_S:
+            text = "may not specify a duration less than 10 minutes"
+            problems.append(FieldError.invalid("spec.expirationSeconds", seconds, text))
+        if seconds > _MAX_S:
+            text = "may not specify a duration larger than 2^32 seconds"
+            problems.append(FieldError.invalid("spec.expirationSeconds", seconds, text))
+        if problems:
+            raise InvalidError.of("TokenRequest", "authentication.k8s.io", "", problems)
+        audiences = spec.get("audiences") or [AUDIENCE]
+        now = self._now()
+        expires = now + timedelta(seconds=seconds)
+        metadata = account["metadata"]
+        bound: Object = {
+            "namespace": metadata["namespace"],
+            "serviceaccount": {"name": metadata["name"], "uid": metadata["uid"]},
+        }
+        reference = spec.get("boundObjectRef") or {}
+        if reference.get("kind"):
+            bound[reference["kind"].lower()] = {"name": reference.get("name", ""), "uid": reference.get("uid", "")}
+        claims = {
+            "aud": audiences,
+            "exp": int(expires.timestamp()),
+            "iat": int(now.timestamp()),
+            "iss": AUDIENCE,
+            "jti": str(uuid.uuid4()),
+            "kubernetes.io": bound,
+            "nbf": int(now.timestamp()),
+            "sub": f"system:serviceaccount:{metadata['namespace']}:{metadata['name']}",
+        }
+        kept = {key: metadata[key] for key in ("name", "namespace", "creationTimestamp")}
+        return {
+            "kind": "TokenRequest",
+            "apiVersion": "authentication.k8s.io/v1",
+            "metadata": kept | {"creationTimestamp": format_time(now)},
+            "spec": {
+                "audiences": audiences,
+                "expirationSeconds": seconds,
+                "boundObjectRef": reference or None,
+            },
+            "status": {"token": self._sign(claims), "expirationTimestamp": format_time(expires)},
+        }
+
+    def _account_user(self, token: str, audience: str) -> User | None:
+        claims = self._verify(token)
+        if claims is None or audience not in claims.get("aud", ()):
+            return None
+        now = self._now().timestamp()
+        if not claims.get("nbf", 0) <= now < claims.get("exp", 0):
+            return None
+        bound = claims["kubernetes.io"]
+        namespace, account = bound["namespace"], bound["serviceaccount"]
+        stored = self._store.get("serviceaccounts", namespace, account["name"])
+        if stored is None or stored.object["metadata"]["uid"] != account["uid"]:
+            return None
+        if pod := bound.get("pod"):
+            running = self._store.get("pods", namespace, pod["name"])
+            if running is None or (pod.get("uid") and running.object["metadata"]["uid"] != pod["uid"]):
+                return None
+        groups = (
+            "system:serviceaccounts",
+            f"system:serviceaccounts:{namespace}",
+            "system:authenticated",
+        )
+        extra = {"authentication.kubernetes.io/credential-id": (f"JTI={claims.get('jti', '')}",)}
+        return User(claims["sub"], groups, account["uid"], extra)
+
+    @property
+    def _private_key(self) -> ec.EllipticCurvePrivateKey:
+        if self._key is None:
+            self._key = _load_key(self._key_file)
+        return self._key
+
+    def _sign(self, claims: Object) -> str:
+        payload = f"{_encode({'alg': 'ES256', 'typ': 'JWT'})}.{_encode(claims)}"
+        r, s = decode_dss_signature(self._private_key.sign(payload.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{payload}.{_base64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+    def _verify(self, token: str) -> Object | None:
+        payload, _, text = token.rpartition(".")
+        try:
+            signature = _unbase64(text)
+            header, claims = (json.loads(_unbase64(part)) for part in payload.split("."))
+            if header.get("alg") != "ES256" or len(signature) != 64:
+                return None
+            r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+            public = self._private_key.public_key()
+            public.verify(encode_dss_signature(r, s), payload.encode(), ec.ECDSA(hashes.SHA256()))
+        except (ValueError, AttributeError, InvalidSignature):
+            return None
+        return claims if isinstance(claims, dict) and isinstance(claims.get("kubernetes.io"), dict) else None
+
+
+def _load_key(path: Path | None) -> ec.EllipticCurvePrivateKey:
+    if path is not None and path.exists():
+        loaded = serialization.load_pem_private_key(path.read_bytes(), None)
+        if isinstance(loaded, ec.EllipticCurvePrivateKey):
+            return loaded
+    key = ec.generate_private_key(ec.SECP256R1())
+    if path is not None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_private(path, pem)
+    return key
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _unbase64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _encode(value: Object) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())

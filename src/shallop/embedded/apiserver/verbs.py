@@ -1,0 +1,515 @@
+"""The verbs of the API on stored objects: the one path that HTTP requests and the in-process client share."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers
+from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
+from shallop.embedded.apiserver.objects_store import ObjectsStore, Stored
+from shallop.embedded.apiserver.requests import ListQuery, WriteOptions
+from shallop.embedded.apiserver.resources import Registry, Resource
+from shallop.embedded.apiserver.selection import select
+from shallop.errors import (
+    AlreadyExistsError,
+    BadRequestError,
+    ExpiredError,
+    FieldError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    TimeoutStatusError,
+    UnsupportedMediaTypeError,
+)
+from shallop.kube.objects import Object, format_time
+from shallop.kube.patch import json_patch, merge_patch, strategic_merge_patch
+
+__all__ = ["DeleteOptions", "Page", "Verbs", "Written"]
+
+_NAMESPACES = "namespaces"
+_GENERATE_ATTEMPTS = 8
+_RETRIES = 5
+
+
+class Page(NamedTuple):
+    """One page of a list; ``remaining`` is None when it is not known."""
+
+    items: list[Stored]
+    revision: str
+    continue_: str = ""
+    remaining: int | None = None
+
+
+class Written(NamedTuple):
+    """The object after a write, and whether the write created it."""
+
+    object: Object
+    created: bool = False
+
+
+class DeleteOptions(NamedTuple):
+    propagation: str = ""
+    grace_period_s: int | None = None
+    uid: str = ""
+    resource_version: str = ""
+
+
+class Verbs:
+    """
+    Reads and writes of every resource.
+
+    Args:
+        now: aware UTC clock, for timestamps.
+    """
+
+    def __init__(self, store: ObjectsStore, registry: Registry, now: Callable[[], datetime]) -> None:
+        self.store = store
+        self.registry = registry
+        self.now = now
+
+    # ---- reading
+
+    def get(self, resource: Resource, namespace: str, name: str, resource_version: str = "") -> Object:
+        if resource_version:
+            self._check_version(resource_version)
+        return conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
+
+    def get_stored(self, resource: Resource, namespace: str, name: str) -> Stored:
+        stored = self.store.get(resource.storage, namespace, name)
+        if stored is None:
+            raise failures.not_found(resource, name)
+        return stored
+
+    def list(self, resource: Resource, namespace: str, query: ListQuery) -> Page:
+        """
+        Return objects in the order of (namespace, name); pages after the first keep its revision.
+
+        Raises:
+            BadRequestError, InvalidError: wrong parameters.
+            ExpiredError: that revision is no longer known.
+        """
+        predicate = select(resource, query.label_selector, query.field_selector)
+        _check_match(query)
+        after = None
+        if query.continue_:
+            if query.resource_version not in ("", "0"):
+                raise BadRequestError("specifying resource version is not allowed when using continue")
+            revision, after = _parse_continue(query.continue_)
+            items = self._list_continued(resource, namespace, revision, after)
+        else:
+            revision = self.store.revision
+            wanted = self._check_version(query.resource_version) if query.resource_version else 0
+            if query.match == "Exact":
+                revision = wanted
+                items = self.store.list_at(resource.storage, namespace, wanted)
+            else:
+                items = self.store.list(resource.storage, namespace)
+        if predicate is not None:
+            items = [stored for stored in items if predicate(conversion.to_version(resource, stored.object))]
+        if not query.limit or len(items) <= query.limit:
+            return Page(items, str(revision))
+        page = items[: query.limit]
+        token = _render_continue(revision, page[-1])
+        return Page(page, str(revision), token, None if predicate else len(items) - query.limit)
+
+    def _list_continued(
+        self, resource: Resource, namespace: str, revision: int, after: tuple[str, str]
+    ) -> list[Stored]:
+        if revision < 0:
+            items = self.store.list(resource.storage, namespace)
+        else:
+            try:
+                items = self.store.list_at(resource.storage, namespace, revision)
+            except ExpiredError:
+                fresh = _encode_continue({"v": "meta.k8s.io/v1", "rv": -1, "start": "/".join(after)})
+                message = (
+                    "The provided continue parameter is too old to display a consistent list result. You can start a new "
+                    "list without the continue parameter, or use the continue token in this response to retrieve the "
+                    "remainder of the results. Continuing with the provided token results in an inconsistent list - objects "
+                    "that were created, modified, or deleted between the time the first chunk was returned and now may show "
+                    "up in the list."
+                )
+                raise ExpiredError(message, metadata={"continue": fresh}) from None
+        return [stored for stored in items if (stored.namespace, stored.name) > after]
+
+    def _check_version(self, text: str) -> int:
+        if not text.isdigit():
+            raise BadRequestError(
+                f'invalid resource version: resourceVersion: Invalid value: "{text}": '
+                f'strconv.ParseUint: parsing "{text}": invalid syntax'
+            )
+        if int(text) > self.store.revision:
+            raise too_large(int(text), self.store.revision)
+        return int(text)
+
+    # ---- creating
+
+    async def create(self, resource: Resource, namespace: str, body: Object, options: WriteOptions) -> Written:
+        obj = admission.check_body(resource, namespace, "", body)
+        prepared = admission.prepare_create(resource, obj, options, self.now())
+        self._check_namespace(resource, namespace, prepared)
+        for attempt in range(_GENERATE_ATTEMPTS):
+            try:
+                return await self._create(resource, namespace, prepared, options)
+            except AlreadyExistsError:
+                metadata = prepared["metadata"]
+                if body.get("metadata", {}).get("name") or not metadata.get("generateName"):
+                    raise
+                if attempt == _GENERATE_ATTEMPTS - 1:
+                    raise
+                metadata["name"] = admission.generate_name(metadata["generateName"])
+        raise AssertionError("unreachable")
+
+    async def _create(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
+        name = obj["metadata"]["name"]
+        async with self.store.lock(resource.storage, namespace, name):
+            known = self.store.get(resource.storage, namespace, name)
+            if known is not None:
+                deleting = bool(known.object["metadata"].get("deletionTimestamp"))
+                raise failures.already_exists(resource, name, deleting=deleting)
+            return await self._store_new(resource, namespace, obj, options)
+
+    async def _store_new(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
+        """Write an object that is not there; hold its lock."""
+        obj = fieldmanagers.record_update(resource, None, obj, options, self.now())
+        return await self._store_prepared(resource, namespace, obj, options)
+
+    async def _store_prepared(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
+        obj = allocation.allocate(self.store, resource, obj, None)
+        if options.dry_run:
+            return Written(obj, created=True)
+        stored = await self.store.put(
+            resource.storage, namespace, obj["metadata"]["name"], conversion.to_storage(resource, obj)
+        )
+        return Written(conversion.to_version(resource, stored.object), created=True)
+
+    def _check_namespace(self, resource: Resource, namespace: str, obj: Object) -> None:
+        if not namespace:
+            return
+        stored = self.store.get(_NAMESPACES, "", namespace)
+        if stored is None:
+            details = {"name": namespace, "kind": _NAMESPACES}
+            raise NotFoundError(f'namespaces "{namespace}" not found', details=details)
+        if stored.object["metadata"].get("deletionTimestamp"):
+            name = obj["metadata"].get("name", "")
+            why = f"unable to create new content in namespace {namespace} because it is being terminated"
+            error: ForbiddenError = failures.forbidden(resource, name, why)
+            cause = {
+                "reason": "NamespaceTerminating",
+                "message": f"namespace {namespace} is being terminated",
+                "field": "metadata.namespace",
+            }
+            error.details = {**(error.details or {}), "causes": [cause]}
+            raise error
+
+    # ---- changing
+
+    async def update(
+        self, resource: Resource, namespace: str, name: str, body: Object, options: WriteOptions, subresource: str = ""
+    ) -> Written:
+        """Replace an object (or what its subresource covers), guarded by the resourceVersion in the body."""
+        obj = admission.check_body(resource, namespace, name, body)
+        async with self.store.lock(resource.storage, namespace, name):
+            stored = self.get_stored(resource, namespace, name)
+            old = conversion.to_version(resource, stored.object)
+            if resource.custom and not obj["metadata"].get("resourceVersion"):
+                text = "must be specified for an update"
+                problem = FieldError("FieldValueInvalid", f"Invalid value: 0: {text}", "metadata.resourceVersion")
+                raise failures.invalid(resource, name, [problem])
+            self._check_preconditions(resource, namespace, name, obj["metadata"], old["metadata"])
+            new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
+            return await self._store_changed(resource, namespace, old, new, options, subresource)
+
+    def _check_preconditions(
+        self, resource: Resource, namespace: str, name: str, metadata: Object, old: Object
+    ) -> None:
+        if metadata.get("uid") and metadata["uid"] != old["uid"]:
+            raise failures.precondition_failed(resource, namespace, name, "UID", metadata["uid"], old["uid"])
+        version = metadata.get("resourceVersion")
+        if version not in (None, "", "0", old["resourceVersion"]):
+            raise failures.conflict(resource, name)
+
+    async def _store_changed(
+        self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions, subresource: str = ""
+    ) -> Written:
+        """Write a changed object unless nothing changed; hold its lock."""
+        new = fieldmanagers.record_update(resource, old, new, options, self.now(), subresource)
+        return await self._store_update(resource, namespace, old, new, options)
+
+    async def _store_update(
+        self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions
+    ) -> Written:
+        name = new["metadata"]["name"]
+        if not new["metadata"].get("finalizers"):
+            new["metadata"].pop("finalizers", None)
+        if admission.is_same(new, old):
+            return Written(old)
+        new = allocation.allocate(self.store, resource, new, old)
+        if options.dry_run:
+            return Written(new)
+        obj = conversion.to_storage(resource, new)
+        if new["metadata"].get("deletionTimestamp") and not _is_held(resource, new):
+            stored = await self.store.remove(resource.storage, namespace, name, obj)
+            return Written(conversion.to_version(resource, stored.object))
+        stored = await self.store.put(resource.storage, namespace, name, obj)
+        return Written(conversion.to_version(resource, stored.object))
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch_type: str,
+        patch: Any,
+        options: WriteOptions,
+        subresource: str = "",
+    ) -> Written:
+        """
+        Apply a patch; ``patch_type`` is ``json``, ``merge``, ``strategic`` or ``apply``.
+
+        Raises:
+            UnsupportedMediaTypeError: a strategic patch of a custom resource.
+        """
+        if patch_type == "apply":
+            return await self._apply(resource, namespace, name, patch, options, subresource)
+        async with self.store.lock(resource.storage, namespace, name):
+            old = conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
+            patched = patched_object(resource, patch_type, old, patch)
+            obj = admission.check_body(resource, namespace, name, patched)
+            self._check_preconditions(resource, namespace, name, obj["metadata"], old["metadata"])
+            new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
+            return await self._store_changed(resource, namespace, old, new, options, subresource)
+
+    async def _apply(
+        self, resource: Resource, namespace: str, name: str, patch: Any, options: WriteOptions, subresource: str
+    ) -> Written:
+        fieldmanagers.check_apply(resource, patch, name, options)
+        metadata = patch.setdefault("metadata", {})
+        body = patch | {"metadata": metadata | {"name": name}}
+        config = admission.check_body(resource, namespace, name, body)
+        async with self.store.lock(resource.storage, namespace, name):
+            stored = self.store.get(resource.storage, namespace, name)
+            if stored is None:
+                if metadata.get("uid"):
+                    raise failures.precondition_failed(resource, namespace, name, "UID", metadata["uid"], "")
+                if subresource:
+                    raise failures.not_found(resource, name)
+                merged = fieldmanagers.apply(resource, None, config, options, self.now())
+                managed = merged["metadata"].pop("managedFields", None)
+                new = admission.prepare_create(resource, merged, options, self.now())
+                if managed:
+                    new["metadata"]["managedFields"] = managed
+                self._check_namespace(resource, namespace, new)
+                return await self._store_prepared(resource, namespace, new, options)
+            old = conversion.to_version(resource, stored.object)
+            self._check_preconditions(resource, namespace, name, config["metadata"], old["metadata"])
+            merged = fieldmanagers.apply(resource, old, config, options, self.now(), subresource)
+            managed = merged["metadata"].get("managedFields")
+            merged = admission.check_body(resource, namespace, name, merged)
+            new = admission.prepare_update(resource, merged, old, options, self.now(), subresource)
+            if managed:
+                new["metadata"]["managedFields"] = managed
+            return await self._store_update(resource, namespace, old, new, options)
+
+    async def change(
+        self, resource: Resource, namespace: str, name: str, change: Callable[[Object], Object | None]
+    ) -> Object:
+        """Change an object from inside the server: ``change`` gets it and returns the new one, None to leave it."""
+        async with self.store.lock(resource.storage, namespace, name):
+            old = self.get_stored(resource, namespace, name).object
+            new = change(old)
+            if new is None:
+                return old
+            new = new | {"metadata": dict(new["metadata"])}
+            written = await self._store_update(resource, namespace, old, new, WriteOptions())
+            return written.object
+
+    # ---- deleting
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, delete: DeleteOptions, options: WriteOptions
+    ) -> Object | None:
+        """
+        Delete an object, or mark it when finalizers or a grace period hold it.
+
+        Returns:
+            The object when it stays or when its kind answers with it; None = gone, answer with success.
+        """
+        async with self.store.lock(resource.storage, namespace, name):
+            old = self.get_stored(resource, namespace, name).object
+            self._check_delete(resource, namespace, name, delete, old)
+            new = self._mark_deleted(resource, old, delete, options)
+            if new is None:
+                return conversion.to_version(resource, old)
+            if options.dry_run:
+                return new if _is_held(resource, new) or _returns_object(resource) else None
+            if not _is_held(resource, new):
+                stored = await self.store.remove(resource.storage, namespace, name, new)
+                return conversion.to_version(resource, stored.object) if _returns_object(resource) else None
+            stored = await self.store.put(resource.storage, namespace, name, new)
+            return conversion.to_version(resource, stored.object)
+
+    def _check_delete(self, resource: Resource, namespace: str, name: str, delete: DeleteOptions, old: Object) -> None:
+        metadata = old["metadata"]
+        if delete.uid and delete.uid != metadata["uid"]:
+            why = f"Precondition failed: UID in precondition: {delete.uid}, UID in object meta: {metadata['uid']}"
+            raise failures.conflict(resource, name, why)
+        if delete.resource_version and delete.resource_version != metadata["resourceVersion"]:
+            why = (
+                f"Precondition failed: ResourceVersion in precondition: {delete.resource_version}, "
+                f"ResourceVersion in object meta: {metadata['resourceVersion']}"
+            )
+            raise failures.conflict(resource, name, why)
+        if resource.storage == _NAMESPACES and name in ("default", "kube-system", "kube-public"):
+            raise failures.forbidden(resource, name, "this namespace may not be deleted")
+
+    def _mark_deleted(
+        self, resource: Resource, old: Object, delete: DeleteOptions, options: WriteOptions
+    ) -> Object | None:
+        """Return the object as its deletion leaves it; None when it was being deleted already and nothing changes."""
+        metadata = dict(old["metadata"])
+        finalizers = [name for name in metadata.get("finalizers") or () if name not in ("orphan", "foregroundDeletion")]
+        propagation = delete.propagation or _default_propagation(resource, options)
+        if not delete.propagation and metadata.get("deletionTimestamp"):
+            finalizers = list(metadata.get("finalizers") or ())
+        elif propagation == "Foreground":
+            finalizers.append("foregroundDeletion")
+        elif propagation == "Orphan":
+            finalizers.append("orphan")
+        grace_s = _grace_period(resource, old, delete)
+        if metadata.get("deletionTimestamp"):
+            shorter = grace_s < metadata.get("deletionGracePeriodSeconds", 0)
+            if not shorter and finalizers == (metadata.get("finalizers") or []):
+                return None if _is_held(resource, old) else {**old, "metadata": metadata}
+            if shorter:
+                metadata["deletionTimestamp"] = format_time(self.now() + timedelta(seconds=grace_s))
+                metadata["deletionGracePeriodSeconds"] = grace_s
+        else:
+            held = bool(finalizers or grace_s or (old.get("spec") or {}).get("finalizers"))
+            if held or _returns_object(resource):
+                metadata["deletionTimestamp"] = format_time(self.now() + timedelta(seconds=grace_s))
+                if resource.storage != _NAMESPACES:
+                    metadata["deletionGracePeriodSeconds"] = grace_s
+                if resource.generation:
+                    metadata["generation"] = metadata.get("generation", 0) + 1
+        metadata.pop("finalizers", None)
+        if finalizers:
+            metadata["finalizers"] = finalizers
+        new = {**old, "metadata": metadata}
+        if resource.storage == _NAMESPACES:
+            new["status"] = {**(old.get("status") or {}), "phase": "Terminating"}
+        # Without a timestamp nothing holds it: it goes at once.
+        return new
+
+    async def delete_collection(
+        self, resource: Resource, namespace: str, query: ListQuery, delete: DeleteOptions, options: WriteOptions
+    ) -> Page:
+        page = self.list(resource, namespace, query)
+        for stored in page.items:
+            try:
+                await self.delete(resource, stored.namespace, stored.name, delete, options)
+            except NotFoundError:
+                continue
+        return page
+
+
+def _check_match(query: ListQuery) -> None:
+    field = "resourceVersionMatch"
+    problem = None
+    if query.match and not query.resource_version:
+        problem = FieldError.forbidden(field, f"{field} is forbidden unless resourceVersion is provided")
+    elif query.match not in ("", "Exact", "NotOlderThan"):
+        problem = FieldError.not_supported(field, query.match, ["Exact", "NotOlderThan", ""])
+    elif query.match and query.continue_:
+        problem = FieldError.forbidden(field, f"{field} is forbidden when continue is provided")
+    elif query.match == "Exact" and query.resource_version == "0":
+        problem = FieldError.forbidden(field, f'{field} "exact" is forbidden for resourceVersion "0"')
+    if problem:
+        raise InvalidError.of("ListOptions", "meta.k8s.io", "", [problem])
+
+
+def too_large(wanted: int, current: int) -> TimeoutStatusError:
+    cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+    return TimeoutStatusError(
+        f"Timeout: Too large resource version: {wanted}, current: {current}",
+        details={"causes": [cause], "retryAfterSeconds": 1},
+    )
+
+
+def _render_continue(revision: int, last: Stored) -> str:
+    return _encode_continue({"v": "meta.k8s.io/v1", "rv": revision, "start": f"{last.namespace}/{last.name}"})
+
+
+def _encode_continue(token: Mapping[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(token).encode()).decode().rstrip("=")
+
+
+def _parse_continue(text: str) -> tuple[int, tuple[str, str]]:
+    try:
+        token = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        namespace, _, name = token["start"].partition("/")
+        return int(token["rv"]), (namespace, name)
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise BadRequestError(f"invalid continue token: continue key is not valid: {error}") from error
+
+
+def patched_object(resource: Resource, patch_type: str, old: Object, patch: Any) -> Object:
+    """Return ``old`` with a patch applied; parts are shared with ``old``."""
+    if patch_type == "json":
+        return json_patch(old, patch)
+    if patch_type == "merge":
+        return merge_patch(old, patch)
+    if patch_type != "strategic" or resource.custom:
+        raise UnsupportedMediaTypeError(
+            "the body of the request was in an unknown format - accepted media types include: "
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        )
+    return strategic_merge_patch(old, patch, type_name(resource.gvk), merge_rule)
+
+
+def _is_held(resource: Resource, obj: Object) -> bool:
+    """Whether an object that is to be deleted must stay for now."""
+    metadata = obj["metadata"]
+    if metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds"):
+        return True
+    return resource.storage == _NAMESPACES and bool((obj.get("spec") or {}).get("finalizers"))
+
+
+def _returns_object(resource: Resource) -> bool:
+    """Kinds whose deletion answers with the object even when it is gone."""
+    return not resource.group and resource.kind in {
+        "Pod",
+        "Service",
+        "ServiceAccount",
+        "PersistentVolumeClaim",
+        "PersistentVolume",
+        "PodTemplate",
+        "ResourceQuota",
+    }
+
+
+def _default_propagation(resource: Resource, options: WriteOptions) -> str:
+    if resource.storage != "jobs.batch":
+        return "Background"
+    options.warnings.append(
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set "
+        "propagationPolicy=Orphan to suppress this warning"
+    )
+    return "Orphan"
+
+
+def _grace_period(resource: Resource, obj: Object, delete: DeleteOptions) -> int:
+    """How long a Pod may take to end, in seconds; everything else goes at once."""
+    if resource.storage != "pods":
+        return 0
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    if not spec.get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
+        return 0
+    if delete.grace_period_s is not None:
+        return max(delete.grace_period_s, 0)
+    return int(spec.get("terminationGracePeriodSeconds", 30))
