@@ -124,7 +124,7 @@ def render_pod(
     given = executor_input(component, action.inputs, folder)
     placeholders = Placeholders(
         parameters_with_defaults(component, action.inputs),
-        {**dict.fromkeys(component.input_definitions.artifacts, []), **action.inputs.artifacts},
+        {**{name: [] for name in component.input_definitions.artifacts}, **action.inputs.artifacts},
         placeholder_names(run, action.task_name, action.uuid),
         given,
     )

@@ -58,7 +58,7 @@ class RunInfo(Struct, frozen=True):
     What placeholders may ask of the run.
 
     Args:
-        resource_name: ``<pipeline name>-xxxxx``, the name a Workflow object would have; the part after the last ``-`` is ours.
+        resource_name: ``<pipeline name>-xxxxx`` (no ``-`` in the last part), as a Workflow object would be called.
         pipeline_root: URI or absolute path below which outputs go, already chosen by run > IR > server default.
         created_at: RFC 3339, UTC.
         scheduled_at: RFC 3339, UTC; equals ``created_at`` for a run that nobody scheduled.
