@@ -193,11 +193,19 @@ def _remove(container: Any, token: str) -> Any:
 
 def json_equal(left: Any, right: Any) -> bool:
     """Compare as JSON does: true is not 1."""
-    if isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(json_equal(value, right[key]) for key, value in left.items())
-    if isinstance(left, list) and isinstance(right, list):
+    if left is right:
+        return True
+    kind = type(left)
+    if kind is not type(right):
+        return kind is not bool and type(right) is not bool and bool(left == right)
+    if kind is dict:
+        if len(left) != len(right):
+            return False
+        for key, value in left.items():
+            if key not in right or not json_equal(value, right[key]):
+                return False
+        return True
+    if kind is list:
         return len(left) == len(right) and all(map(json_equal, left, right))
     return bool(left == right)
 

@@ -127,15 +127,14 @@ def _shown(element: str) -> str:
     return f"[{','.join(f'{key}={_compact(value)}' for key, value in json.loads(text).items())}]"
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+_compact = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode
 
 
 def _encode(tree: Tree) -> Tree:
     """To FieldsV1: a member without children is just ``{}``."""
-    if tree.keys() == {_MEMBER}:
+    if len(tree) == 1 and _MEMBER in tree:
         return {}
-    return {key: child if key == _MEMBER else _encode(child) for key, child in sorted(tree.items())}
+    return {key: child if key == _MEMBER else _encode(child) for key, child in tree.items()}
 
 
 def _decode(fields: Mapping[str, Any]) -> Tree:
@@ -250,13 +249,21 @@ class _Changes(NamedTuple):
     removed: Tree
 
 
+_NOTHING = _Changes({}, {}, {})
+_LEAF: Tree = {_MEMBER: {}}
+
+
 def _compare(old: Any, new: Any, schema: Schema) -> _Changes:
     """What an update from ``old`` to ``new`` adds, modifies and removes; either may be MISSING."""
+    if old is new:
+        return _NOTHING
+    if old is MISSING:
+        return _Changes(_everything(new, schema), {}, {})
+    if new is MISSING:
+        return _Changes({}, {}, _everything(old, schema))
     added: Tree = {}
     modified: Tree = {}
     removed: Tree = {}
-    if old is new:
-        return _Changes(added, modified, removed)
     granular = False
     for old_part, new_part, key, child in _parts(old, new, schema):
         granular = True
@@ -266,13 +273,22 @@ def _compare(old: Any, new: Any, schema: Schema) -> _Changes:
         for tree, part in ((added, changes.added), (modified, changes.modified), (removed, changes.removed)):
             if part:
                 tree[key] = part
-    if old is MISSING:
-        added[_MEMBER] = {}
-    elif new is MISSING:
-        removed[_MEMBER] = {}
-    elif not granular and not json_equal(old, new):
+    if not granular and not json_equal(old, new):
         modified[_MEMBER] = {}
     return _Changes(added, modified, removed)
+
+
+def _everything(value: Any, schema: Schema) -> Tree:
+    """All paths of a value that comes or goes as a whole."""
+    if type(value) is dict and value and schema.list_type != "atomic":
+        tree = {f"f:{key}": _everything(item, _child(schema, key) or _UNTYPED) for key, item in value.items()}
+    elif _is_granular_list(schema, value) and value:
+        items = schema.items or _UNTYPED
+        tree = {key: _everything(item, items) for key, item in _items(schema, value).items()}
+    else:
+        return _LEAF
+    tree[_MEMBER] = {}
+    return tree
 
 
 def _parts(old: Any, new: Any, schema: Schema) -> list[tuple[Any, Any, str, Schema]]:
@@ -514,7 +530,10 @@ def server_side_apply(
     # The server's own fields cannot be changed by applying them; preconditions are checked before.
     merged = _merge(live, _without_server_fields(applied), schema)
     owned = {**managers, actor: _Owned(fields, version, last.time if last else "")}
-    if last is not None and last.fields != _difference(fields, _SERVER_FIELDS):
+    same_fields = last is not None and last.fields == _difference(fields, _SERVER_FIELDS)
+    if last is not None and same_fields and merged is live and last.api_version == version:
+        return current
+    if last is not None and not same_fields:
         everyone: Tree = {}
         for each in owned.values():
             everyone = _union(everyone, each.fields)
