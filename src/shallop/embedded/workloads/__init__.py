@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from shallop.controller import Part, Services
+from shallop.embedded.workloads.cronjob import CRONJOB
 from shallop.embedded.workloads.deployment import DEPLOYMENT
 from shallop.embedded.workloads.endpointslice import SERVICE_ENDPOINTS
 from shallop.embedded.workloads.garbage import GarbageCollector
@@ -29,6 +30,7 @@ PART = Part(
         DEPLOYMENT,
         REPLICASET,
         JOB,
+        CRONJOB,
         SERVICE_ENDPOINTS,
         PERSISTENTVOLUMECLAIM,
         PERSISTENTVOLUME,

@@ -1,0 +1,203 @@
+"""A whole control plane in memory: the real API server, the real controllers, and a kubelet that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from shallop.controller import Kind, Manager
+from shallop.embedded.apiserver import ApiServer
+from shallop.embedded.workloads import PART
+from shallop.embedded.workloads.garbage import GarbageCollector
+from shallop.errors import ConflictError, NotFoundError
+from shallop.kube.client import Client, WatchEvent
+from shallop.kube.objects import Gvk, Object, format_time, is_deleting, key_of
+from shallop.settings import Settings
+from shallop.store.database import Database
+
+POD = Gvk("v1", "Pod")
+KINDS = {
+    "Deployment": "apps/v1",
+    "ReplicaSet": "apps/v1",
+    "Job": "batch/v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "StorageClass": "storage.k8s.io/v1",
+}
+DEADLINE_S = 5.0
+
+
+class World:
+    """One running control plane; ``behave`` decides what becomes of a Pod that has a node."""
+
+    def __init__(self, client: Client, settings: Settings, manager: Manager) -> None:
+        self.client = client
+        self.settings = settings
+        self.manager = manager
+        self.behave: Callable[[Object], dict[str, Any] | None] = run_for_ever
+
+    def gvk(self, kind: str) -> Gvk:
+        return Gvk(KINDS.get(kind, "v1"), kind)
+
+    async def create(self, kind: str, name: str, namespace: str = "default", **fields: Any) -> Object:
+        gvk = self.gvk(kind)
+        metadata = {"name": name, **({"namespace": namespace} if namespace else {}), **fields.pop("metadata", {})}
+        return await self.client.create({"apiVersion": gvk.api_version, "kind": kind, "metadata": metadata, **fields})
+
+    async def get(self, kind: str, name: str, namespace: str = "default") -> Object:
+        return await self.client.get(self.gvk(kind), name, namespace)
+
+    async def list(self, kind: str, selector: str = "", namespace: str = "default") -> list[Object]:
+        return (await self.client.list(self.gvk(kind), namespace, label_selector=selector)).items
+
+    async def patch(self, kind: str, name: str, patch: Any, namespace: str = "default", **more: Any) -> Object:
+        return await self.client.patch(self.gvk(kind), name, namespace, patch, **more)
+
+    async def delete(self, kind: str, name: str, namespace: str = "default", **more: Any) -> None:
+        await self.client.delete(self.gvk(kind), name, namespace, **more)
+
+    async def set_status(self, pod: Object, **status: Any) -> None:
+        await self.client.patch_status(pod, status)
+
+    async def eventually(self, check: Callable[[], Awaitable[Any]], deadline_s: float = DEADLINE_S) -> Any:
+        """Return the first true answer of ``check``; NotFoundError counts as no answer yet."""
+        async with asyncio.timeout(deadline_s):
+            while True:
+                try:
+                    if answer := await check():
+                        return answer
+                except NotFoundError:
+                    pass
+                await asyncio.sleep(0.002)
+
+    async def gone(self, kind: str, name: str, namespace: str = "default") -> None:
+        async def absent() -> bool:
+            try:
+                await self.get(kind, name, namespace)
+            except NotFoundError:
+                return True
+            return False
+
+        await self.eventually(absent)
+
+    async def kubelet(self) -> None:
+        """Run placed Pods as ``behave`` says and end deleted ones."""
+        listing = await self.client.list(POD)
+        for pod in listing.items:
+            await self._sync(pod)
+        async for event in self.client.watch(POD, resource_version=listing.resource_version):
+            if event.type in ("ADDED", "MODIFIED"):
+                await self._sync(event.object)
+
+    async def _sync(self, pod: Object) -> None:
+        key = key_of(pod)
+        try:
+            if is_deleting(pod):
+                await self.client.delete(POD, key.name, key.namespace, grace_period_s=0, uid=pod["metadata"]["uid"])
+                return
+            waits = pod["spec"].get("nodeName") and (pod.get("status") or {}).get("phase") == "Pending"
+            if waits and (status := self.behave(pod)):
+                known = pod["status"].get("conditions") or []
+                conditions = [*known, *(status.get("conditions") or [])]
+                await self.client.patch_status(pod, {**status, "conditions": conditions})
+        except (NotFoundError, ConflictError):
+            pass
+
+
+class LateClient:
+    """A client whose watch events come late and bunched, as over a slow network; everything else is at once."""
+
+    def __init__(self, client: Client, seed: int) -> None:
+        self._client = client
+        self._random = random.Random(seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def watch(self, gvk: Gvk, namespace: str = "", **more: Any) -> AsyncIterator[WatchEvent]:
+        async for event in self._client.watch(gvk, namespace, **more):
+            if self._random.random() < 0.5:
+                await asyncio.sleep(self._random.uniform(0, 0.02))
+            yield event
+
+
+def running(pod: Object, ip: str = "10.1.0.1") -> dict[str, Any]:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": format_time(datetime.now(UTC))}
+    return {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [ready]}
+
+
+def run_for_ever(pod: Object) -> dict[str, Any]:
+    return running(pod)
+
+
+def ended(pod: Object, code: int = 0) -> dict[str, Any]:
+    state = {"terminated": {"exitCode": code, "finishedAt": format_time(datetime.now(UTC))}}
+    name = pod["spec"]["containers"][0]["name"]
+    status = {"name": name, "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+    return {"phase": "Failed" if code else "Succeeded", "containerStatuses": [status]}
+
+
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "shallop", "labels": {"kubernetes.io/hostname": "shallop"}},
+    "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110", "nvidia.com/gpu": "1"}},
+}
+
+
+@asynccontextmanager
+async def open_world(home: Path, kinds: tuple[Kind, ...] = PART.kinds, late: int | None = None) -> AsyncIterator[World]:
+    settings = Settings(home=home, cpu_overcommit=2.0)
+    server = ApiServer(None, admin_token="unused")
+    await server.start()
+    client = server.client()
+    database = Database(f"sqlite:///{home}/rows.db")
+    for_controllers = client if late is None else cast(Client, LateClient(client, late))
+    manager = Manager(for_controllers, settings, database, kinds)
+    world = World(client, settings, manager)
+    for obj in (*PART.objects, NODE):
+        await client.create(obj)
+    tasks = [
+        asyncio.ensure_future(run()) for run in (manager.run, GarbageCollector(for_controllers).run, world.kubelet)
+    ]
+    try:
+        yield world
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await manager.events.flush()
+        await server.stop()
+        database.close()
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Run a scenario, a coroutine function of a World, to its end; ``late`` is the seed of late watch events."""
+
+    def go(scenario: Callable[[World], Awaitable[None]], late: int | None = None) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(30), open_world(tmp_path, late=late) as world:
+                await scenario(world)
+
+        asyncio.run(main())
+
+    yield go
+
+
+@pytest.fixture
+def pods_that() -> dict[str, Callable[..., dict[str, Any]]]:
+    """What Pods can do: ``run`` for ever, or ``end`` with a code."""
+    return {"run": running, "end": ended}
