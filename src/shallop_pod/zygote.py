@@ -28,10 +28,10 @@ OMP_NUM_THREADS; then ``import_module(module).main(argv)``. Its return value (No
 code; an uncaught exception prints its traceback and exits with 1. Threads are joined, atexit functions run, streams
 flushed.
 
-Contract of ``shallop_pod.isolation.enter(plan: dict) -> bool``: enters namespaces and mounts in the calling,
-single-threaded process; raises OSError or RuntimeError with a readable message. True means that a PID namespace waits
-for the next fork: the zygote's child then forks once more, stays outside as the one who reaps and reports, and the
-process is the grandchild (PID 1 of its namespace, ``child.pid`` is its number outside).
+Namespaces: ``shallop_pod.isolation.enter(plan)`` runs in the forked child; an error there means that nothing starts.
+When it returns True a PID namespace waits for the next fork: the zygote's child then forks once more, stays outside as
+the one who reaps and reports, and the process is the grandchild (PID 1 of its namespace, ``child.pid`` is its number
+outside); it calls ``isolation.finish(plan)`` first.
 
 A shim that was itself forked from a zygote needs no socket for a container of the same environment: it calls
 :func:`become` in a child that it forks itself, and reaps that child.
@@ -444,15 +444,19 @@ def _reopen_streams() -> None:
 
 def _enter(request: Request, connection: socket.socket | None) -> None:
     """Enter the planned namespaces and report the pid; returns in the process to be."""
+    fork_again = False
     try:
-        fork_again = False
         if request.plan is not None:
-            fork_again = importlib.import_module("shallop_pod.isolation").enter(request.plan)
+            from shallop_pod import isolation
+
+            fork_again = isolation.enter(request.plan)
         pid = os.fork() if fork_again else os.getpid()
+        if pid == 0:
+            os.setsid()  # the session so far is that of the one who stays outside
+            isolation.finish(request.plan or {})
+            return
     except Exception as error:
         _refuse(connection, f"isolation: {error}")
-    if pid == 0:
-        return
     if connection is not None:
         _send(connection, {"pid": pid})
     if not fork_again:
@@ -462,7 +466,7 @@ def _enter(request: Request, connection: socket.socket | None) -> None:
     if connection is not None:
         with contextlib.suppress(OSError):
             _report(connection, ended, final=True)
-    os._exit(ended.code & 0xFF)
+    os._exit(ended.code)
 
 
 def _refuse(connection: socket.socket | None, message: str) -> NoReturn:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -76,14 +77,16 @@ class Starter:
         (folder / "program.py").write_text(PROGRAM)
         self.log = folder / "log"
 
-    def start(self, *argv: str, cwd: str = "/") -> Child:
+    def start(self, *argv: str, cwd: str = "/", plan: dict[str, Any] | None = None) -> Child:
         python_path = os.pathsep.join([str(self.folder), str(self.folder / "home/run/python")])
         with open(os.devnull) as stdin, self.log.open("wb") as output:
             stdio = (stdin.fileno(), output.fileno(), output.fileno())
-            return spawn(str(self.socket), Request("program", argv, {"PYTHONPATH": python_path, "A": "1"}, cwd), stdio)
+            return spawn(
+                str(self.socket), Request("program", argv, {"PYTHONPATH": python_path, "A": "1"}, cwd, plan), stdio
+            )
 
-    def run(self, *argv: str, cwd: str = "/") -> Exit:
-        found = self.start(*argv, cwd=cwd).wait(20)
+    def run(self, *argv: str, cwd: str = "/", plan: dict[str, Any] | None = None) -> Exit:
+        found = self.start(*argv, cwd=cwd, plan=plan).wait(20)
         assert found is not None
         return found
 
@@ -191,6 +194,26 @@ def test_a_forked_grandchild_does_not_hold_up_the_exit(starter: Starter) -> None
     found = child.wait(5)
     assert found is not None and found.code == 0
     os.killpg(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces without a user namespace need root")
+def test_a_process_of_its_own_pid_namespace_reports_like_any_other(starter: Starter, tmp_path: Path) -> None:
+    plan = {"pid": True, "mounts": [{"target": "/mnt/models", "source": str(tmp_path)}]}
+    child = starter.start("facts", cwd="/mnt/models", plan=plan)
+    assert child.wait(20) == Exit(0, None, pytest.approx(0, abs=1), pytest.approx(0, abs=1e9))
+    facts = json.loads(starter.log.read_text())
+    assert facts["pid"] == 1 and child.pid > 1 and facts["cwd"] == "/mnt/models"
+    assert starter.run("code", "6", plan=plan).code == 6
+    assert starter.run("die", "9", plan=plan).code in (0, 137)  # the first process of a namespace cannot kill itself
+    waiting = starter.start("wait", "30", plan=plan)
+    assert waiting.wait(0.05) is None
+    os.killpg(waiting.pid, signal.SIGKILL)
+    assert (found := waiting.wait(10)) is not None and found.code == 137
+
+
+def test_namespaces_that_cannot_be_entered_are_an_error(starter: Starter) -> None:
+    with pytest.raises(ZygoteError, match=r"isolation: .*/no/such/folder"):
+        starter.start("code", "0", plan={"mounts": [{"target": "/mnt", "source": "/no/such/folder"}]})
 
 
 def test_nonsense_from_one_client_harms_no_other(starter: Starter) -> None:
