@@ -201,7 +201,7 @@ def json_equal(left: Any, right: Any) -> bool:
     if kind is dict:
         if len(left) != len(right):
             return False
-        for key, value in left.items():
+        for key, value in left.items():  # noqa: SIM110 (a loop is twice as fast as all() with a generator)
             if key not in right or not json_equal(value, right[key]):
                 return False
         return True
