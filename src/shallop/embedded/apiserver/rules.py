@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from shallop.embedded.apiserver.cel import (
     BOOL,
@@ -23,10 +23,8 @@ from shallop.embedded.apiserver.cel import (
     schema_type,
     to_cel,
 )
+from shallop.embedded.apiserver.schema_tree import MISSING, Schema, find_old_item, json_type
 from shallop.errors import FieldError
-
-if TYPE_CHECKING:
-    from shallop.embedded.apiserver.schema import Schema
 
 # (value, old value or MISSING, path with a leading dot, errors)
 RuleRunner = Callable[[Any, Any, str, list[FieldError]], None]
@@ -91,21 +89,13 @@ def compile_rules(schema: Schema, *, root: bool = True) -> RuleRunner | None:
                     runner(item, _old_field(old, name), f"{path}.{name}", errors)
         elif items is not None and isinstance(value, list):
             for index, item in enumerate(value):
-                items(item, _old_item(schema, item, old), f"{path}[{index}]", errors)
+                items(item, find_old_item(schema, item, old), f"{path}[{index}]", errors)
 
     return run
 
 
 def _old_field(old: Any, name: str) -> Any:
-    from shallop.embedded.apiserver.schema import MISSING
-
     return old.get(name, MISSING) if isinstance(old, dict) else MISSING
-
-
-def _old_item(schema: Schema, item: Any, old: Any) -> Any:
-    from shallop.embedded.apiserver.schema import find_old_item
-
-    return find_old_item(schema, item, old)
 
 
 def _rule_runner(rule: Rule) -> RuleRunner:
@@ -134,14 +124,10 @@ def _rule_runner(rule: Rule) -> RuleRunner:
 
 
 def _is_present(old: Any) -> bool:
-    from shallop.embedded.apiserver.schema import MISSING
-
     return old is not MISSING and old is not None
 
 
 def _runtime_error(value: Any, path: str, text: str) -> FieldError:
-    from shallop.embedded.apiserver.schema import json_type
-
     return FieldError.invalid(path[1:] or "<nil>", json_type(value), text)
 
 
