@@ -231,7 +231,7 @@ def _resolve_artifacts(scope: Scope, task: Task, component: Component) -> dict[s
     for name, source in task.inputs.artifacts.items():
         found = _resolve_artifact(scope, source)
         definition = component.input_definitions.artifacts.get(name)
-        if found is not None:
+        if found or (found is not None and definition and definition.is_artifact_list):
             artifacts[name] = found
         elif definition and not definition.is_optional:
             origin = source.producer or source.component_input_artifact

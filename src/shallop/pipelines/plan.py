@@ -307,14 +307,17 @@ class Plan:
 
     def begin(self) -> list[Action]:
         """Start the run; called once, before any event."""
+        self._begin()
+        return self._settle()
+
+    def _begin(self) -> None:
         root = self._add(TaskInstance("root", "root", TaskKind.ROOT, "", ""))
         try:
             root.inputs = root_inputs(self.pipeline, self._parameters)
         except InputError as error:
             self._finish(root, TaskState.FAILED, error=TaskError(str(error), code=3))
-            return self._settle()
+            return
         self._open_dag(root)
-        return self._settle()
 
     def apply(self, event: Event) -> list[Action]:
         """
@@ -399,7 +402,7 @@ class Plan:
             self._reopen(root)
         else:
             self.tasks.clear()
-            self._actions.extend(self.begin())
+            self._begin()
 
     # ---- decisions
 

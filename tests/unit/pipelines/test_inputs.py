@@ -132,6 +132,18 @@ def test_artifacts_come_from_the_dag_and_from_siblings() -> None:
         resolve_inputs(scope(t=Values({}, {"o": [DATA]})), sources, definition)
 
 
+@pytest.mark.parametrize("is_list", [True, False])
+def test_an_empty_list_of_artifacts_is_a_value_only_for_a_list_input(is_list: bool) -> None:
+    definition = component(artifacts={"a": {"isArtifactList": is_list}})
+    sources = task(artifacts={"a": {"componentInputArtifact": "p"}})
+    parent = scope(Values({}, {"p": []}))
+    if is_list:
+        assert resolve_inputs(parent, sources, definition).artifacts == {"a": []}
+    else:
+        with pytest.raises(InputError, match="'p' gave none"):
+            resolve_inputs(parent, sources, definition)
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "expected"),
     [

@@ -522,6 +522,14 @@ def test_a_run_that_succeeded_is_not_retried() -> None:
     assert simulate(pipeline({"a": task("op")}, OP)).plan.apply(RetryRequested()) == []
 
 
+def test_a_run_without_a_required_parameter_fails_before_it_starts_and_again_when_retried() -> None:
+    root = {"inputDefinitions": {"parameters": {"x": {"parameterType": "STRING"}}}}
+    plan = Plan(pipeline({"a": task("op")}, OP, root), RUN, {})
+    failed = FinishRun(RunState.FAILED, Values(), TaskError("Pipeline parameter 'x' is required and has no value.", 3))
+    assert plan.begin()[-1] == failed
+    assert plan.apply(RetryRequested())[-1] == failed
+
+
 # ---- importers and Pod settings
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import kubernetes_validate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +50,10 @@ def action(path: str = "root/train", inputs: Values | None = None, attempt: int 
 
 
 def pod(built: Pipeline | None = None, started: StartTask | None = None) -> Json:
-    return render_pod(built or pipeline(), RUN, started or action(), namespace="team")
+    """Render a Pod and check it against the schema of Kubernetes."""
+    rendered = render_pod(built or pipeline(), RUN, started or action(), namespace="team")
+    kubernetes_validate.validate(rendered, "1.34", strict=True)
+    return rendered
 
 
 def main(rendered: Json) -> Json:
