@@ -29,7 +29,7 @@ def default(service: Object) -> Object:
     mode = annotations.get(DEPLOYMENT_MODE, "Standard")
     annotations[DEPLOYMENT_MODE] = _LEGACY_MODES.get(mode, mode)
     if format_ := _model_format(predictor):
-        annotations.setdefault("modelFormat", format_)
+        annotations["modelFormat"] = format_
     result = {**service, "metadata": {**service["metadata"], "annotations": annotations}}
     if predictor is not None:
         result["spec"] = {**service["spec"], "predictor": predictor}
@@ -47,7 +47,8 @@ def _default_predictor(predictor: Any) -> Any:
         return predictor
     result = dict(predictor)
     legacy = [name for name in FRAMEWORKS if isinstance(result.get(name), Mapping)]
-    if len(legacy) == 1 and "model" not in result:
+    if len(legacy) == 1:
+        # Also over a model: applying the same manifest again brings the key back beside the model it became.
         result["model"] = {**result.pop(legacy[0]), "modelFormat": {"name": legacy[0]}}
     if isinstance(result.get("model"), Mapping):
         model = dict(result["model"])

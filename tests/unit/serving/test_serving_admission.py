@@ -32,6 +32,15 @@ def test_a_legacy_key_becomes_a_model() -> None:
     assert validate(result, None) == []
 
 
+def test_a_legacy_manifest_can_be_applied_again() -> None:
+    stored = default(service({"sklearn": {"storageUri": "/old"}}))
+    merged = {**stored["spec"]["predictor"], "xgboost": {"storageUri": "/new"}}
+    again = default({**stored, "spec": {"predictor": merged}})
+    assert again["spec"]["predictor"]["model"] == {"modelFormat": {"name": "xgboost"}, "storageUri": "/new"}
+    assert again["metadata"]["annotations"]["modelFormat"] == "xgboost"
+    assert validate(again, stored) == []
+
+
 def test_defaults_are_a_fixed_point_and_leave_their_input_alone() -> None:
     given = service({"onnx": {"storageUri": "/m"}})
     once = default(given)
@@ -61,7 +70,7 @@ def test_defaults_survive_what_the_schema_will_refuse(spec: Any) -> None:
     [
         (service(model(), name="Iris"), "metadata.name"),
         (service({}), "spec.predictor.model"),
-        (service({**model(), "xgboost": {}}), "spec.predictor.xgboost"),
+        (service({"sklearn": {}, "xgboost": {}}), "spec.predictor.xgboost"),
         (service(model(name="x")), "spec.predictor.model.name"),
         (service(model(storageUri="models/iris")), "spec.predictor.model.storageUri"),
         (service(model(storageUri="ftp://x/y")), "spec.predictor.model.storageUri"),
