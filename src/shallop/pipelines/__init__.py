@@ -1,0 +1,26 @@
+"""Kubeflow Pipelines: the v2beta1 API, the planner of runs and the driver that starts their tasks as Pods."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from shallop.controller import Part, Services
+from shallop.pipelines.api import routes
+from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.run import Driver
+from shallop.pipelines.tables import MIGRATIONS
+
+__all__ = ["PART"]
+
+
+def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
+    return [Driver(services).run]
+
+
+PART = Part(
+    "pipelines",
+    objects=({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},),
+    migrations=MIGRATIONS,
+    routes=routes,
+    tasks=_tasks,
+)

@@ -30,7 +30,7 @@ class FilterKey(NamedTuple):
 
     Args:
         column: of the table; empty = the empty text, which is what a single-user server has for namespaces.
-        kind: ``text``, ``number``, ``time`` (clients compare whole seconds) or ``tags`` (``<key>.<tag>``, never sorted).
+        kind: ``text``, ``number``, ``time`` (clients compare whole seconds) or ``tags`` (``<key>.<tag>``, not sorted).
     """
 
     column: str

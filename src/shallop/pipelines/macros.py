@@ -1,5 +1,7 @@
 """
-Macros in the parameter values of a run: ``[[RunUUID]]``, ``[[CurrentTime.2006-01-02]]``, ``{{$.scheduledTime.strftime('%Y')}}``.
+Macros in the parameter values of a run.
+
+``[[RunUUID]]``, ``[[CurrentTime.2006-01-02]]``, ``{{$.scheduledTime.strftime('%Y')}}`` and their like.
 
 Time forms of the first kind take Go layouts, as upstream does; without one the layout is 20060102150405.
 """

@@ -110,6 +110,8 @@ runs = sa.Table(
     sa.Index("pipelines_runs_state", "state", "created_at", "id"),
     sa.Index("pipelines_runs_name", "name", "id"),
     sa.Index("pipelines_runs_finished", "finished_at", "id"),
+    sa.Index("pipelines_runs_storage_finished", "storage_state", "finished_at", "id"),
+    sa.Index("pipelines_runs_storage_name", "storage_state", "name", "id"),
     sa.Index("pipelines_runs_pipeline", "pipeline_version_id", "created_at"),
     sa.Index("pipelines_runs_spec", "spec_digest"),
 )

@@ -1,0 +1,177 @@
+"""
+Artifacts over REST: ``/apis/v2beta1/artifacts``, ``/artifact_tasks``.
+
+No release of KFP has such endpoints; these follow its open proposal to replace ML Metadata.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import stat
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from shallop.controller import Services
+from shallop.errors import BadRequestError, ForbiddenError, NotFoundError
+from shallop.pipelines import tables
+from shallop.pipelines.errors_wire import endpoint, precondition
+from shallop.pipelines.http import reply
+from shallop.pipelines.listing import ARTIFACT_KEYS, parse_page
+from shallop.pipelines.messages import ARTIFACT, ARTIFACT_LIST, ARTIFACT_TASK_LIST
+
+__all__ = ["ArtifactsApi", "artifact_path"]
+
+_MAX_LINKS = 200
+_LINK_FILTERS = {"run_id": "run_id", "task_id": "task_id", "artifact_id": "artifact_id", "type": "type"}
+
+
+def artifact_path(uri: str, roots: tuple[Path, ...]) -> Path:
+    """
+    Return the local file or directory of an artifact.
+
+    The URI comes from user code: links are followed first, and the real place must lie below one of ``roots``.
+
+    Raises:
+        BadRequestError: the URI is no local path.
+        ForbiddenError: it leads out of the roots.
+        NotFoundError: nothing is there.
+    """
+    text = uri.removeprefix("file://")
+    if not text.startswith("/") or "\0" in text:
+        raise BadRequestError(f"uri: {uri!r} is not a path on this machine; download it from its own store.")
+    path = Path(os.path.realpath(text))
+    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise ForbiddenError(
+            f"uri: {uri!r} is outside of the artifact directory; only artifacts that runs have written can be read."
+        )
+    if not path.exists():
+        raise NotFoundError(f"uri: nothing is at {uri!r}: the task wrote nothing, or the file was removed.")
+    return path
+
+
+class ArtifactsApi:
+    """Handlers over the rows and the artifact directory of ``services``."""
+
+    def __init__(self, services: Services) -> None:
+        self._database = services.database
+        self._roots = (services.settings.artifacts,)
+
+    def routes(self) -> list[BaseRoute]:
+        base = "/apis/v2beta1/artifacts"
+        return [
+            Route(base, endpoint(self.list), methods=["GET"]),
+            Route(f"{base}/{{artifact_id}}:download", endpoint(self.download), methods=["GET"]),
+            Route(f"{base}/{{artifact_id}}", endpoint(self.get), methods=["GET"]),
+            Route("/apis/v2beta1/artifact_tasks", endpoint(self.list_links), methods=["GET"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        page = parse_page(request.query_params, ARTIFACT_KEYS)
+        run_id = request.query_params.get("run_id", "")
+        listed = await self._database.read(lambda c: tables.list_artifacts(c, page, run_id))
+        return reply(
+            ARTIFACT_LIST,
+            {
+                "artifacts": [_message(row) for row in listed.rows],
+                "next_page_token": listed.next_page_token,
+                "total_size": listed.total,
+            },
+        )
+
+    async def get(self, request: Request) -> Response:
+        return reply(ARTIFACT, _message(await self._find(request)))
+
+    async def list_links(self, request: Request) -> Response:
+        query = request.query_params
+        equals: dict[str, str | int] = {c: query[name] for name, c in _LINK_FILTERS.items() if query.get(name)}
+        if "artifact_id" in equals:
+            equals["artifact_id"] = _parse_id(str(equals["artifact_id"]))
+        after = _parse_link_token(query.get("page_token", ""))
+        size = min(_parse_id(query.get("page_size") or "0") or _MAX_LINKS, _MAX_LINKS)
+        rows, total = await self._database.read(
+            lambda c: tables.list_links(c, after=after, limit=size + 1, equals=equals)
+        )
+        token = ""
+        if len(rows) > size:
+            rows.pop()
+            token = base64.urlsafe_b64encode(str(rows[-1]["id"]).encode()).decode()
+        return reply(ARTIFACT_TASK_LIST, {"artifact_tasks": rows, "next_page_token": token, "total_size": total})
+
+    async def download(self, request: Request) -> Response:
+        """Send the content as an attachment: a file as it is, a directory as tar.gz; ``peek=N``: the first bytes."""
+        row = await self._find(request)
+        path = await asyncio.to_thread(artifact_path, row["uri"], self._roots)
+        # Content is written by users' code: never rendered by a browser on this origin.
+        headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+        name = path.name or "artifact"
+        if path.is_dir():
+            headers["Content-Disposition"] = _attachment(f"{name}.tar.gz")
+            return StreamingResponse(_tar_chunks(path), media_type="application/gzip", headers=headers)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise precondition(f"uri: {row['uri']!r} is neither a file nor a directory.")
+        headers["Content-Disposition"] = _attachment(name)
+        if peek := _parse_id(request.query_params.get("peek") or "0"):
+            content = await asyncio.to_thread(_read_first, path, min(peek, 1 << 20))
+            return Response(content, media_type="application/octet-stream", headers=headers)
+        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+    async def _find(self, request: Request) -> dict[str, Any]:
+        id_ = _parse_id(request.path_params["artifact_id"])
+        row = await self._database.read(lambda c: tables.get_artifact(c, id_))
+        if row is None:
+            raise NotFoundError(f"artifact_id: no artifact {id_}; list them with GET /apis/v2beta1/artifacts.")
+        return row
+
+
+def _message(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "artifact_id": row["id"]}
+
+
+def _parse_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequestError(f"artifact_id: {text!r} must be a whole number.")
+    return int(text)
+
+
+def _parse_link_token(token: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(token or "MA=="))
+    except ValueError:
+        raise BadRequestError("page_token: not a token of this server; leave it out to start over.") from None
+
+
+def _attachment(name: str) -> str:
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _read_first(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+async def _tar_chunks(path: Path) -> AsyncIterator[bytes]:
+    """Yield a directory as tar.gz while it is being packed in a thread; links are stored as links, not followed."""
+    reader, writer = os.pipe()
+    packing = asyncio.create_task(asyncio.to_thread(_pack, path, os.fdopen(writer, "wb")))
+    with os.fdopen(reader, "rb") as output:
+        while chunk := await asyncio.to_thread(output.read, 1 << 16):
+            yield chunk
+    await packing
+
+
+def _pack(path: Path, output: IO[bytes]) -> None:
+    # A reader that went away closes the pipe: packing then stops with BrokenPipeError, which nobody waits for.
+    try:
+        with output, tarfile.open(fileobj=output, mode="w|gz") as archive:
+            archive.add(path, arcname=path.name)
+    except BrokenPipeError:
+        pass

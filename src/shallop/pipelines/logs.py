@@ -1,0 +1,115 @@
+"""Logs of tasks over REST; they are files that the node keeps after their Pod is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from shallop.controller import Services
+from shallop.errors import BadRequestError, NotFoundError
+from shallop.pipelines import tables
+from shallop.pipelines.errors_wire import endpoint
+from shallop.pipelines.signals import signals_of
+
+__all__ = ["LogsApi", "find_log"]
+
+_CHUNK_BYTES = 1 << 16
+_ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "CACHED", "SKIPPED", "OMITTED")
+# A follower looks for new text this often; the end of the task wakes it at once.
+_FOLLOW_S = 0.2
+
+
+def find_log(logs: Path, namespace: str, pod: str) -> list[Path]:
+    """Return the log files of a Pod in the order in which they were written; empty while there are none."""
+    files = (logs / namespace).glob(f"{pod}_*/*/*.log")
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+class LogsApi:
+    """Handlers over the log files of ``services``."""
+
+    def __init__(self, services: Services, namespace: str) -> None:
+        self._database = services.database
+        self._logs = services.settings.logs
+        self._signals = signals_of(services.database)
+        self._namespace = namespace
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/apis/v2beta1/runs/{run_id}/tasks/{task_id}/log", endpoint(self.log), methods=["GET"]),
+            Route("/apis/v1alpha1/runs/{run_id}/nodes/{task_id}/log", endpoint(self.log), methods=["GET"]),
+        ]
+
+    async def log(self, request: Request) -> Response:
+        """Send the log of a task, given by its id or the name of one of its Pods; ``attempt=N`` chooses the Nth Pod."""
+        run_id, task_id = request.path_params["run_id"], request.path_params["task_id"]
+        follow = request.query_params.get("follow", "").lower() in ("true", "1")
+        task = await self._database.read(lambda c: _find_task(c, run_id, task_id))
+        if task is None:
+            raise NotFoundError(f"task_id: no task {task_id!r} in run {run_id!r}; GET the run for its task_details.")
+        pod = _choose_pod(task, task_id, request.query_params.get("attempt", ""))
+        text = self._follow(task, pod) if follow else self._read(pod)
+        # Plain text that a browser must not take for HTML.
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
+
+    async def _read(self, pod: str) -> AsyncIterator[bytes]:
+        for file in await asyncio.to_thread(find_log, self._logs, self._namespace, pod) if pod else ():
+            position = 0
+            while chunk := await asyncio.to_thread(_read_from, file, position):
+                position += len(chunk)
+                yield chunk
+
+    async def _follow(self, task: Mapping[str, Any], pod: str) -> AsyncIterator[bytes]:
+        positions: dict[Path, int] = {}
+        with self._signals.subscribed(task["run_id"]) as changed:
+            while True:
+                changed.clear()
+                current = await self._database.read(lambda c: tables.get_task(c, task["id"]))
+                pod = pod or (current["pods"][-1]["name"] if current and current["pods"] else "")
+                for file in await asyncio.to_thread(find_log, self._logs, self._namespace, pod) if pod else ():
+                    while chunk := await asyncio.to_thread(_read_from, file, positions.get(file, 0)):
+                        positions[file] = positions.get(file, 0) + len(chunk)
+                        yield chunk
+                # Looked at before reading: what a task wrote before its end has been sent.
+                if current is None or current["state"] in _ENDED or current["pods"][-1:] not in ([], [{"name": pod}]):
+                    return
+                try:
+                    async with asyncio.timeout(_FOLLOW_S):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+
+
+def _find_task(connection: sa.Connection, run_id: str, task_id: str) -> dict[str, Any] | None:
+    task = tables.get_task(connection, task_id)
+    if task:
+        return task if task["run_id"] == run_id else None
+    for other in tables.get_tasks(connection, run_id):
+        if any(pod["name"] == task_id for pod in other["pods"]):
+            return other
+    return None
+
+
+def _choose_pod(task: Mapping[str, Any], asked: str, attempt: str) -> str:
+    pods: list[str] = [pod["name"] for pod in task["pods"]]
+    if asked in pods:
+        return asked
+    if not attempt:
+        return pods[-1] if pods else ""
+    if not attempt.isdigit() or int(attempt) >= len(pods):
+        raise BadRequestError(f"attempt: {attempt!r}: this task has the attempts 0 to {len(pods) - 1}.")
+    return pods[int(attempt)]
+
+
+def _read_from(file: Path, position: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(position)
+        return stream.read(_CHUNK_BYTES)

@@ -1,0 +1,108 @@
+"""How a task's Pod ended: from the Pod and the launcher's ``result.json`` to the planner's event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from shallop.kube.objects import Object
+from shallop.pipelines.inputs import TaskError
+from shallop.pipelines.ir import ArtifactType
+
+__all__ = ["NAMESPACE", "ResultArtifact", "TaskResult", "is_over", "pod_failure", "read_result"]
+
+# The server is single-user: the Pods of all tasks live here.
+NAMESPACE = "kubeflow"
+# A container that waits for one of these waits for ever: a person has to change something.
+_FATAL_WAITS = (
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImagePullBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+)
+
+
+class ResultArtifact(Struct, rename="camel"):
+    name: str
+    uri: str
+    type: ArtifactType = ArtifactType()
+    metadata: dict[str, Any] = {}
+    digest: str | None = None
+    size_bytes: int = 0
+
+
+class ResultError(Struct):
+    message: str
+
+
+class TaskResult(Struct, rename="camel"):
+    """What ``result.json`` says; times are RFC 3339 or empty."""
+
+    state: str
+    exit_code: int = 0
+    parameters: dict[str, Any] = {}
+    artifacts: dict[str, list[ResultArtifact]] = {}
+    error: ResultError | None = None
+    started_at: str = ""
+    ended_at: str = ""
+
+
+def read_result(folder: str) -> TaskResult | None:
+    """Read the result in a task's folder; None when the task left none, or none that can be read."""
+    try:
+        return msgspec.json.decode(Path(folder, "result.json").read_bytes(), type=TaskResult)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def is_over(pod: Object) -> bool:
+    """Say whether a Pod has ended, or waits for what will not come by itself."""
+    status = pod.get("status") or {}
+    return status.get("phase") in ("Succeeded", "Failed") or _fatal_wait(status) is not None
+
+
+def _statuses(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _fatal_wait(status: Mapping[str, Any]) -> dict[str, Any] | None:
+    for container in _statuses(status):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _FATAL_WAITS:
+            return dict(waiting)
+    return None
+
+
+def pod_failure(pod: Object) -> tuple[TaskError, bool]:
+    """
+    Say why a Pod without a result failed, and whether trying again can help.
+
+    Returns:
+        The error and False when the cause is in what was declared, such as an image nobody can resolve.
+    """
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if waiting := _fatal_wait(status):
+        return TaskError(f"Pod {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")), False
+    for container in _statuses(status):
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended and ended.get("exitCode") != 0:
+            return TaskError(_ended_message(name, status, ended)), True
+    if status.get("phase") == "Succeeded":
+        return TaskError(
+            f"Pod {name} ended well but left no result.json: was its folder removed, or is the artifact disk full?"
+        ), True
+    text = ": ".join(filter(None, (status.get("reason"), status.get("message")))) or "the Pod failed"
+    return TaskError(f"Pod {name}: {text}"), status.get("reason") not in ("UnresolvedImage", "InvalidSpec")
+
+
+def _ended_message(name: str, status: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+    reason = status.get("reason") or ended.get("reason") or "Error"
+    said = status.get("message") or ended.get("message") or ""
+    code = f" (exit code {ended['exitCode']})" if "exitCode" in ended else ""
+    text = f"Pod {name}: {reason}{code}"
+    return f"{text}: {said}" if said else f"{text}; its log may say why."

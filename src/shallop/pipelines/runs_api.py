@@ -1,0 +1,277 @@
+"""Runs over REST: ``/apis/v2beta1/runs``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from shallop.controller import Services
+from shallop.errors import BadRequestError, NotFoundError
+from shallop.pipelines import tables
+from shallop.pipelines.errors_wire import endpoint, precondition
+from shallop.pipelines.experiments_api import ensure_default_experiment
+from shallop.pipelines.http import empty, read_message, reply
+from shallop.pipelines.listing import RUN_KEYS, parse_page
+from shallop.pipelines.macros import MacroContext, expand_macros
+from shallop.pipelines.messages import RUN, RUN_LIST, to_micros
+from shallop.pipelines.pipelines_api import checked_pipeline, spec_digest
+from shallop.pipelines.signals import signals_of
+from shallop.pipelines.taskdetails import task_messages
+from shallop.pipelines.validation import check_parameters, refuse
+
+__all__ = ["RunsApi", "run_message"]
+
+_MAX_NAME = 255
+
+
+def run_message(row: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a row into a Run; a run made from a pipeline shows the reference, any other its own document."""
+    message = {**row, "run_id": row["id"], "display_name": row["name"]}
+    message["runtime_config"] = {"parameters": row["parameters"], "pipeline_root": row["pipeline_root"]}
+    if row["pipeline_id"] or row["pipeline_version_id"]:
+        message["pipeline_version_reference"] = {
+            "pipeline_id": row["pipeline_id"],
+            "pipeline_version_id": row["pipeline_version_id"],
+        }
+        message["pipeline_version_id"] = ""
+    else:
+        message["pipeline_spec"] = specs.get(row["spec_digest"])
+    return message
+
+
+class RunsApi:
+    """Handlers over the rows of ``services``; the driver does what they ask for."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._database = services.database
+        self._signals = signals_of(services.database)
+
+    def routes(self) -> list[BaseRoute]:
+        base = "/apis/v2beta1/runs"
+        one = f"{base}/{{run_id}}"
+        verbs = {
+            "archive": self.archive,
+            "unarchive": self.unarchive,
+            "terminate": self.terminate,
+            "retry": self.retry,
+        }
+        return [
+            Route(base, endpoint(self.list), methods=["GET"]),
+            Route(base, endpoint(self.create), methods=["POST"]),
+            *(Route(f"{one}:{verb}", endpoint(handler), methods=["POST"]) for verb, handler in verbs.items()),
+            Route(one, endpoint(self.get), methods=["GET"]),
+            Route(one, endpoint(self.delete), methods=["DELETE"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        page = parse_page(request.query_params, RUN_KEYS)
+        experiment = request.query_params.get("experiment_id", "")
+
+        def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
+            listed = tables.list_runs(connection, page, experiment)
+            return listed, tables.get_specs(connection, _own_specs(listed.rows))
+
+        listed, specs = await self._database.read(read)
+        return reply(
+            RUN_LIST,
+            {
+                "runs": [run_message(row, specs) for row in listed.rows],
+                "next_page_token": listed.next_page_token,
+                "total_size": listed.total,
+            },
+        )
+
+    async def create(self, request: Request) -> Response:
+        given = await read_message(request, RUN)
+        name = given.get("display_name", "")
+        if not name.strip():
+            raise BadRequestError("run.display_name: required; give the run a name.")
+        if len(name) > _MAX_NAME:
+            raise BadRequestError(f"run.display_name: {len(name)} characters; at most {_MAX_NAME} are allowed.")
+        reference, document = await self._source(given)
+        experiment_id = given.get("experiment_id") or request.query_params.get("experiment_id", "")
+        row = await asyncio.to_thread(_new_run, given, reference, document, self._services.now())
+        specs = {row["spec_digest"]: document}
+        text = json.dumps(document)
+
+        def insert(connection: sa.Connection) -> None:
+            row["experiment_id"] = _open_experiment(connection, experiment_id, row["created_at"])
+            tables.put_spec(connection, row["spec_digest"], text)
+            tables.insert_run(connection, row)
+
+        await self._database.write(insert)
+        self._signals.request(row["id"])
+        return reply(RUN, run_message(row, specs))
+
+    async def _source(self, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return the version that a run refers to (empty without one) and its document."""
+        if given.get("pipeline_spec"):
+            return {}, given["pipeline_spec"]
+        reference = given.get("pipeline_version_reference", {})
+        pipeline_id = reference.get("pipeline_id", "")
+        version_id = reference.get("pipeline_version_id", "") or given.get("pipeline_version_id", "")
+        if not (pipeline_id or version_id):
+            raise BadRequestError(
+                "run: a pipeline is required: send pipeline_spec, or pipeline_version_reference with a pipeline_id."
+            )
+
+        def read(connection: sa.Connection) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+            if version_id:
+                version = tables.get_version(connection, version_id)
+            else:
+                version = tables.newest_version(connection, pipeline_id)
+            return version, tables.get_specs(connection, [version["spec_digest"]] if version else [])
+
+        version, specs = await self._database.read(read)
+        if version is None:
+            raise NotFoundError(
+                f"run.pipeline_version_reference: no version {version_id!r} of pipeline {pipeline_id!r}; "
+                "list them with GET /apis/v2beta1/pipelines/{pipeline_id}/versions."
+            )
+        if pipeline_id and version["pipeline_id"] != pipeline_id:
+            raise BadRequestError(
+                f"run.pipeline_version_reference: version {version_id!r} is one of pipeline {version['pipeline_id']!r}."
+            )
+        source = {"pipeline_id": version["pipeline_id"], "pipeline_version_id": version["id"]}
+        return source, specs[version["spec_digest"]]
+
+    async def get(self, request: Request) -> Response:
+        id_ = request.path_params["run_id"]
+
+        def read(connection: sa.Connection) -> tuple[dict[str, Any] | None, dict[str, Any], list[Any], list[Any]]:
+            row = tables.get_run(connection, id_)
+            if row is None:
+                return None, {}, [], []
+            specs = tables.get_specs(connection, _own_specs([row]))
+            return row, specs, tables.get_tasks(connection, id_), tables.get_run_links(connection, id_)
+
+        row, specs, tasks, links = await self._database.read(read)
+        if row is None:
+            raise _no_run(id_)
+        message = run_message(row, specs)
+        if tasks:
+            message["run_details"] = {"task_details": task_messages(tasks, links)}
+        return reply(RUN, message)
+
+    async def delete(self, request: Request) -> Response:
+        row = await self._find(request)
+        await self._database.write(lambda c: tables.delete_run(c, row["id"]))
+        self._signals.request(row["id"])
+        return empty()
+
+    async def archive(self, request: Request) -> Response:
+        row = await self._find(request)
+        await self._database.write(lambda c: tables.update_run(c, row["id"], {"storage_state": "ARCHIVED"}))
+        return empty()
+
+    async def unarchive(self, request: Request) -> Response:
+        row = await self._find(request)
+
+        def store(connection: sa.Connection) -> None:
+            experiment = tables.get_experiment(connection, row["experiment_id"])
+            if experiment and experiment["storage_state"] == "ARCHIVED":
+                raise precondition(
+                    f"run_id: experiment {experiment['name']!r} of this run is archived; unarchive it first."
+                )
+            tables.update_run(connection, row["id"], {"storage_state": "AVAILABLE"})
+
+        await self._database.write(store)
+        return empty()
+
+    async def terminate(self, request: Request) -> Response:
+        row = await self._find(request)
+        now = to_micros(self._services.now())
+        # Terminating a run that is over changes nothing and is no error: clients do it in their clean-up.
+        await self._database.write(lambda c: tables.cancel_run(c, row["id"], now))
+        self._signals.request(row["id"])
+        return empty()
+
+    async def retry(self, request: Request) -> Response:
+        row = await self._find(request)
+        now = to_micros(self._services.now())
+
+        def restart(connection: sa.Connection) -> None:
+            current = tables.get_run(connection, row["id"])
+            if current is None or current["state"] not in ("FAILED", "CANCELED"):
+                state = current["state"] if current else "gone"
+                raise precondition(f"run_id: the run is {state}; only a run that FAILED can be retried.")
+            tables.set_run_state(connection, row["id"], "RUNNING", None, now)
+
+        await self._database.write(restart)
+        self._signals.request(row["id"])
+        return empty()
+
+    async def _find(self, request: Request) -> dict[str, Any]:
+        id_ = request.path_params["run_id"]
+        row = await self._database.read(lambda c: tables.get_run(c, id_))
+        if row is None:
+            raise _no_run(id_)
+        return row
+
+
+def _no_run(id_: str) -> NotFoundError:
+    return NotFoundError(f"run_id: no run {id_!r}; list them with GET /apis/v2beta1/runs.")
+
+
+def _own_specs(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["spec_digest"] for row in rows if not row["pipeline_version_id"]]
+
+
+def _open_experiment(connection: sa.Connection, id_: str, now: int) -> str:
+    """Return the experiment for a new run: it must exist and not be archived."""
+    if not id_:
+        experiment: dict[str, Any] | None = ensure_default_experiment(connection, now)
+    else:
+        experiment = tables.get_experiment(connection, id_)
+    if experiment is None:
+        raise NotFoundError(f"run.experiment_id: no experiment {id_!r}; create it first or leave it out.")
+    if experiment["storage_state"] == "ARCHIVED":
+        raise precondition(
+            f"run.experiment_id: experiment {experiment['name']!r} is archived; unarchive it or use another."
+        )
+    return str(experiment["id"])
+
+
+def _new_run(
+    given: Mapping[str, Any], reference: Mapping[str, str], document: dict[str, Any], now: datetime
+) -> dict[str, Any]:
+    """Check what was submitted (slow for big pipelines: call it in a thread) and return the row."""
+    run_id, micros = str(uuid.uuid4()), to_micros(now)
+    pipeline = checked_pipeline(document)
+    config = given.get("runtime_config", {})
+    macros = MacroContext(run_id, now, now)
+    parameters = {name: expand_macros(value, macros) for name, value in config.get("parameters", {}).items()}
+    refuse(check_parameters(pipeline, parameters), f"Run {given['display_name']!r}")
+    return {
+        "id": run_id,
+        "experiment_id": "",
+        "name": given["display_name"],
+        "description": given.get("description", ""),
+        "storage_state": "AVAILABLE",
+        "pipeline_id": reference.get("pipeline_id", ""),
+        "pipeline_version_id": reference.get("pipeline_version_id", ""),
+        "spec_digest": spec_digest(json.dumps(document)),
+        "pipeline_name": pipeline.name,
+        "parameters": parameters,
+        "pipeline_root": config.get("pipeline_root", ""),
+        "service_account": given.get("service_account", ""),
+        "created_at": micros,
+        "scheduled_at": 0,
+        "finished_at": 0,
+        "state": "PENDING",
+        "error": None,
+        "state_history": [{"update_time": micros, "state": "PENDING"}],
+        "recurring_run_id": given.get("recurring_run_id", ""),
+        "plugins_input": given.get("plugins_input", {}),
+        "outputs": {},
+    }

@@ -1,0 +1,216 @@
+"""What one step of a run writes: collected while the planner decides, then stored in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+
+import msgspec
+import sqlalchemy as sa
+
+from shallop.pipelines import tables
+from shallop.pipelines.inputs import Artifact, TaskError, Values
+from shallop.pipelines.plan import Event, Plan, TaskInstance, TaskState
+
+__all__ = ["Journal", "task_id"]
+
+Row = dict[str, Any]
+_ENDED = frozenset(TaskState) - {TaskState.PENDING, TaskState.RUNNING}
+
+
+def task_id(run_id: str, path: str) -> str:
+    """Return the id of a task instance; empty for the root's parent."""
+    return str(uuid5(NAMESPACE_OID, f"{run_id}/{path}")) if path else ""
+
+
+def to_json(value: Any) -> Any:
+    """Turn Structs into what JSON columns take."""
+    return json.loads(msgspec.json.encode(value))
+
+
+class Journal:
+    """
+    Collects changes of one run and writes them as steps.
+
+    Args:
+        now: clock in microseconds.
+        next_execution: gives the numbers that order tasks.
+        known: rows of tasks that are stored already.
+        seq: how many events are stored already.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        now: Callable[[], int],
+        next_execution: Callable[[], int],
+        known: Iterable[Row] = (),
+        seq: int = 0,
+    ) -> None:
+        self._plan = plan
+        self._run_id = plan.run.run_id
+        self._now = now
+        self._next_execution = next_execution
+        self._rows = {row["path"]: row for row in known}
+        self._stored = set(self._rows)
+        self._seq = seq
+        self._clear()
+
+    def _clear(self) -> None:
+        self._events: list[tuple[int, Any]] = []
+        self._changed: dict[str, None] = {}
+        self._dropped: list[str] = []
+        self._artifacts: list[Row] = []
+        self._links: list[Row] = []
+        self._cache: list[Row] = []
+        self._finish: tuple[str, Any, Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many changes wait to be written."""
+        return len(self._events) + len(self._changed)
+
+    def record(self, event: Event) -> None:
+        self._seq += 1
+        self._events.append((self._seq, to_json(event)))
+
+    def change(self, path: str, state: TaskState) -> None:
+        """Note a new state of a task; the rest of its row is taken from the plan when the step is written."""
+        row = self._rows.get(path)
+        if row is None:
+            row = self._rows[path] = self._new_row(self._plan.tasks[path])
+        now = self._now()
+        if not row["state_history"] or row["state_history"][-1]["state"] != state:
+            row["state_history"] = [*row["state_history"], {"update_time": now, "state": str(state)}]
+        row["state"] = str(state)
+        if state is TaskState.RUNNING:
+            row["started_at"], row["ended_at"] = row["started_at"] or now, 0
+        row["ended_at"] = (row["ended_at"] or now) if state in _ENDED else 0
+        self._changed[path] = None
+
+    def drop(self, path: str) -> None:
+        """Forget a task that is planned anew."""
+        row = self._rows.pop(path, None)
+        if row is not None:
+            self._changed.pop(path, None)
+            self._dropped.append(row["id"])
+            self._stored.discard(path)
+
+    def add_pod(self, path: str, name: str) -> None:
+        """Note a Pod of a task; the last one is the current attempt."""
+        row = self._rows[path]
+        if name not in (pod["name"] for pod in row["pods"]):
+            row["pods"] = [*row["pods"], {"name": name}]
+            self._changed[path] = None
+
+    def set_times(self, path: str, started_at: int, ended_at: int) -> None:
+        """Note when the component itself began and ended."""
+        self._rows[path] |= {"started_at": started_at, "ended_at": ended_at}
+        self._changed[path] = None
+
+    def set_note(self, path: str, note: str) -> None:
+        self._rows[path]["note"] = note
+        self._changed[path] = None
+
+    def add_artifact(self, path: str, artifact: Artifact, size_bytes: int) -> None:
+        """Store an artifact that a task has made; its id is set."""
+        self._artifacts.append(
+            {
+                "id": int(artifact.id),
+                "name": artifact.name,
+                "type": artifact.type.schema_title or "system.Artifact",
+                "uri": artifact.uri,
+                "metadata": artifact.metadata,
+                "digest": artifact.digest,
+                "size_bytes": size_bytes,
+                "created_at": self._now(),
+                "run_id": self._run_id,
+                "task_id": task_id(self._run_id, path),
+            }
+        )
+
+    def link(self, path: str, type_: str, values: Values) -> None:
+        """Tie artifacts to a task as its INPUT or OUTPUT."""
+        id_ = task_id(self._run_id, path)
+        for key, items in values.artifacts.items():
+            for artifact in items:
+                if artifact.id:
+                    row: Row = {"artifact_id": int(artifact.id), "run_id": self._run_id, "task_id": id_}
+                    self._links.append(row | {"type": type_, "key": key})
+
+    def remember(self, pipeline_name: str, key: str, path: str, outputs: Values) -> None:
+        """Keep the outputs of a task for the cache."""
+        entry: Row = {"pipeline_name": pipeline_name, "key": key, "run_id": self._run_id}
+        entry |= {"task_id": task_id(self._run_id, path), "outputs": to_json(outputs), "created_at": self._now()}
+        self._cache.append(entry)
+
+    def finish(self, state: str, outputs: Values, error: TaskError | None) -> None:
+        """End the run; SUCCEEDED, FAILED or CANCELED as clients see it."""
+        self._finish = (state, to_json(outputs), to_json(error) if error else None)
+
+    def take(self) -> Callable[[sa.Connection], None]:
+        """Return a function that writes all that was collected, and start afresh."""
+        for path in self._changed:
+            self._fill(self._rows[path], self._plan.tasks[path])
+        new = [dict(self._rows[path]) for path in self._changed if path not in self._stored]
+        changed = {
+            self._rows[path]["id"]: {k: v for k, v in self._rows[path].items() if k not in _FIXED}
+            for path in self._changed
+            if path in self._stored
+        }
+        self._stored.update(self._changed)
+        step = tables.Step(
+            self._run_id, self._events, self._dropped, new, changed, self._artifacts, self._links, self._cache
+        )
+        finish, now, run_id = self._finish, self._now(), self._run_id
+        self._clear()
+
+        def write(connection: sa.Connection) -> None:
+            tables.write_step(connection, step)
+            if finish:
+                state, outputs, error = finish
+                tables.update_run(connection, run_id, {"outputs": outputs})
+                tables.set_run_state(connection, run_id, state, error, now)
+                if state == "SUCCEEDED":
+                    # Such a run is never resumed or retried: its log has done its work.
+                    tables.delete_events(connection, run_id)
+            else:
+                tables.start_run(connection, run_id, now)
+
+        return write
+
+    def _new_row(self, instance: TaskInstance) -> Row:
+        return {
+            "id": task_id(self._run_id, instance.path),
+            "execution": self._next_execution(),
+            "run_id": self._run_id,
+            "path": instance.path,
+            "parent_id": task_id(self._run_id, instance.parent),
+            "name": instance.name,
+            "display_name": instance.display_name,
+            "kind": str(instance.kind),
+            "state": "",
+            "created_at": self._now(),
+            "started_at": 0,
+            "ended_at": 0,
+            "attempt": 0,
+            "pods": [],
+            "inputs": {},
+            "outputs": {},
+            "error": None,
+            "note": "",
+            "state_history": [],
+        }
+
+    @staticmethod
+    def _fill(row: Row, instance: TaskInstance) -> None:
+        row["attempt"] = instance.attempt
+        row["inputs"], row["outputs"] = to_json(instance.inputs), to_json(instance.outputs)
+        row["error"] = to_json(instance.error) if instance.error else None
+        row["note"] = instance.reason or row["note"]
+
+
+_FIXED = ("id", "execution", "run_id", "path", "parent_id", "name", "display_name", "kind", "created_at")

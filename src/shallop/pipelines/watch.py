@@ -1,0 +1,109 @@
+"""The states of a run's tasks as they change: ``GET /apis/v2beta1/runs/{id}:watch``, server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from shallop.controller import Services
+from shallop.errors import NotFoundError
+from shallop.pipelines import tables
+from shallop.pipelines.errors_wire import endpoint
+from shallop.pipelines.messages import RUN, render
+from shallop.pipelines.runs_api import run_message
+from shallop.pipelines.signals import signals_of
+from shallop.pipelines.taskdetails import task_views
+
+__all__ = ["WatchApi"]
+
+_ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+# A comment line keeps proxies from closing a quiet stream.
+_HEARTBEAT_S = 15.0
+# Between two looks, so that a run of thousands of tasks does not spend its time on being watched.
+_MIN_PAUSE_S = 0.05
+
+
+class WatchApi:
+    """Handlers over the rows of ``services``."""
+
+    def __init__(self, services: Services) -> None:
+        self._database = services.database
+        self._signals = signals_of(services.database)
+
+    def routes(self) -> list[BaseRoute]:
+        one = "/apis/v2beta1/runs/{run_id}"
+        return [
+            Route(f"{one}:watch", endpoint(self.watch), methods=["GET"]),
+            Route(f"{one}/tasks", endpoint(self.tasks), methods=["GET"]),
+        ]
+
+    async def tasks(self, request: Request) -> Response:
+        """Send the tasks of a run with parameters, attempts and cache notes, and the outputs of the run."""
+        run_id = request.path_params["run_id"]
+        run, outputs, tasks = await self._database.read(lambda c: _look(c, run_id))
+        if run is None:
+            raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
+        return JSONResponse({"run": run, "outputs": outputs, "tasks": tasks})
+
+    async def watch(self, request: Request) -> Response:
+        """
+        Stream a run until it is over.
+
+        Events: ``run`` with the Run whenever its state is new, ``tasks`` with the tasks that are new or have changed,
+        ``end`` at the end. The first two are sent at once with all there is.
+        """
+        run_id = request.path_params["run_id"]
+        if await self._database.read(lambda c: tables.get_run(c, run_id)) is None:
+            raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._events(run_id), media_type="text/event-stream", headers=headers)
+
+    async def _events(self, run_id: str) -> AsyncIterator[str]:
+        sent: dict[str, str] = {}
+        with self._signals.subscribed(run_id) as changed:
+            while True:
+                changed.clear()
+                began = time.monotonic()
+                run, _, tasks = await self._database.read(lambda c: _look(c, run_id))
+                if run is None:
+                    yield "event: end\ndata: {}\n\n"
+                    return
+                text = json.dumps(run)
+                if sent.get("") != text:
+                    sent[""] = text
+                    yield f"event: run\ndata: {text}\n\n"
+                fresh = []
+                for task in tasks:
+                    text = json.dumps(task)
+                    if sent.get(task["task_id"]) != text:
+                        sent[task["task_id"]] = text
+                        fresh.append(text)
+                if fresh:
+                    yield f"event: tasks\ndata: [{','.join(fresh)}]\n\n"
+                if run["state"] in _ENDED:
+                    yield "event: end\ndata: {}\n\n"
+                    return
+                await asyncio.sleep(max(_MIN_PAUSE_S, 4 * (time.monotonic() - began)))
+                try:
+                    async with asyncio.timeout(_HEARTBEAT_S):
+                        await changed.wait()
+                except TimeoutError:
+                    yield ": still here\n\n"
+
+
+def _look(connection: sa.Connection, run_id: str) -> tuple[dict[str, Any] | None, dict[str, Any], list[dict[str, Any]]]:
+    row = tables.get_run(connection, run_id)
+    if row is None:
+        return None, {}, []
+    # The document does not change and may be large: a watcher gets it with GET.
+    run = render(RUN, run_message(row, {}))
+    tasks = task_views(tables.get_tasks(connection, run_id), tables.get_run_links(connection, run_id))
+    return run, row["outputs"], tasks

@@ -1,0 +1,450 @@
+"""The v2beta1 routes over a database in a temporary folder, called in process; nothing drives the runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlencode
+
+import anyio
+import pytest
+import yaml
+from starlette.applications import Starlette
+
+from shallop.controller import Services
+from shallop.kube.client import Client
+from shallop.pipelines import tables
+from shallop.pipelines.api import routes
+from shallop.settings import Settings
+from shallop.store.database import Database
+
+BASE = "/apis/v2beta1"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def detail(self) -> str:
+        return str(self.json["details"][0]["message"])
+
+
+class Server:
+    """Calls the routes; the clock moves one second per look at it."""
+
+    def __init__(self, home: Path) -> None:
+        self.database = Database(f"sqlite:///{home}/rows.db")
+        self.database.migrate("pipelines", tables.MIGRATIONS)
+        self.settings = Settings(home=home)
+        self._time = datetime(2026, 1, 1, tzinfo=UTC)
+        services = Services(self.settings, cast(Client, None), self.database, self._now)
+        self._app = Starlette(routes=list(routes(services)))
+
+    def _now(self) -> datetime:
+        self._time += timedelta(seconds=1)
+        return self._time
+
+    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Answer:
+        content = b"" if body is None else json.dumps(body).encode()
+        return self.send(method, path, content, "application/json", query)
+
+    def send(self, method: str, path: str, content: bytes, content_type: str, query: dict[str, Any]) -> Answer:
+        return anyio.run(self._call, method, BASE + path, content, content_type, query)
+
+    async def _call(self, method: str, path: str, content: bytes, content_type: str, query: dict[str, Any]) -> Answer:
+        sent: list[dict[str, Any]] = []
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": urlencode(query).encode(),
+            "headers": [(b"content-type", content_type.encode())],
+        }
+
+        bodies = [content]
+
+        async def receive() -> dict[str, Any]:
+            if not bodies:
+                await anyio.sleep_forever()  # the client stays connected
+            return {"type": "http.request", "body": bodies.pop()}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, send)  # type: ignore[arg-type]
+        headers = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+        return Answer(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.database.close()
+
+
+def spec(name: str = "greet", **parameters: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline with one container task."""
+    return {
+        "pipelineInfo": {"name": name},
+        "schemaVersion": "2.1.0",
+        "sdkVersion": "kfp-2.17.0",
+        "root": {
+            "inputDefinitions": {"parameters": parameters},
+            "dag": {"tasks": {"echo": {"taskInfo": {"name": "echo"}, "componentRef": {"name": "comp-echo"}}}},
+        },
+        "components": {"comp-echo": {"executorLabel": "exec-echo"}},
+        "deploymentSpec": {"executors": {"exec-echo": {"container": {"image": "alpine", "command": ["echo", "hi"]}}}},
+    }
+
+
+def upload(server: Server, path: str, filename: str, content: bytes, **query: Any) -> Answer:
+    head = f'--b\r\nContent-Disposition: form-data; name="uploadfile"; filename="{filename}"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--b--\r\n"
+    return server.send("POST", path, body, "multipart/form-data; boundary=b", query)
+
+
+def where(operation: Any, key: str, **value: Any) -> str:
+    return json.dumps({"predicates": [{"operation": operation, "key": key, **value}]})
+
+
+def test_healthz_says_single_user(server: Server) -> None:
+    assert server.call("GET", "/healthz").json["multi_user"] is False
+
+
+# ---- experiments
+
+
+def test_an_experiment_is_made_read_and_listed(server: Server) -> None:
+    made = server.call("POST", "/experiments", {"displayName": "a", "description": "d", "namespace": "kubeflow"}).json
+    assert made["storage_state"] == "AVAILABLE"
+    assert made["created_at"].startswith("2026-01-01T")
+    assert server.call("GET", f"/experiments/{made['experiment_id']}").json == made
+    listed = server.call("GET", "/experiments", filter=where(1, "display_name", stringValue="a"), namespace="").json
+    assert listed == {"experiments": [made], "total_size": 1}
+
+
+def test_an_experiment_needs_a_name_of_its_own(server: Server) -> None:
+    server.call("POST", "/experiments", {"display_name": "a"})
+    again = server.call("POST", "/experiments", {"display_name": "a"})
+    assert (again.status, again.json["code"]) == (409, 6)
+    assert "already exists" in again.detail
+    assert server.call("POST", "/experiments", {"display_name": " "}).status == 400
+    assert server.call("POST", "/experiments", {"display_name": "x" * 129}).status == 400
+
+
+def test_what_is_not_there_is_404(server: Server) -> None:
+    for path in (
+        "/experiments/x",
+        "/pipelines/x",
+        "/pipelines/names/x",
+        "/pipelines/x/versions/y",
+        "/runs/x",
+        "/artifacts/1",
+    ):
+        answer = server.call("GET", path)
+        assert (answer.status, answer.json["code"]) == (404, 5), path
+    assert server.call("GET", "/nothing").status == 404
+
+
+def test_the_default_experiment_stays(server: Server) -> None:
+    server.call("POST", "/runs", {"display_name": "r", "pipeline_spec": spec()})
+    (default,) = server.call("GET", "/experiments").json["experiments"]
+    assert default["display_name"] == "Default"
+    assert server.call("DELETE", f"/experiments/{default['experiment_id']}").status == 400
+
+
+def test_archiving_an_experiment_archives_its_runs(server: Server) -> None:
+    experiment = server.call("POST", "/experiments", {"display_name": "a"}).json["experiment_id"]
+    run = server.call("POST", "/runs", {"display_name": "r", "pipeline_spec": spec(), "experiment_id": experiment}).json
+    path = f"/runs/{run['run_id']}"
+    assert server.call("POST", f"/experiments/{experiment}:archive").json == {}
+    assert server.call("GET", path).json["storage_state"] == "ARCHIVED"
+    refused = server.call("POST", f"{path}:unarchive")
+    assert (refused.status, refused.json["code"]) == (400, 9)
+    body = {"display_name": "r", "pipeline_spec": spec(), "experiment_id": experiment}
+    assert server.call("POST", "/runs", body).status == 400
+    server.call("POST", f"/experiments/{experiment}:unarchive")
+    assert server.call("GET", path).json["storage_state"] == "ARCHIVED"
+    assert server.call("POST", f"{path}:unarchive").status == 200
+
+
+def test_lists_are_paged_without_gaps(server: Server) -> None:
+    names = [f"e{number}" for number in range(7)]
+    for name in names:
+        server.call("POST", "/experiments", {"display_name": name})
+    seen, token = [], ""
+    while True:
+        page = server.call("GET", "/experiments", page_size=3, sort_by="display_name desc", page_token=token).json
+        assert page["total_size"] == 7
+        seen += [one["display_name"] for one in page["experiments"]]
+        token = page.get("next_page_token", "")
+        if not token:
+            break
+    assert seen == sorted(names, reverse=True)
+
+
+# ---- pipelines
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json", "zip", "tar.gz"])
+def test_packages_of_every_kind_are_taken(server: Server, kind: str) -> None:
+    text = json.dumps(spec()).encode() if kind == "json" else yaml.safe_dump(spec()).encode()
+    content, buffer = text, io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("pipeline.yaml", text)
+        content = buffer.getvalue()
+    if kind == "tar.gz":
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            member = tarfile.TarInfo("pipeline.yaml")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+        content = buffer.getvalue()
+    made = upload(server, "/pipelines/upload", f"p.{kind}", content, name="one", tags='{"team": "x"}')
+    assert made.status == 200, made.body
+    (version,) = server.call("GET", f"/pipelines/{made.json['pipeline_id']}/versions").json["pipeline_versions"]
+    assert version["pipeline_spec"] == spec()
+    assert (version["name"], version["tags"]) == ("one", {"team": "x"})
+
+
+def test_upload_errors_have_their_own_shape(server: Server) -> None:
+    for content in (b"{", b"just text", b"a: 1", b"\x1f\x8bbroken"):
+        answer = upload(server, "/pipelines/upload", "p.yaml", content, name="one")
+        assert answer.status == 400
+        assert set(answer.json) == {"error_message", "error_details"}
+    assert upload(server, "/pipelines/upload_version", "p.yaml", b"", name="v").status == 400
+    assert server.call("POST", "/pipelines/upload").status == 400
+    assert "pipelines" not in server.call("GET", "/pipelines").json
+
+
+def test_an_upload_that_is_too_long_is_refused(server: Server) -> None:
+    answer = upload(server, "/pipelines/upload", "p.yaml", b"x" * (33 * 1024 * 1024), name="one")
+    assert answer.status == 400
+    assert "more than" in answer.json["error_message"]
+
+
+def test_versions_follow_their_pipeline(server: Server) -> None:
+    text = yaml.safe_dump(spec()).encode()
+    pipeline = upload(server, "/pipelines/upload", "p.yaml", text, name="one").json
+    id_ = pipeline["pipeline_id"]
+    assert upload(server, "/pipelines/upload", "p.yaml", text, name="one").status == 409
+    second = upload(server, "/pipelines/upload_version", "p.yaml", text, name="v2", pipelineid=id_).json
+    assert upload(server, "/pipelines/upload_version", "p.yaml", text, name="v2", pipelineid=id_).status == 409
+    path = f"/pipelines/{id_}/versions/{second['pipeline_version_id']}"
+    patched = server.call("PATCH", path, {"display_name": "Second", "tags": {"a": "b"}}).json
+    assert (patched["name"], patched["display_name"], patched["tags"]) == ("v2", "Second", {"a": "b"})
+    assert "tags" not in server.call("PATCH", path, {"tags": {}}).json
+    assert server.call("GET", f"/pipelines/{id_}/versions", sort_by="created_at desc").json["total_size"] == 2
+    refused = server.call("DELETE", f"/pipelines/{id_}")
+    assert (refused.status, refused.json["code"]) == (400, 9)
+    assert server.call("DELETE", path).status == 200
+    assert server.call("DELETE", f"/pipelines/{id_}", cascade="true").status == 200
+    assert server.call("GET", f"/pipelines/{id_}").status == 404
+
+
+def test_a_pipeline_may_be_made_without_a_version(server: Server) -> None:
+    made = server.call("POST", "/pipelines", {"display_name": "empty"}).json
+    assert made["name"] == "empty"
+    assert server.call("GET", "/pipelines/names/empty").json == made
+    body = {"name": "v1", "pipeline_spec": spec()}
+    assert server.call("POST", f"/pipelines/{made['pipeline_id']}/versions", body).status == 200
+
+
+@pytest.mark.parametrize("tags", [{"a.b": "c"}, {"a": "x" * 64}, {str(n): "" for n in range(21)}])
+def test_tags_have_limits(server: Server, tags: dict[str, str]) -> None:
+    assert server.call("POST", "/pipelines", {"name": "p", "tags": tags}).status == 400
+
+
+def test_pipelines_are_found_by_tag(server: Server) -> None:
+    server.call("POST", "/pipelines", {"name": "a", "tags": {"team": "x"}})
+    server.call("POST", "/pipelines", {"name": "b", "tags": {"team": "y"}})
+    listed = server.call("GET", "/pipelines", filter=where("EQUALS", "tags.team", string_value="y")).json
+    assert [pipeline["name"] for pipeline in listed["pipelines"]] == ["b"]
+
+
+def test_a_package_url_must_be_http(server: Server) -> None:
+    body = {"pipeline": {"name": "p"}, "pipeline_version": {"package_url": {"pipeline_url": "file:///etc/passwd"}}}
+    answer = server.call("POST", "/pipelines/create", body)
+    assert answer.status == 400
+    assert "pipeline_version.package_url.pipeline_url" in answer.detail
+
+
+# ---- runs
+
+
+def submit(server: Server, **run: Any) -> Answer:
+    return server.call("POST", "/runs", {"display_name": "r", "pipeline_spec": spec(), **run})
+
+
+def test_a_run_waits_to_be_driven(server: Server) -> None:
+    run = submit(server, runtime_config={"parameters": {}}).json
+    assert run["state"] == "PENDING"
+    assert run["pipeline_spec"] == spec()
+    assert [entry["state"] for entry in run["state_history"]] == ["PENDING"]
+    assert run["finished_at"] == "1970-01-01T00:00:00Z"
+    assert server.call("GET", f"/runs/{run['run_id']}").json == run
+
+
+def test_a_run_of_a_pipeline_takes_the_newest_version_and_shows_the_reference(server: Server) -> None:
+    text = yaml.safe_dump(spec()).encode()
+    id_ = upload(server, "/pipelines/upload", "p.yaml", text, name="one").json["pipeline_id"]
+    second = upload(server, "/pipelines/upload_version", "p.yaml", text, name="v2", pipelineid=id_).json
+    body = {"display_name": "r", "pipeline_version_reference": {"pipeline_id": id_}}
+    run = server.call("POST", "/runs", body).json
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == second["pipeline_version_id"]
+    assert "pipeline_spec" not in run
+    server.call("DELETE", f"/pipelines/{id_}", cascade="true")
+    assert server.call("GET", f"/runs/{run['run_id']}").status == 200
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({}, "runtime_config.parameters.count: Required value"),
+        ({"count": "five"}, "runtime_config.parameters.count: Invalid value"),
+        ({"count": 1, "colour": 2}, "runtime_config.parameters.colour"),
+    ],
+)
+def test_wrong_parameters_are_refused_with_their_path(server: Server, parameters: dict[str, Any], says: str) -> None:
+    document = spec(count={"parameterType": "NUMBER_INTEGER"})
+    answer = submit(server, pipeline_spec=document, runtime_config={"parameters": parameters})
+    assert answer.status == 400
+    assert says in answer.detail
+    assert "runs" not in server.call("GET", "/runs").json
+
+
+def test_macros_in_parameters_are_replaced(server: Server) -> None:
+    document = spec(id={"parameterType": "STRING"})
+    run = submit(server, pipeline_spec=document, runtime_config={"parameters": {"id": "run-[[RunUUID]]"}}).json
+    assert run["runtime_config"]["parameters"] == {"id": f"run-{run['run_id']}"}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"display_name": ""},
+        {"pipeline_spec": None},
+        {"pipeline_spec": {"schemaVersion": "1.0"}},
+        {"colour": 1},
+        {"pipeline_version_id": "x"},
+    ],
+)
+def test_a_wrong_run_is_refused(server: Server, run: dict[str, Any]) -> None:
+    answer = submit(server, **run)
+    assert answer.status == 400, answer.body
+    assert answer.json["message"]
+
+
+def test_a_run_is_terminated_at_once_and_again_without_harm(server: Server) -> None:
+    path = f"/runs/{submit(server).json['run_id']}"
+    for _ in range(2):
+        assert server.call("POST", f"{path}:terminate").status == 200
+        assert server.call("GET", path).json["state"] == "CANCELING"
+
+
+def test_only_a_failed_run_is_retried(server: Server) -> None:
+    answer = server.call("POST", f"/runs/{submit(server).json['run_id']}:retry")
+    assert (answer.status, answer.json["code"]) == (400, 9)
+
+
+def test_runs_are_filtered_by_state_and_time(server: Server) -> None:
+    first = submit(server).json
+    second = submit(server, display_name="other").json
+    server.call("POST", f"/runs/{first['run_id']}:terminate")
+    found = server.call("GET", "/runs", filter=where(1, "state", stringValue="PENDING")).json["runs"]
+    assert [run["run_id"] for run in found] == [second["run_id"]]
+    text = where(6, "created_at", timestampValue=second["created_at"])
+    assert [run["run_id"] for run in server.call("GET", "/runs", filter=text).json["runs"]] == [first["run_id"]]
+    text = where(1, "created_at", timestampValue=second["created_at"])
+    assert [run["run_id"] for run in server.call("GET", "/runs", filter=text).json["runs"]] == [second["run_id"]]
+    text = where("IS_SUBSTRING", "name", string_value="the")
+    assert server.call("GET", "/runs", filter=text).json["total_size"] == 1
+    assert server.call("GET", "/runs", experiment_id="none").json == {}
+
+
+def test_a_deleted_run_is_gone(server: Server) -> None:
+    path = f"/runs/{submit(server).json['run_id']}"
+    assert server.call("DELETE", path).json == {}
+    assert server.call("GET", path).status == 404
+
+
+def test_recurring_runs_are_not_served(server: Server) -> None:
+    assert server.call("GET", "/recurringruns").json == {}
+    answer = server.call("POST", "/recurringruns", {})
+    assert (answer.status, answer.json["code"]) == (501, 12)
+    assert server.call("POST", "/recurringruns/x:enable").status == 501
+
+
+# ---- artifacts
+
+
+def keep(server: Server, uri: str) -> None:
+    row = {"id": 7, "name": "a", "type": "system.Dataset", "uri": uri, "metadata": {"rows": 3}, "digest": "sha256:0"}
+    row |= {"size_bytes": 5, "created_at": 1, "run_id": "r", "task_id": "t"}
+
+    async def write() -> None:
+        await server.database.write(lambda c: c.execute(tables.artifacts.insert(), row))
+
+    anyio.run(write)
+
+
+def test_an_artifact_is_downloaded_as_an_attachment(server: Server) -> None:
+    file = server.settings.artifacts / "p" / "a <b>.html"
+    file.parent.mkdir(parents=True)
+    file.write_text("<script>")
+    keep(server, str(file))
+    assert server.call("GET", "/artifacts/7").json["metadata"] == {"rows": 3}
+    assert server.call("GET", "/artifacts", run_id="r").json["total_size"] == 1
+    answer = server.call("GET", "/artifacts/7:download")
+    assert answer.body == b"<script>"
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''a%20%3Cb%3E.html"
+    assert server.call("GET", "/artifacts/7:download", peek=3).body == b"<sc"
+
+
+def test_a_directory_is_downloaded_as_an_archive(server: Server) -> None:
+    folder = server.settings.artifacts / "model"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"w" * 100_000)
+    (folder / "link").symlink_to("/etc/passwd")
+    keep(server, str(folder))
+    answer = server.call("GET", "/artifacts/7:download")
+    with tarfile.open(fileobj=io.BytesIO(answer.body)) as archive:
+        assert {member.name: member.type for member in archive} == {
+            "model": tarfile.DIRTYPE,
+            "model/weights": tarfile.REGTYPE,
+            "model/link": tarfile.SYMTYPE,
+        }
+
+
+@pytest.mark.parametrize("uri", ["/etc/passwd", "{root}/../../etc/passwd", "{root}/link", "{root}/../rows.db"])
+def test_no_artifact_leads_out_of_the_artifact_folder(server: Server, uri: str) -> None:
+    server.settings.artifacts.mkdir()
+    (server.settings.artifacts / "link").symlink_to("/etc/passwd")
+    keep(server, uri.format(root=server.settings.artifacts))
+    answer = server.call("GET", "/artifacts/7:download")
+    assert (answer.status, answer.json["code"]) == (403, 7)
+
+
+def test_an_artifact_elsewhere_or_gone_is_said(server: Server) -> None:
+    keep(server, "gs://bucket/a")
+    assert server.call("GET", "/artifacts/7:download").status == 400
+    assert server.call("GET", "/artifacts/8:download").status == 404
+    assert server.call("GET", "/artifacts/..%2Fx:download").status in (400, 404)
