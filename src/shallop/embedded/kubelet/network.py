@@ -1,0 +1,362 @@
+"""Addresses of Pods, the bridge between them, and Services: a proxy for each port, names in ``/etc/hosts``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from shallop.kube.objects import Object, labels_of
+from shallop.settings import Settings
+from shallop_pod.netlink import Netlink
+
+__all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "service_ports"]
+
+log = logging.getLogger(__name__)
+_SO_BINDTODEVICE = 25
+_LOOPBACK_PODS = ipaddress.IPv4Network("127.88.0.0/16")
+_LOOPBACK_SERVICES = ipaddress.IPv4Network("127.89.0.0/16")
+
+
+class ServicePort(NamedTuple):
+    """Where a Service listens for Pods."""
+
+    namespace: str
+    service: str
+    cluster_ip: str
+    port: int
+    name: str
+
+
+def service_ports(services: Iterable[Object]) -> list[ServicePort]:
+    """Return the TCP ports of all Services that have a cluster IP."""
+    found = []
+    for service in services:
+        spec, metadata = service.get("spec") or {}, service["metadata"]
+        if spec.get("clusterIP") in (None, "", "None"):
+            continue
+        for port in spec.get("ports") or ():
+            if port.get("protocol", "TCP") == "TCP":
+                name = port.get("name") or ""
+                found.append(
+                    ServicePort(metadata["namespace"], metadata["name"], spec["clusterIP"], port["port"], name)
+                )
+    return found
+
+
+def endpoints_of(slices: Iterable[Object], service: ServicePort) -> list[tuple[str, int]]:
+    """Return the ready endpoints behind a Service port."""
+    found = []
+    for item in slices:
+        metadata = item["metadata"]
+        if metadata["namespace"] != service.namespace:
+            continue
+        if labels_of(item).get("kubernetes.io/service-name") != service.service:
+            continue
+        ports = item.get("ports") or []
+        chosen = [p for p in ports if (p.get("name") or "") == service.name] or (ports if len(ports) == 1 else [])
+        for endpoint in item.get("endpoints") or ():
+            if chosen and (endpoint.get("conditions") or {}).get("ready", True):
+                found += [(address, int(chosen[0]["port"])) for address in endpoint["addresses"]]
+    return found
+
+
+def render_hosts(
+    namespace: str, services: Iterable[Object], pods: Iterable[Object], addresses: Mapping[tuple[str, str], str]
+) -> str:
+    """
+    Write ``/etc/hosts`` as Pods of one namespace see it.
+
+    Args:
+        services, pods: of all namespaces.
+        addresses: (namespace, service) -> address, for Services with a cluster IP.
+    """
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    headless: set[tuple[str, str]] = set()
+    for service in services:
+        metadata = service["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        if address := addresses.get(key):
+            lines.append(f"{address} {' '.join(_service_names(*key, namespace))}")
+        else:
+            headless.add(key)
+    for pod in pods:
+        metadata, spec, address = pod["metadata"], pod["spec"], (pod.get("status") or {}).get("podIP")
+        if not address:
+            continue
+        names = []
+        subdomain, hostname = spec.get("subdomain"), spec.get("hostname") or metadata["name"]
+        if subdomain:
+            names += [f"{hostname}.{name}" for name in _service_names(metadata["namespace"], subdomain, namespace)]
+        if metadata["namespace"] == namespace:
+            names += dict.fromkeys([metadata["name"], hostname])
+        if names:
+            lines.append(f"{address} {' '.join(names)}")
+        lines += [
+            f"{address} {' '.join(_service_names(*key, namespace))}"
+            for key in headless
+            if key[0] == metadata["namespace"] and _selects(services, key, pod)
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _service_names(namespace: str, service: str, seen_from: str) -> list[str]:
+    full = f"{service}.{namespace}"
+    names = [full, f"{full}.svc", f"{full}.svc.cluster.local"]
+    return [service, *names] if namespace == seen_from else names
+
+
+def _selects(services: Iterable[Object], key: tuple[str, str], pod: Object) -> bool:
+    for service in services:
+        if (service["metadata"]["namespace"], service["metadata"]["name"]) == key:
+            selector = (service.get("spec") or {}).get("selector") or {}
+            return bool(selector) and selector.items() <= labels_of(pod).items()
+    return False
+
+
+class Network:
+    """
+    The Pod network of one node.
+
+    Args:
+        own_network: True when Pods have network namespaces: addresses of a bridge of ours. Otherwise Pods and Services
+            get addresses of 127.0.0.0/8, of which every one can be bound.
+    """
+
+    def __init__(self, settings: Settings, *, own_network: bool) -> None:
+        self._settings = settings
+        self.own_network = own_network
+        self.bridge = ""
+        self._subnet = _LOOPBACK_PODS
+        self._used: dict[str, str] = {}
+        self._next = itertools.count()
+        self._listeners: dict[tuple[str, int], asyncio.Server] = {}
+        self._targets: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        self._service_addresses: dict[tuple[str, str], str] = {}
+
+    @property
+    def gateway(self) -> str:
+        return str(self._subnet[1])
+
+    @property
+    def prefix(self) -> int:
+        return self._subnet.prefixlen
+
+    def start(self) -> None:
+        """Make the bridge, or find the one of this home's last run: Pods that go on are connected to it."""
+        if not self.own_network:
+            return
+        record = self._settings.run / "network.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            self.bridge = json.loads(record.read_text())["bridge"]
+        if not self.bridge or not _exists(self.bridge):
+            self.bridge = _make_bridge()
+            record.write_text(json.dumps({"bridge": self.bridge}))
+        number = int(self.bridge.removeprefix("shallop"))
+        self._subnet = ipaddress.IPv4Network(f"10.244.{number}.0/24")
+        index = socket.if_nametoindex(self.bridge)
+        with Netlink() as netlink:
+            netlink.add_address(index, self.gateway, self.prefix)
+            netlink.set_up(index)
+
+    def remove(self) -> None:
+        """Take the bridge away; nothing of this node may run any more."""
+        if self.bridge and _exists(self.bridge):
+            with Netlink() as netlink:
+                netlink.delete_link(socket.if_nametoindex(self.bridge))
+        (self._settings.run / "network.json").unlink(missing_ok=True)
+
+    def allocate(self, uid: str, wanted: str = "") -> str:
+        """Return the address of a Pod; ``wanted`` is the one it has already."""
+        if uid in self._used:
+            return self._used[uid]
+        taken = set(self._used.values())
+        size = self._subnet.num_addresses - 3
+        candidates = (str(self._subnet[2 + next(self._next) % size]) for _ in range(size))
+        address = wanted or next((candidate for candidate in candidates if candidate not in taken), "")
+        if not address:
+            raise OSError(f"all {size} Pod addresses of {self._subnet} are in use")
+        self._used[uid] = address
+        return address
+
+    def release(self, uid: str) -> None:
+        self._used.pop(uid, None)
+
+    async def update(self, services: list[Object], slices: list[Object], pods: list[Object]) -> None:
+        """Make listeners and hosts files match."""
+        wanted: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        addresses: dict[tuple[str, str], str] = {}
+        for port in service_ports(services):
+            address = self._address_of(port)
+            addresses[port.namespace, port.service] = address
+            wanted[address, port.port] = endpoints_of(slices, port)
+        self._targets = wanted
+        for key in [key for key in self._listeners if key not in wanted]:
+            self._listeners.pop(key).close()
+            self._drop_address(key[0], wanted)
+        for key in wanted:
+            if key not in self._listeners:
+                await self._listen(key)
+        self._write_hosts(services, pods, addresses)
+
+    def _address_of(self, port: ServicePort) -> str:
+        if self.own_network:
+            return port.cluster_ip
+        key = (port.namespace, port.service)
+        if key not in self._service_addresses:
+            taken = set(self._service_addresses.values())
+            number = int.from_bytes(f"{self._settings.home}{key}".encode()[-8:], "big") % 60000
+            candidates = (str(_LOOPBACK_SERVICES[2 + (number + n) % 65000]) for n in range(65000))
+            self._service_addresses[key] = next(address for address in candidates if address not in taken)
+        return self._service_addresses[key]
+
+    async def _listen(self, key: tuple[str, int]) -> None:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            if self.own_network:
+                with Netlink() as netlink:
+                    netlink.add_address(socket.if_nametoindex(self.bridge), key[0], 32)
+                # Another instance may have the same cluster IP on its own bridge.
+                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self.bridge.encode() + b"\0")
+            sock.bind(key)
+            sock.listen(1024)
+        except OSError as error:
+            sock.close()
+            log.warning("Service address %s:%d cannot be served: %s", *key, error)
+            return
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._listeners[key] = await loop.create_server(lambda: _Inbound(self, key), sock=sock)
+
+    def _drop_address(self, address: str, wanted: Mapping[tuple[str, int], object]) -> None:
+        if self.own_network and not any(address == other for other, _ in wanted) and _exists(self.bridge):
+            with Netlink() as netlink:
+                netlink.delete_address(socket.if_nametoindex(self.bridge), address, 32)
+
+    def pick(self, key: tuple[str, int]) -> tuple[str, int] | None:
+        """Return an endpoint for a new connection, in turn."""
+        targets = self._targets.get(key)
+        return targets[next(self._next) % len(targets)] if targets else None
+
+    def hosts_file(self, namespace: str) -> Path:
+        """Return the file that is ``/etc/hosts`` in Pods of a namespace; it exists."""
+        path = self._settings.run / "hosts" / namespace
+        if not path.exists():
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+            path.write_text("127.0.0.1 localhost\n")
+        return path
+
+    def _write_hosts(self, services: list[Object], pods: list[Object], addresses: dict[tuple[str, str], str]) -> None:
+        namespaces = {pod["metadata"]["namespace"] for pod in pods}
+        for namespace in namespaces:
+            path = self.hosts_file(namespace)
+            text = render_hosts(namespace, services, pods, addresses)
+            if path.read_text() != text:
+                # In place, not by rename: Pods have this very file mounted.
+                with open(path, "r+") as file:
+                    file.write(text)
+                    file.truncate()
+
+    def close(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(f"/sys/class/net/{name}")
+
+
+def _make_bridge() -> str:
+    for number in range(255):
+        name = f"shallop{number}"
+        with contextlib.suppress(FileExistsError), Netlink() as netlink:
+            netlink.add_bridge(name)
+            return name
+    raise OSError("all 255 bridges of shallop are in use; 'shallop down' frees those of other homes")
+
+
+class _Inbound(asyncio.Protocol):
+    """A Pod's connection to a Service; bytes go to one endpoint and back."""
+
+    def __init__(self, network: Network, key: tuple[str, int]) -> None:
+        self._network = network
+        self._key = key
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._outbound: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._task = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        endpoint = self._network.pick(self._key)
+        if endpoint is None:
+            self._transport.abort()
+            return
+        try:
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: _Outbound(self._transport), *endpoint
+            )
+        except OSError:
+            self._transport.abort()
+            return
+        self._outbound = transport
+        for data in self._waiting:
+            transport.write(data)
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._outbound is None:
+            self._waiting.append(data)
+        else:
+            self._outbound.write(data)
+
+    def eof_received(self) -> bool:
+        if self._outbound is not None and self._outbound.can_write_eof():
+            self._outbound.write_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        if self._outbound is not None:
+            self._outbound.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._outbound is not None:
+            self._outbound.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._outbound is not None:
+            self._outbound.close()
+
+
+class _Outbound(asyncio.Protocol):
+    """The other half: from the endpoint back to the Pod."""
+
+    def __init__(self, inbound: asyncio.Transport) -> None:
+        self._inbound = inbound
+
+    def data_received(self, data: bytes) -> None:
+        self._inbound.write(data)
+
+    def pause_writing(self) -> None:
+        self._inbound.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._inbound.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inbound.close()

@@ -1,0 +1,38 @@
+"""Run an ordinary program as a container's process: ``execute.main(argv)``; as PID 1 it reaps and passes signals on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
+
+__all__ = ["main"]
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Become ``argv[0]``; exit code 127 when there is no such program, 126 when it may not be executed."""
+    if os.getpid() != 1:
+        _replace(argv)
+    # The kernel drops signals that PID 1 has no handler for: a plain "sleep" could not be stopped.
+    pid = os.fork()
+    if pid == 0:
+        _replace(argv)
+    for number in _PASSED_ON:
+        signal.signal(number, lambda received, _frame: os.kill(pid, received))
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def _replace(argv: Sequence[str]) -> NoReturn:
+    try:
+        os.execvp(argv[0], list(argv))
+    except OSError as error:
+        print(f"{argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126)

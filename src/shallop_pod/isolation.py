@@ -1,0 +1,208 @@
+"""
+Entering the namespaces of a Pod: private mounts at their absolute paths, the Pod's network, own processes.
+
+``enter(plan)`` runs in a forked, single-threaded child before the user's code. Keys of a plan, all optional:
+
+- ``user``: true for an ordinary user: a user namespace comes first.
+- ``netns``: path of the network namespace to join, such as ``/proc/PID/ns/net``.
+- ``hostname``: as ``hostname`` will say.
+- ``pid``: true for an own PID namespace; then ``enter`` returns True and the caller forks once more and calls
+  ``finish`` in the new process.
+- ``mounts``: ``{"target": absolute path, "source": path, "readonly": bool}``, or ``{"target": path, "tmpfs": true}`` for
+  an empty folder. Mount points need not exist on the machine, and nothing is ever created there.
+
+Measured on Linux 6.18, 2 cores: 20 mounts and a new root 1.3 ms; see docs/design/isolation.md.
+
+Source: mount_namespaces(7), user_namespaces(7), pivot_root(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from typing import Any
+
+__all__ = ["enter", "finish"]
+
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
+_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_MNT_DETACH = 2
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(what: str, result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    result = _libc.mount(
+        source.encode(),
+        target.encode(),
+        kind.encode() if kind else None,
+        ctypes.c_ulong(flags),
+        data.encode() if data else None,
+    )
+    _call(f"mount {source} on {target}", result)
+
+
+def enter(plan: dict[str, Any]) -> bool:
+    """
+    Enter what the plan says; see the module.
+
+    Returns:
+        True when the caller must fork for the PID namespace to take effect.
+
+    Raises:
+        OSError: the kernel refused; the message names the step.
+    """
+    if plan.get("user"):
+        _enter_user_namespace()
+    if plan.get("netns"):
+        descriptor = os.open(plan["netns"], os.O_RDONLY)
+        _call(f"join network of {plan['netns']}", _libc.setns(descriptor, _CLONE_NEWNET))
+        os.close(descriptor)
+    flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if plan.get("pid") else 0)
+    _call("unshare", _libc.unshare(flags))
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    _View(plan.get("mounts") or []).build()
+    if plan.get("hostname"):
+        name = plan["hostname"].encode()
+        _call("sethostname", _libc.sethostname(name, len(name)))
+    return bool(plan.get("pid"))
+
+
+def finish(plan: dict[str, Any]) -> None:
+    """Complete a PID namespace, in its first process: /proc shows what is in it."""
+    if plan.get("pid"):
+        _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+
+def _enter_user_namespace() -> None:
+    uid, gid = os.getuid(), os.getgid()
+    _call("unshare user namespace", _libc.unshare(_CLONE_NEWUSER))
+    # Our own ids stay what they are, so that files have the owner that users expect.
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+class _View:
+    """Builds the mounts; the order of targets is from the root downwards."""
+
+    def __init__(self, mounts: list[dict[str, Any]]) -> None:
+        self._mounts = sorted(mounts, key=lambda mount: (mount["target"].rstrip("/").count("/"), mount["target"]))
+        # Opened before anything is covered, so that a mount may show what another one hides.
+        self._sources: dict[str, int] = {}
+        self._own: set[str] = set()
+        self._old_root = ""
+
+    def build(self) -> None:
+        for mount in self._mounts:
+            if not mount.get("tmpfs"):
+                self._sources[mount["source"]] = os.open(mount["source"], os.O_PATH)
+        if any(_existing(mount["target"]) == "/" and not os.path.exists(mount["target"]) for mount in self._mounts):
+            self._new_root()
+        for mount in self._mounts:
+            self._place(mount)
+        if self._old_root:
+            _call("leave the old root", _libc.umount2(self._old_root.encode(), _MNT_DETACH))
+            os.rmdir(self._old_root)
+        for descriptor in self._sources.values():
+            os.close(descriptor)
+
+    def _place(self, mount: dict[str, Any]) -> None:
+        target = mount["target"].rstrip("/") or "/"
+        if mount.get("tmpfs"):
+            self._make_point(target, folder=True)
+            _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, mount.get("options", "mode=0755"))
+            self._own.add(target)
+            return
+        descriptor = self._sources[mount["source"]]
+        self._make_point(target, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        _mount(f"/proc/self/fd/{descriptor}", target, None, _MS_BIND | _MS_REC)
+        if mount.get("readonly"):
+            _mount("none", target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _locked_flags(target))
+
+    def _make_point(self, target: str, *, folder: bool) -> None:
+        if os.path.exists(target):
+            return
+        ancestor = _existing(target)
+        if not self._is_own(ancestor):
+            self._split(ancestor)
+        os.makedirs(target if folder else os.path.dirname(target), mode=0o755, exist_ok=True)
+        if not folder:
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+
+    def _is_own(self, folder: str) -> bool:
+        """Say whether a folder lies on one of our tmpfs mounts, where new entries harm nobody."""
+        device = os.stat(folder).st_dev
+        return any(os.stat(own).st_dev == device for own in self._own)
+
+    def _split(self, folder: str) -> None:
+        """Put a tmpfs over a folder that shows the same entries, so that a mount point can be added to it."""
+        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        _mount("tmpfs", folder, "tmpfs", _MS_NOSUID, f"mode={mode:o}")
+        _copy_entries(f"/proc/self/fd/{descriptor}", folder)
+        os.close(descriptor)
+        self._own.add(folder)
+
+    def _new_root(self) -> None:
+        # Any existing folder can carry the new root for the moment; /proc exists everywhere and is bound again.
+        staging = next(folder for folder in ("/mnt", "/media", "/srv", "/opt", "/var", "/usr") if os.path.isdir(folder))
+        _mount("tmpfs", staging, "tmpfs", 0, "mode=0755")
+        hidden = os.path.basename(staging)
+        covered = os.open("/", os.O_PATH | os.O_DIRECTORY)
+        _copy_entries("/", staging, skip=hidden)
+        os.mkdir(f"{staging}/{hidden}")
+        old = f"{staging}/.old"
+        os.mkdir(old, 0o700)
+        number = _PIVOT_ROOT[os.uname().machine]
+        _call("pivot_root", _libc.syscall(number, staging.encode(), old.encode()))
+        os.chdir("/")
+        # The folder that carried the new root is empty now; show what it held, from underneath.
+        _bind_underneath(f"/.old/{hidden}", f"/{hidden}")
+        os.close(covered)
+        self._old_root = "/.old"
+        self._own.add("/")
+
+
+def _bind_underneath(source: str, target: str) -> None:
+    # pivot_root has moved our tmpfs away from the staging folder, so that its own content is visible again.
+    _mount(source, target, None, _MS_BIND | _MS_REC)
+
+
+def _copy_entries(source: str, target: str, *, skip: str = "") -> None:
+    for name in os.listdir(source):
+        if name == skip:
+            continue
+        origin, place = f"{source}/{name}", f"{target}/{name}"
+        mode = os.lstat(origin).st_mode
+        if stat.S_ISLNK(mode):
+            os.symlink(os.readlink(origin), place)
+            continue
+        if stat.S_ISDIR(mode):
+            os.mkdir(place)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))
+        _mount(origin, place, None, _MS_BIND | _MS_REC)
+
+
+def _existing(path: str) -> str:
+    """Return the deepest ancestor of ``path`` that is a folder, ``path`` itself included."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path) or "/"
+    return path
+
+
+def _locked_flags(target: str) -> int:
+    # Inside a user namespace flags of the original mount are locked and must be repeated.
+    flags = os.statvfs(target).f_flag
+    return int(flags & (_MS_NOSUID | _MS_NODEV | _MS_NOEXEC))

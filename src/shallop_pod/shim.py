@@ -1,0 +1,336 @@
+"""
+The shim of one Pod: holds its network, starts its containers, writes their logs, remembers how they ended.
+
+``python3 -m shallop_pod.shim --folder <home>/pods/<uid> [--bridge NAME --veth NAME --address A --prefix N --gateway G]``,
+forked from the control plane's own zygote. It outlives the control plane, which finds it again by its socket
+``<folder>/shim.sock`` and ``<folder>/shim.json`` (``pid``, ``start`` = start time of /proc/PID/stat).
+
+Lines of JSON on the socket; the newest connection is the one that is told. Asking:
+
+- ``{"op": "start", "id": "main-0", "socket": zygote, "log": file, "request": {...}}``: ``request`` as
+  ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network.
+- ``{"op": "signal", "id": ..., "signal": 15}``; ``{"op": "quit"}``: kill everything and end.
+
+Told: ``{"event": "state", "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed`` (``id,
+error``), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit`` before
+it is told, so that it is known even when the shim itself is killed afterwards.
+
+Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; a file of 10 MB is renamed to ``.1`` ... ``.4``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from typing import Any, Sequence  # noqa: UP035  environments may be Python 3.9
+
+from shallop_pod.zygote import Child, Request, ZygoteError, listen, spawn
+
+__all__ = ["main", "process_start"]
+
+_CLONE_NEWNET = 0x40000000
+_MAX_LOG = 10 * 2**20
+_KEPT_LOGS = 4
+_MAX_LINE = 16 * 1024
+
+
+def process_start(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; None when there is none: with the pid it names one process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+class _Log:
+    """One container's log file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
+
+    def write(self, stream: str, lines: list[bytes], rest: bytes = b"") -> None:
+        nanoseconds = time.time_ns()
+        seconds, fraction = divmod(nanoseconds, 10**9)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09d}Z {stream}"
+        full, part = f"{stamp} F ".encode(), f"{stamp} P ".encode()
+        data = b"".join(full + line + b"\n" for line in lines) + (part + rest + b"\n" if rest else b"")
+        with contextlib.suppress(OSError):  # a full disk must not stop the container
+            os.write(self._file, data)
+        self._size += len(data)
+        if self._size > _MAX_LOG:
+            self._rotate()
+
+    def _rotate(self) -> None:
+        os.close(self._file)
+        for number in range(_KEPT_LOGS, 0, -1):
+            source = f"{self._path}.{number - 1}" if number > 1 else self._path
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(source, f"{self._path}.{number}")
+        self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._size = 0
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class _Stream:
+    """A pipe of a container; complete lines go to its log."""
+
+    def __init__(self, name: str, descriptor: int, log: _Log) -> None:
+        self.descriptor = descriptor
+        self._name = name
+        self._log = log
+        self._rest = b""
+
+    def read(self) -> bool:
+        """Pass on what is there; False at the end."""
+        try:
+            data = os.read(self.descriptor, 65536)
+        except BlockingIOError:
+            return True
+        if not data:
+            if self._rest:
+                self._log.write(self._name, [self._rest])
+            return False
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        part = b""
+        if len(self._rest) > _MAX_LINE:
+            part, self._rest = self._rest, b""
+        if lines or part:
+            self._log.write(self._name, lines, part)
+        return True
+
+
+class _Container:
+    def __init__(self, child: Child, streams: list[_Stream], log: _Log, at: float) -> None:
+        self.child = child
+        self.news = child.fileno()
+        self.streams = streams
+        self.log = log
+        self.at = at
+
+
+class _Shim:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._selector = selectors.DefaultSelector()
+        self._containers: dict[str, _Container] = {}
+        self._connection: socket.socket | None = None
+        self._received = b""
+        self._listener = listen(os.path.join(folder, "shim.sock"))
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._quitting = False
+
+    def run(self) -> None:
+        while not self._quitting:
+            for key, _ in self._selector.select():
+                key.data()
+        self._kill_all()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._folder, "shim.sock"))
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        self._drop_connection()
+        self._connection, self._received = connection, b""
+        self._selector.register(connection, selectors.EVENT_READ, self._receive)
+        started = {name: {"pid": c.child.pid, "at": c.at} for name, c in self._containers.items()}
+        self._tell({"event": "state", "started": started})
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._selector.unregister(self._connection)
+            self._connection.close()
+            self._connection = None
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection.sendall(json.dumps(event).encode() + b"\n")
+        except OSError:
+            self._drop_connection()
+
+    def _receive(self) -> None:
+        assert self._connection is not None
+        try:
+            data = self._connection.recv(1 << 20)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop_connection()
+            return
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            self._obey(json.loads(line))
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        if order["op"] == "start":
+            self._start(order)
+        elif order["op"] == "signal":
+            container = self._containers.get(order["id"])
+            if container is not None:
+                _kill(container.child.pid, order["signal"])
+        elif order["op"] == "quit":
+            self._quitting = True
+
+    def _start(self, order: dict[str, Any]) -> None:
+        name = order["id"]
+        if name in self._containers or os.path.exists(self._exit_file(name)):
+            # Asked twice: the control plane was killed between asking and remembering.
+            return
+        request = Request(**order["request"])
+        if request.plan and request.plan.get("netns") == "pod":
+            request.plan["netns"] = f"/proc/{os.getpid()}/ns/net"
+        log = _Log(order["log"])
+        pipes = [os.pipe() for _ in range(2)]
+        null = os.open(os.devnull, os.O_RDONLY)
+        try:
+            child = spawn(order["socket"], request, (null, pipes[0][1], pipes[1][1]))
+        except (OSError, ZygoteError) as error:
+            for pipe in pipes:
+                os.close(pipe[0])
+            log.write("stderr", [str(error).encode()])
+            log.close()
+            self._tell({"event": "failed", "id": name, "error": str(error)})
+            return
+        finally:
+            os.close(null)
+            for pipe in pipes:
+                os.close(pipe[1])
+        streams = [
+            _Stream(stream, pipe[0], log)
+            for stream, pipe in zip(("stdout", "stderr"), pipes)  # noqa: B905
+        ]
+        container = self._containers[name] = _Container(child, streams, log, time.time())
+        for stream in streams:
+            os.set_blocking(stream.descriptor, False)
+            self._selector.register(stream.descriptor, selectors.EVENT_READ, lambda s=stream: self._read(s))
+        self._selector.register(container.news, selectors.EVENT_READ, lambda: self._check(name))
+        self._tell({"event": "started", "id": name, "pid": child.pid, "at": container.at})
+
+    def _read(self, stream: _Stream) -> None:
+        if not stream.read():
+            self._selector.unregister(stream.descriptor)
+            os.close(stream.descriptor)
+            stream.descriptor = -1
+
+    def _check(self, name: str) -> None:
+        container = self._containers[name]
+        ended = container.child.wait(timeout_s=0)
+        if ended is None:
+            return
+        self._selector.unregister(container.news)
+        # What it left running goes with it, as in a container; with a PID namespace the kernel has done so already.
+        _kill(container.child.pid, signal.SIGKILL)
+        container.child.close()
+        for stream in container.streams:
+            self._drain(stream)
+        container.log.close()
+        del self._containers[name]
+        record = {
+            "id": name,
+            "code": ended.code,
+            "signal": ended.signal,
+            "started_at": container.at,
+            "at": time.time(),
+            "cpu_s": ended.cpu_s,
+            "max_rss_bytes": ended.max_rss_bytes,
+        }
+        temporary = self._exit_file(name) + ".new"
+        with contextlib.suppress(OSError):
+            with open(temporary, "w") as file:
+                json.dump(record, file)
+            os.replace(temporary, self._exit_file(name))
+        self._tell({"event": "exited", **record})
+
+    def _drain(self, stream: _Stream) -> None:
+        while stream.descriptor >= 0:
+            if _has_data(stream.descriptor):
+                self._read(stream)
+                continue
+            # Someone who escaped the process group may hold the pipe open for ever.
+            self._selector.unregister(stream.descriptor)
+            os.close(stream.descriptor)
+            stream.descriptor = -1
+
+    def _exit_file(self, name: str) -> str:
+        return os.path.join(self._folder, f"{name}.exit")
+
+    def _kill_all(self) -> None:
+        for container in self._containers.values():
+            _kill(container.child.pid, signal.SIGKILL)
+        for container in self._containers.values():
+            container.child.wait(timeout_s=5)
+
+
+def _has_data(descriptor: int) -> bool:
+    poller = selectors.DefaultSelector()
+    poller.register(descriptor, selectors.EVENT_READ)
+    try:
+        return bool(poller.select(0))
+    finally:
+        poller.close()
+
+
+def _kill(pid: int, number: int) -> None:
+    """Signal a container: its session's process group, which in a PID namespace is led by its first process."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _enter_network(options: argparse.Namespace) -> None:
+    """Make the Pod's network namespace, joined to the node's bridge; this process holds it."""
+    from shallop_pod.netlink import Netlink
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Netlink() as host:
+        bridge = socket.if_nametoindex(options.bridge)
+        if libc.unshare(_CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "cannot make a network namespace")
+        namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
+        host.add_veth(options.veth, bridge, "eth0", namespace)
+        os.close(namespace)
+    with Netlink() as inside:
+        inside.set_up(socket.if_nametoindex("lo"))
+        index = socket.if_nametoindex("eth0")
+        inside.add_address(index, options.address, options.prefix)
+        inside.set_up(index)
+        inside.add_default_route(options.gateway, index)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="shim")
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--bridge", default="")
+    parser.add_argument("--veth", default="")
+    parser.add_argument("--address", default="")
+    parser.add_argument("--prefix", type=int, default=24)
+    parser.add_argument("--gateway", default="")
+    options = parser.parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Only "quit" ends a shim: a stray signal to the node's processes must not end a training.
+        signal.signal(number, signal.SIG_IGN)
+    if options.bridge:
+        _enter_network(options)
+    shim = _Shim(options.folder)
+    temporary = os.path.join(options.folder, "shim.json.new")
+    with open(temporary, "w") as file:
+        json.dump({"pid": os.getpid(), "start": process_start(os.getpid()), "address": options.address}, file)
+    os.replace(temporary, os.path.join(options.folder, "shim.json"))
+    shim.run()
+    return 0
