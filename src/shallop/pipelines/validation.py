@@ -28,13 +28,13 @@ from shallop.pipelines.ir import (
     Task,
     parse_duration_s,
 )
+from shallop.pipelines.render import CREATE_PVC, DELETE_PVC
 from shallop.pipelines.values import plain
 
 __all__ = ["CanResolve", "check_parameters", "check_pipeline", "refuse", "warnings_of"]
 
 CanResolve = Callable[[str, Sequence[str]], str | None]  # (image, argv) -> why it cannot run here, None when it can
 
-BUILT_IN_IMAGES = ("argostub/createpvc", "argostub/deletepvc")
 STRATEGIES = ("", "TRIGGER_STRATEGY_UNSPECIFIED", "ALL_UPSTREAM_TASKS_SUCCEEDED", "ALL_UPSTREAM_TASKS_COMPLETED")
 PARAMETER_TYPES = {
     "STRING": "a text",
@@ -405,7 +405,7 @@ def _check_container(container: Container, path: str, can_resolve: CanResolve) -
         yield FieldError.forbidden(f"{path}.lifecycle", "lifecycle hooks are not supported; remove them")
     if not container.image:
         yield FieldError.required(f"{path}.image")
-    elif container.image not in BUILT_IN_IMAGES and "{{$" not in container.image:
+    elif container.image not in (CREATE_PVC, DELETE_PVC) and "{{$" not in container.image:
         reason = can_resolve(container.image, [*container.command, *container.args])
         if reason:
             yield FieldError.invalid(f"{path}.image", container.image, reason)

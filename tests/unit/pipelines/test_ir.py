@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from shallop.errors import BadRequestError, TooLargeError
-from shallop.pipelines import ir
+from shallop.pipelines import ir, package
 from shallop.pipelines.ir import load_package, parse_documents, parse_pipeline
 
 
@@ -61,8 +61,8 @@ def test_a_package_is_read_from_every_format() -> None:
         gzip.compress(document),
         json.dumps({"pipeline_spec": spec(), "platform_spec": platform}).encode(),
     ]
-    for package in packages:
-        assert load_package(package, "p.yaml") == (spec(), platform)
+    for packed in packages:
+        assert load_package(packed, "p.yaml") == (spec(), platform)
     assert load_package(json.dumps(spec()).encode(), "p.json") == (spec(), {})
 
 
@@ -132,10 +132,10 @@ def test_broken_packages_are_refused(content: bytes, message: str) -> None:
 
 
 def test_a_package_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ir, "MAX_PACKAGE_BYTES", 1000)
-    for package in (zipped(p_yaml=b"a" * 2000), tarred(p_yaml=b"a" * 2000), gzip.compress(b"a" * 2000), b"a" * 2000):
+    monkeypatch.setattr(package, "MAX_PACKAGE_BYTES", 1000)
+    for packed in (zipped(p_yaml=b"a" * 2000), tarred(p_yaml=b"a" * 2000), gzip.compress(b"a" * 2000), b"a" * 2000):
         with pytest.raises(TooLargeError):
-            load_package(package, "p")
+            load_package(packed, "p")
 
 
 def test_aliases_that_expand_without_end_are_refused() -> None:
