@@ -57,6 +57,76 @@ INLINE = {
     for source in ("ConfigMap", "Secret")
     for suffix in ("EnvSource", "KeySelector", "Projection", "VolumeSource")
 }
+# Where protobuf and JSON name a field differently.
+JSON_NAMES = {
+    "Expression": "expression",
+    "Name": "name",
+    "Webhooks": "webhooks",
+    "aPIGroup": "apiGroup",
+    "uID": "uid",
+}
+# Not marked optional in the protobuf definitions, and yet not required by the API.
+NOT_REQUIRED = {
+    "ApplyConfiguration": {"expression"},
+    "AzureDiskVolumeSource": {"kind"},
+    "CSIDriver": {"metadata"},
+    "CSINode": {"metadata"},
+    "ControllerRevision": {"data"},
+    "DeploymentCondition": {"lastTransitionTime", "lastUpdateTime", "message", "reason"},
+    "DeploymentSpec": {"progressDeadlineSeconds"},
+    "DeploymentStatus": {"conditions"},
+    "Endpoint": {"conditions"},
+    "EndpointHints": {"forNodes", "forZones"},
+    "EndpointPort": {"name", "protocol"},
+    "EphemeralContainerCommon": {"image"},
+    "EphemeralVolumeSource": {"volumeClaimTemplate"},
+    "Event": {"action", "reason", "reportingController", "reportingInstance", "type"},
+    "HostAlias": {"hostnames"},
+    "IngressClassSpec": {"controller"},
+    "IngressServiceBackend": {"port"},
+    "JSONPatch": {"expression"},
+    "JobStatus": {"ready"},
+    "ListMeta": {"continue"},
+    "ManagedFieldsEntry": {"apiVersion", "fieldsType", "manager", "operation", "subresource"},
+    "ModifyVolumeStatus": {"targetVolumeAttributesClassName"},
+    "MutatingAdmissionPolicy": {"spec"},
+    "MutatingAdmissionPolicyBinding": {"spec"},
+    "MutatingAdmissionPolicyBindingSpec": {"policyName"},
+    "MutatingAdmissionPolicySpec": {"matchConstraints", "reinvocationPolicy"},
+    "MutatingWebhook": {"rules"},
+    "Mutation": {"applyConfiguration", "jsonPatch"},
+    "NodeConfigSource": {"configMap"},
+    "NodeSystemInfo": {"swap"},
+    "ParamKind": {"apiVersion", "kind"},
+    "ParamRef": {"name", "parameterNotFoundAction"},
+    "PersistentVolumeSource": {"photonPersistentDisk"},
+    "PhotonPersistentDiskVolumeSource": {"fsType"},
+    "PodCertificateProjection": {"userAnnotations"},
+    "PodDNSConfigOption": {"name"},
+    "PodResourceClaim": {"resourceClaimName", "resourceClaimTemplateName"},
+    "PodSpec": {"initContainers"},
+    "PodStatus": {"initContainerStatuses"},
+    "PortworxVolumeSource": {"fsType"},
+    "ResourceHealth": {"health"},
+    "ResourceStatus": {"resources"},
+    "Rule": {"apiGroups", "apiVersions", "resources"},
+    "RuleWithOperations": {"operations"},
+    "ScaleIOPersistentVolumeSource": {"volumeName"},
+    "ScaleIOVolumeSource": {"volumeName"},
+    "SelfSubjectRulesReviewSpec": {"namespace"},
+    "ServiceSpec": {"ports"},
+    "StatefulSetPersistentVolumeClaimRetentionPolicy": {"whenDeleted", "whenScaled"},
+    "StatefulSetSpec": {"revisionHistoryLimit", "updateStrategy"},
+    "StatefulSetStatus": {"currentReplicas", "currentRevision", "readyReplicas", "updateRevision", "updatedReplicas"},
+    "StorageOSPersistentVolumeSource": {"volumeName"},
+    "StorageOSVolumeSource": {"volumeName"},
+    "ValidatingAdmissionPolicy": {"spec"},
+    "ValidatingAdmissionPolicySpec": {"matchConstraints"},
+    "ValidatingWebhook": {"rules"},
+    "VolumeSource": {"photonPersistentDisk", "projected"},
+    "VolumeAttributesClass": {"parameters"},
+    "VolumeNodeAffinity": {"required"},
+}
 NO_KINDS = {"JobTemplateSpec", "PartialObjectMetadata", "PersistentVolumeClaimTemplate", "PodTemplateSpec"}
 EXTRA_ROOTS = {"meta.v1.DeleteOptions", "meta.v1.ListMeta", "meta.v1.Status"}
 
@@ -86,8 +156,7 @@ def parse(path: Path) -> tuple[dict[str, dict[str, str]], set[str]]:
         elif found := re.match(r"\s*// ?(.*)", line):
             comment.append(found[1])
         elif found := FIELD.match(line):
-            field = found[5]
-            fields["Raw" if field == "Raw" else field] = describe(found, package, message, comment)
+            fields[JSON_NAMES.get(found[5], found[5])] = describe(found, package, message, comment)
             comment = []
         elif not line.strip():
             if not line and message == "":
@@ -111,7 +180,8 @@ def describe(found: re.Match[str], package: str, message: str, comment: list[str
     marks = [line.strip()[1:] for line in comment if line.startswith("+")]
     values = dict(mark.split("=", 1) for mark in marks if "=" in mark and not mark.startswith("k8s:"))
     keys = ",".join(mark.split("=", 1)[1] for mark in marks if mark.startswith("listMapKey="))
-    flags = [] if "optional" in marks else ["required"]
+    is_optional = "optional" in marks or found[5] in NOT_REQUIRED.get(message, ())
+    flags = [] if is_optional else ["required"]
     if (message, found[5]) in INLINE:
         flags = ["inline"]
     match values.get("listType"), values.get("mapType"), values.get("structType"):
