@@ -27,10 +27,12 @@ from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, key_of, labels_of
 from shallop.pipelines import tables
 from shallop.pipelines.cachekey import cache_key
+from shallop.pipelines.claims import create_workspace, delete_workspace, run_claim_task
 from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
 from shallop.pipelines.messages import format_micros, parse_micros, to_micros
+from shallop.pipelines.placeholders import local_path
 from shallop.pipelines.plan import (
     Action,
     CancelRequested,
@@ -50,7 +52,7 @@ from shallop.pipelines.plan import (
     replay,
 )
 from shallop.pipelines.podends import NAMESPACE, TaskResult, is_over, pod_failure, read_result
-from shallop.pipelines.render import RUN_LABEL, pod_name, render_pod, task_folder
+from shallop.pipelines.render import RUN_LABEL, built_in_image, pod_name, render_pod, task_folder
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.step import Journal
 
@@ -226,6 +228,7 @@ class _Run:
         current: tables.Row | None = row
         try:
             actions, events, adopted = await self._load(row)
+            await create_workspace(self._driver.client, self._pipeline, self._info)
             await self._advance(actions, events, adopted=adopted)
             while not self._plan.is_finished:
                 items = [await self.inbox.get()]
@@ -235,6 +238,7 @@ class _Run:
                     await self.stop_pods()
                     return
                 await self._advance([], await self._events_of(items, current))
+            await delete_workspace(self._driver.client, self._pipeline, self._info)
         finally:
             for handle in self._delayed.values():
                 handle.cancel()
@@ -271,7 +275,7 @@ class _Run:
 
     def _run_info(self, row: dict[str, Any]) -> RunInfo:
         created = format_micros(row["created_at"])
-        root = row["pipeline_root"] or self._pipeline.default_root or str(self._driver.services.settings.artifacts)
+        root = row["pipeline_root"] or str(self._driver.services.settings.artifacts)
         return RunInfo(
             run_id=self.run_id,
             display_name=row["name"],
@@ -361,7 +365,7 @@ class _Run:
                     cached = await self._find_cached(action)
                     if cached is not None:
                         return cached
-                    if action.delay_s == 0:
+                    if action.delay_s == 0 and not built_in_image(self._pipeline, action):
                         self._journal.add_pod(action.path, pod_name(self._info, action))
                 acts.append(action)
         return None
@@ -396,6 +400,8 @@ class _Run:
         if len(self._running) >= _PODS_PER_RUN:
             self._waiting.append(action)
             return []
+        if image := built_in_image(self._pipeline, action):
+            return [await run_claim_task(self._driver.client, self._info, action, image)]
         name = pod_name(self._info, action)
         self._journal.add_pod(action.path, name)
         self._running[name] = action
@@ -417,7 +423,7 @@ class _Run:
         if pod is not None:
             self._running[name] = action
             return await self._pod_events(PodChange(name, pod))
-        result = await asyncio.to_thread(read_result, task_folder(self._info, action))
+        result = await asyncio.to_thread(read_result, local_path(task_folder(self._info, action)))
         if result is not None:
             return [self._result_event(action, result)]
         return await self._act(action, adopted=False)
@@ -450,7 +456,7 @@ class _Run:
         return events
 
     async def _end_of(self, action: StartTask, change: PodChange) -> Event:
-        result = await asyncio.to_thread(read_result, task_folder(self._info, action))
+        result = await asyncio.to_thread(read_result, local_path(task_folder(self._info, action)))
         if change.pod is None:
             if result is not None:
                 return self._result_event(action, result)
@@ -493,7 +499,10 @@ class _Run:
     # ---- cache and importers
 
     def _cache_key(self, action: StartTask) -> str:
-        return cache_key(self._pipeline, action) if action.enable_cache else ""
+        # A claim may be gone by now: built-in tasks are cheap and always done.
+        if not action.enable_cache or built_in_image(self._pipeline, action):
+            return ""
+        return cache_key(self._pipeline, action)
 
     async def _find_cached(self, action: StartTask) -> TaskSucceeded | None:
         key = self._cache_key(action)

@@ -249,6 +249,12 @@ def _new_run(
     run_id, micros = str(uuid.uuid4()), to_micros(now)
     pipeline = checked_pipeline(document)
     config = given.get("runtime_config", {})
+    root = config.get("pipeline_root") or pipeline.default_root
+    if root and not root.startswith("/"):
+        raise BadRequestError(
+            f"runtime_config.pipeline_root: {root!r} is no absolute directory, and this server has no other store; give "
+            "such a directory, or leave it out (in the pipeline too) to use the server's own."
+        )
     macros = MacroContext(run_id, now, now)
     parameters = {name: expand_macros(value, macros) for name, value in config.get("parameters", {}).items()}
     refuse(check_parameters(pipeline, parameters), f"Run {given['display_name']!r}")
@@ -263,7 +269,7 @@ def _new_run(
         "spec_digest": spec_digest(json.dumps(document)),
         "pipeline_name": pipeline.name,
         "parameters": parameters,
-        "pipeline_root": config.get("pipeline_root", ""),
+        "pipeline_root": root,
         "service_account": given.get("service_account", ""),
         "created_at": micros,
         "scheduled_at": 0,
