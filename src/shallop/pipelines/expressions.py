@@ -15,7 +15,7 @@ import json
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -140,16 +140,16 @@ class _Parser:
             raise self._unsupported(self._tokens[self._at][2])
 
     def _or(self) -> _Evaluate:
-        left = self._and()
+        terms = [self._and()]
         while self._accept("||"):
-            left = _either(left, self._and())
-        return left
+            terms.append(self._and())
+        return terms[0] if len(terms) == 1 else _any_of(terms)
 
     def _and(self) -> _Evaluate:
-        left = self._comparison()
+        terms = [self._comparison()]
         while self._accept("&&"):
-            left = _both(left, self._comparison())
-        return left
+            terms.append(self._comparison())
+        return terms[0] if len(terms) == 1 else _all_of(terms)
 
     def _comparison(self) -> _Evaluate:
         left = self._unary()
@@ -204,12 +204,12 @@ def _parameter(name: str) -> _Evaluate:
     return evaluate
 
 
-def _either(left: _Evaluate, right: _Evaluate) -> _Evaluate:
-    return lambda parameters: _boolean(left(parameters)) or _boolean(right(parameters))
+def _any_of(terms: Sequence[_Evaluate]) -> _Evaluate:
+    return lambda parameters: any(_boolean(term(parameters)) for term in terms)
 
 
-def _both(left: _Evaluate, right: _Evaluate) -> _Evaluate:
-    return lambda parameters: _boolean(left(parameters)) and _boolean(right(parameters))
+def _all_of(terms: Sequence[_Evaluate]) -> _Evaluate:
+    return lambda parameters: all(_boolean(term(parameters)) for term in terms)
 
 
 def _negation(operand: _Evaluate) -> _Evaluate:

@@ -184,7 +184,7 @@ def _render_container(
         "image": placeholders.text(container.image),
         "command": list(LAUNCHER),
         "args": ["--task", json.dumps(task, ensure_ascii=False), "--", *argv],
-        "env": parts.env,
+        "env": list({one["name"]: one for one in [*parts.env, *_engine_env(action)]}.values()),
         "resources": parts.resources,
         "volumeMounts": parts.mounts,
         "imagePullPolicy": config.get("imagePullPolicy", ""),
@@ -226,10 +226,15 @@ def _render_env(action: StartTask, container: Container, placeholders: Placehold
             env.append({"name": pair["envVar"], "valueFrom": {"configMapKeyRef": reference}})
     for entry in config.get("fieldPathAsEnv", []):
         env.append({"name": entry["name"], "valueFrom": {"fieldRef": {"fieldPath": entry["fieldPath"]}}})
-    env.append({"name": "KFP_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
-    env.append({"name": "KFP_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
-    env.append({"name": "KFP_RETRY_INDEX", "value": str(action.retry_index)})
-    return list({one["name"]: one for one in env}.values())
+    return env
+
+
+def _engine_env(action: StartTask) -> list[dict[str, Any]]:
+    return [
+        {"name": "KFP_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "KFP_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        {"name": "KFP_RETRY_INDEX", "value": str(action.retry_index)},
+    ]
 
 
 def _name_in(entry: Mapping[str, Any], key: str) -> str:

@@ -40,6 +40,7 @@ P = "inputs.parameter_values"
         (r"'\u0041\x42\103\n' == 'ABC" + "\n'", True),
         ("  ( true )  ", True),
         ("false && 1 < 'x'", False),
+        (" && ".join([f"{P}['n'] == 5"] * 3000), True),
     ],
 )
 def test_conditions(text: str, expected: bool) -> None:

@@ -258,7 +258,7 @@ def test_a_component_that_creates_other_jobs_gets_the_settings_of_its_task() -> 
             "inputDefinitions": {"parameters": {"tc": {"parameterType": "TASK_CONFIG"}}},
             "taskConfigPassthroughs": [
                 {"field": "RESOURCES"},
-                {"field": "ENV", "applyToTask": True},
+                {"field": "ENV"},
                 {"field": "KUBERNETES_NODE_SELECTOR"},
             ],
         },
@@ -267,10 +267,10 @@ def test_a_component_that_creates_other_jobs_gets_the_settings_of_its_task() -> 
     config = task_of(rendered)["executorInput"]["inputs"]["parameterValues"]["tc"]
     assert config["resources"] == {"limits": {"cpu": "2"}}
     assert config["nodeSelector"] == {"a": "b"}
-    assert config["env"][0] == {"name": "A", "value": "1"}
+    assert config["env"] == [{"name": "A", "value": "1"}]
     assert "resources" not in main(rendered)
     assert "nodeSelector" not in rendered["spec"]
-    assert main(rendered)["env"][0] == {"name": "A", "value": "1"}
+    assert [one["name"] for one in main(rendered)["env"]] == ["KFP_POD_NAME", "KFP_POD_UID", "KFP_RETRY_INDEX"]
 
 
 @pytest.mark.parametrize(
