@@ -78,7 +78,7 @@ def json_patch(obj: Object, operations: Any) -> Object:
     for operation in operations:
         try:
             document = _apply_operation(document, operation)
-        except (KeyError, IndexError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
             # The real server answers every failed operation with this text; clients match on it.
             raise InvalidError("the server rejected our request due to an error in our request") from error
     if not isinstance(document, dict):
@@ -270,7 +270,10 @@ class _Strategic:
 
     def _merge_list(self, old: list[Any], new: list[Any], rule: FieldMerge) -> list[Any]:
         if not any(isinstance(item, dict) for item in (*old, *new)):
-            merged = old + [item for item in dict.fromkeys(new) if item not in old]
+            merged = list(old)
+            for item in new:
+                if item not in merged:
+                    merged.append(item)
             return _in_order(merged, new, old, "")
         if not rule.key:
             raise BadRequestError(f"cannot merge lists without merge key for {rule.type_name}")

@@ -127,6 +127,48 @@ def test_a_json_patch_never_changes_its_input(obj: dict[str, Any]) -> None:
     assert obj == before
 
 
+directives = st.sampled_from(
+    [
+        "$patch",
+        "$retainKeys",
+        "$setElementOrder/containers",
+        "$deleteFromPrimitiveList/finalizers",
+        "containers",
+        "env",
+        "finalizers",
+        "name",
+        "ports",
+    ]
+)
+wild = st.recursive(
+    scalars | st.sampled_from(["replace", "delete", "merge"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(directives, inner, max_size=3),
+)
+
+
+@given(wild, wild)
+def test_any_strategic_patch_is_applied_or_refused(obj: Any, patch: Any) -> None:
+    try:
+        strategic(obj if isinstance(obj, dict) else {}, patch)
+    except ApiError:
+        pass
+
+
+pointers = st.text("/a01~-", max_size=5) | scalars
+operations = st.fixed_dictionaries(
+    {"op": st.sampled_from(["add", "remove", "replace", "move", "copy", "test"]) | scalars, "path": pointers},
+    optional={"value": values, "from": pointers},
+)
+
+
+@given(objects, st.lists(operations, max_size=3))
+def test_any_json_patch_is_applied_or_refused(obj: dict[str, Any], patch: Any) -> None:
+    try:
+        json_patch(obj, patch)
+    except ApiError:
+        pass
+
+
 # ---- JSON patch
 
 

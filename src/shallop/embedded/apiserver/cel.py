@@ -74,6 +74,8 @@ class Program:
         except (TypeError, AttributeError) as error:
             # Values of dynamic type meet an operator that has no overload for them.
             raise CelError("no such overload") from error
+        except (ValueError, LookupError, ArithmeticError) as error:
+            raise CelError(str(error)) from error
         except RecursionError as error:
             raise CelError("expression is nested too deeply") from error
 
@@ -425,13 +427,17 @@ def _at(container: Any, index: Any) -> Any:
     raise CelError("no such overload")
 
 
+# What evaluating a part may raise; Program.evaluate turns all of it into CelError.
+_FAILURES = (CelError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError)
+
+
 def _logical(left: Code, right: Code, *, stop: bool) -> Code:
     """``&&`` and ``||``: one side that decides wins over an error on the other."""
 
     def code(env: list[Any]) -> bool:
         try:
             value = _bool(left(env))
-        except (CelError, TypeError) as error:
+        except _FAILURES as error:
             if _bool(right(env)) is stop:
                 return stop
             raise error
@@ -463,13 +469,13 @@ def _quantifier(name: str, container: Code, kind: Type, slot: int, body: Code) -
         return count == 1
 
     def _any(items: list[Any], env: list[Any], *, wanted: bool) -> bool:
-        failed = None
+        failed: Exception | None = None
         for item in items:
             env[slot] = item
             try:
                 if _bool(body(env)) is wanted:
                     return True
-            except CelError as error:
+            except _FAILURES as error:
                 failed = error
         if failed is not None:
             raise failed

@@ -1,7 +1,8 @@
 """
 Schemas compiled to closures: prune, default, validate.
 
-- ``crd_schema(openapi) -> CompiledSchema``: from the ``openAPIV3Schema`` of a CRD version.
+- ``crd_schema(openapi) -> CompiledSchema``: from the ``openAPIV3Schema`` of a CRD version, which
+  ``structural.check_crd_schema`` has found sound.
 - ``builtin_schema(gvk) -> CompiledSchema | None``: from the table of built-in types; None for kinds not in it.
 - ``CompiledSchema.clean(obj) -> (Object, list[str])``: without unknown fields and stray nulls, with defaults; and the
   paths of the unknown fields (``spec.bogus``) for fieldValidation. The input is shared where unchanged, never mutated.

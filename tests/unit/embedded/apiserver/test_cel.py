@@ -201,6 +201,35 @@ def test_any_text_compiles_or_is_refused(text: str) -> None:
         pass
 
 
+atoms = st.sampled_from(
+    ["self", "1", "-2", "0", "1.5", "'a'", "true", "null", "[1, 'a']", "{'k': 1}", "duration('1s')"]
+)
+programs = st.recursive(
+    atoms,
+    lambda inner: st.one_of(
+        st.builds(
+            "({} {} {})".format, inner, st.sampled_from(["+", "-", "/", "%", "==", "<", "in", "&&", "||"]), inner
+        ),
+        st.builds("({} ? {} : {})".format, inner, inner, inner),
+        st.builds("dyn({})".format, inner),
+        st.builds("{}.{}({})".format, inner, st.sampled_from(["split", "indexOf", "charAt", "substring"]), inner),
+        st.builds("{}.{}(x, {})".format, inner, st.sampled_from(["all", "exists", "map", "filter"]), inner),
+        st.builds("{}({})".format, st.sampled_from(["size", "int", "string", "timestamp", "type"]), inner),
+        st.builds("{}[{}]".format, inner, inner),
+        st.builds("{}.{}()".format, inner, st.sampled_from(["min", "sum", "isSorted", "getHours", "value", "trim"])),
+    ),
+    max_leaves=6,
+)
+
+
+@given(programs, st.sampled_from([1, "x", [1, "a"], {"k": 1}, None, True, 1.5]))
+def test_any_program_answers_or_fails_with_a_reason(text: str, value: Any) -> None:
+    try:
+        compile_expression(text, {"self": DYN}).evaluate(**{"self": value})
+    except CelError:
+        pass
+
+
 @given(st.integers(-1000, 1000), st.integers(-1000, 1000).filter(bool))
 def test_division_truncates_and_agrees_with_the_remainder(left: int, right: int) -> None:
     arguments = {"a": left, "b": right}
