@@ -62,7 +62,7 @@ class InputError(ShallopError):
 @dataclass(frozen=True, slots=True)
 class Scope:
     """
-    What the inputs of one task may refer to.
+    What the inputs of one task may refer to; all values are plain already.
 
     Args:
         inputs: of the enclosing DAG (of an iteration: its item included).
@@ -162,7 +162,7 @@ def resolve_inputs(scope: Scope, task: Task, component: Component) -> Values:
         definition = definitions.get(name)
         if value is not _MISSING and value is not None:
             kind = definition.kind if definition else ""
-            parameters[name] = coerce(value, kind, f"Input '{name}' of task '{scope.task_name}'")
+            parameters[name] = _fit(value, kind, f"Input '{name}' of task '{scope.task_name}'")
         elif definition and not definition.is_optional and not definition.has_default:
             raise InputError(_missing_text(scope, name, source))
     item = _item_input(task)
@@ -194,7 +194,7 @@ def _resolve_parameter(scope: Scope, name: str, source: InputParameter, resolved
         return scope.final_status(source.task_final_status.producer_task)
     if source.parameter_expression_selector and value is not _MISSING and value is not None:
         try:
-            value = compile_selector(source.parameter_expression_selector).select(value)
+            value = plain(compile_selector(source.parameter_expression_selector).select(value))
         except ExpressionError as error:
             raise InputError(f"Input '{name}' of task '{scope.task_name}': {error}") from error
     return value
@@ -208,7 +208,7 @@ def _runtime_value(source: RuntimeValue, scope: Scope, resolved: Values) -> Any:
     visible = Values(
         {**scope.inputs.parameters, **resolved.parameters}, {**scope.inputs.artifacts, **resolved.artifacts}
     )
-    return scope.placeholders(visible).value(constant)
+    return plain(scope.placeholders(visible).value(constant))
 
 
 def _task_output(source: TaskOutputParameter, scope: Scope) -> Any:
@@ -260,7 +260,11 @@ def coerce(value: Any, kind: str, where: str) -> Any:
     Raises:
         InputError: it does not fit.
     """
-    value = plain(value)
+    return _fit(plain(value), kind, where)
+
+
+def _fit(value: Any, kind: str, where: str) -> Any:
+    """Do the same for a value that is plain already: a long list is not copied for every iteration of a loop."""
     if kind == "STRING":
         return text_of(value)
     if kind not in _FITS:
@@ -317,7 +321,7 @@ def loop_items(task: Task, inputs: Values) -> list[Any]:
     value = inputs.parameters.get(items.input_parameter or "")
     if value is None:
         raise InputError(f"{name}: '{items.input_parameter}' has no value, a list is needed.")
-    return list(coerce(value, "LIST", name))
+    return list(_fit(value, "LIST", name))
 
 
 def iteration_inputs(task: Task, component: Component, inputs: Values, item: Any) -> Values:

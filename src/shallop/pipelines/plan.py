@@ -61,6 +61,7 @@ from shallop.pipelines.transitions import (
     TaskState,
     TaskSucceeded,
 )
+from shallop.pipelines.values import plain
 
 __all__ = [
     "Action",
@@ -215,7 +216,8 @@ class Plan:
     def _succeed(self, event: TaskSucceeded) -> None:
         if instance := self._answered(event):
             state = TaskState.CACHED if event.cached else TaskState.SUCCEEDED
-            self._end(instance, state, outputs=event.outputs)
+            outputs = Values(plain(event.outputs.parameters), event.outputs.artifacts)
+            self._end(instance, state, outputs=outputs)
 
     def _fail(self, event: TaskFailed) -> None:
         instance = self._answered(event)

@@ -68,7 +68,7 @@ def test_every_source_of_a_parameter() -> None:
         d={"componentInputParameter": "q", "parameterExpressionSelector": 'parseJson(string_value)["k"]'},
         s={"taskFinalStatus": {"producerTask": "t"}},
     )
-    given_scope = scope(Values({"p": "y", "q": {"k": 1}}), t=Values({"o": 4.0}))
+    given_scope = scope(Values({"p": "y", "q": {"k": 1}}), t=Values({"o": 4}))
     found = resolve_inputs(given_scope, sources, definition)
     assert found.parameters == {"a": "x", "b": "y", "c": 4, "d": "1", "s": {"state": "COMPLETE"}}
 
