@@ -489,7 +489,6 @@ def _prepare(request: Request) -> bool:
         return False
     extra = [entry for entry in request.env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:0] = [request.cwd, *(entry for entry in extra if entry not in sys.path)]
-    importlib.invalidate_caches()
     sys.argv = [request.module, *request.argv]
     _reseed()
     _size_thread_pools(request.env)
@@ -512,30 +511,30 @@ _POOL_SETTERS = (
         ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads"),
     ),
 )
+_pools: list[tuple[str, Callable[[ctypes.c_int], object]]] = []
+
+
+def _find_thread_pools() -> None:
+    """Look up how to size the pools of loaded libraries: once before all forks, 5 ms in each child otherwise."""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
+        paths = {line.split(maxsplit=5)[-1].strip() for line in maps if ".so" in line}
+        for path in sorted(paths):
+            for variable, library, setters in _POOL_SETTERS:
+                if library in os.path.basename(path):
+                    handle = ctypes.CDLL(path)
+                    _pools.extend([(variable, getattr(handle, name)) for name in setters if hasattr(handle, name)][:1])
 
 
 def _size_thread_pools(env: dict[str, str]) -> None:
-    """Give libraries, imported before the fork with one thread, the number that this process asks for."""
-    if "numpy" not in sys.modules:
+    """Do what these libraries would have done with the variables, had they been loaded by this process."""
+    if not _pools:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
-        paths = {line.split(maxsplit=5)[-1].strip() for line in maps if ".so" in line}
-        for variable, library, setters in _POOL_SETTERS:
-            wanted = env.get(variable) or env.get("OMP_NUM_THREADS") or ""
-            count = int(wanted) if wanted.isdigit() and int(wanted) else cores
-            for path in paths:
-                if library in os.path.basename(path):
-                    _call_first(path, setters, count)
-
-
-def _call_first(path: str, functions: Sequence[str], argument: int) -> None:
-    with contextlib.suppress(OSError):
-        library = ctypes.CDLL(path)
-        for name in functions:
-            if hasattr(library, name):
-                getattr(library, name)(ctypes.c_int(argument))
-                return
+    default = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for variable, set_threads in _pools:
+        wanted = env.get(variable) or env.get("OMP_NUM_THREADS") or ""
+        # OpenBLAS starts its threads when it is told their number; left alone it waits until they are needed.
+        if wanted.isdigit() and int(wanted) not in (0, default):
+            set_threads(ctypes.c_int(int(wanted)))
 
 
 def _run(request: Request) -> int:
@@ -578,8 +577,6 @@ def _flush() -> None:
 
 
 def _preload(modules: Sequence[str]) -> None:
-    # Thread pools of BLAS must not start before a fork; the child sizes them as it wants.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "1"
     os.environ["_KFP_RUNTIME"] = "true"
     for module in modules:
@@ -587,6 +584,11 @@ def _preload(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:  # a broken library must fail in the process that uses it, not here
             print(f"zygote: {module} is not preloaded: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    _find_thread_pools()
+    # OpenBLAS ends its threads before a fork and starts them again when they are needed: from here on there is one.
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def _count_threads() -> int:
