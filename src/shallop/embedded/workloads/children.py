@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shallop.controller import Context
-from shallop.errors import NotFoundError
+from shallop.errors import ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, controller_of, is_deleting, key_of, owner_reference
 
-__all__ = ["Children", "is_controlled_by"]
+__all__ = ["Children", "is_controlled_by", "is_namespace_ending"]
 
 
 def is_controlled_by(obj: Object, uid: str) -> bool:
     reference = controller_of(obj)
     return reference is not None and reference["uid"] == uid
+
+
+def is_namespace_ending(error: ApiError) -> bool:
+    """Say whether a create was refused because its namespace is being deleted: nothing to retry, nothing to report."""
+    causes = (error.details or {}).get("causes") or ()
+    return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
 
 class Children:

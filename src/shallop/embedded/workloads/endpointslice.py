@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
-from shallop.embedded.workloads.children import is_controlled_by
+from shallop.embedded.workloads.children import is_controlled_by, is_namespace_ending
 from shallop.embedded.workloads.pods import POD, is_ready, is_terminal
 from shallop.embedded.workloads.selecting import Selectors
-from shallop.errors import AlreadyExistsError
+from shallop.errors import AlreadyExistsError, ForbiddenError
 from shallop.kube.objects import (
     Gvk,
     Key,
@@ -224,6 +224,10 @@ async def _write(ctx: Context, gvk: Gvk, wanted: Object) -> None:
         try:
             await ctx.client.create(wanted)
             return
+        except ForbiddenError as error:
+            if is_namespace_ending(error):
+                return
+            raise
         except AlreadyExistsError:
             known = await ctx.client.get(gvk, key.name, key.namespace)
     if _is_same(known, wanted):

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result
-from shallop.embedded.workloads.children import Children
+from shallop.embedded.workloads.children import Children, is_namespace_ending
 from shallop.embedded.workloads.job_failures import back_off_s, judge_failure
 from shallop.embedded.workloads.job_indexes import INDEX, format_indexes, index_of, parse_indexes
 from shallop.embedded.workloads.latest import Latest
@@ -418,6 +418,8 @@ class Jobs:
             try:
                 pod = await self._pods.create(ctx, raw, render_pod(raw, index))
             except ApiError as error:
+                if is_namespace_ending(error):
+                    return plan.status
                 ctx.events.record(raw, "FailedCreate", f"Error creating: {error}", "Warning")
                 raise
             ctx.events.record(raw, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
@@ -25,7 +26,9 @@ def select_types(types: Iterable[ResourceType]) -> list[ResourceType]:
     return list(chosen.values())
 
 
-def plan_conditions(namespace: Object, remaining: list[Object], failures: list[str], now: Any) -> list[dict[str, Any]]:
+def plan_conditions(
+    namespace: Object, remaining: list[Object], failures: list[str], now: datetime
+) -> list[dict[str, Any]]:
     """Say why a namespace is still there: what could not be deleted, what is left, whose finalizers hold it."""
     conditions = list((namespace.get("status") or {}).get("conditions") or ())
     counts: dict[str, int] = {}

@@ -104,32 +104,58 @@ def select_volume(claim: Object, volumes: Sequence[Object]) -> Object | None:
     return min(fitting, key=lambda item: item[:2])[2] if fitting else None
 
 
-async def reconcile(ctx: Context, claim: Resource[dict[str, Any]]) -> Result:
-    """Bind a claim to a volume, making one where its class says so; let a deleted claim go when no Pod uses it."""
-    raw = claim.raw
-    if is_deleting(raw):
-        await _let_go(ctx, raw)
+class Claims:
+    """The controller of claims; it remembers who waits, so that a new volume or class finds them."""
+
+    def __init__(self) -> None:
+        self._waiting: set[Key] = set()
+
+    async def reconcile(self, ctx: Context, claim: Resource[dict[str, Any]]) -> Result:
+        """Bind a claim to a volume, making one where its class says so; let a deleted one go when no Pod uses it."""
+        raw = claim.raw
+        self._waiting.discard(claim.key)
+        if is_deleting(raw):
+            await _let_go(ctx, raw)
+            return Result()
+        if claim.spec.get("storageClassName") is None and (name := _default_class(ctx.cache(_CLASS).list())):
+            patch = {"spec": {"storageClassName": name}}
+            raw = await ctx.client.patch(_CLAIM, claim.name, claim.namespace, patch)
+        volume = select_volume(raw, ctx.cache(_VOLUME).list())
+        if volume is None and not claim.spec.get("volumeName"):
+            volume = await _provision(ctx, raw)
+        if volume is None:
+            self._waiting.add(claim.key)
+            await write_status(ctx, raw, {**claim.status, "phase": "Pending"})
+        else:
+            await _bind(ctx, raw, volume)
         return Result()
-    volumes = ctx.cache(_VOLUME).list()
-    volume = select_volume(raw, volumes)
-    if volume is None and not claim.spec.get("volumeName"):
-        storage_class = _class_of(raw, ctx.cache(_CLASS).list())
-        if storage_class and storage_class["provisioner"] == PROVISIONER:
-            path = ctx.settings.volumes / claim.namespace / claim.name
-            if any(_path_of(other) == str(path) for other in (await ctx.client.list(_VOLUME)).items):
-                # The directory of an earlier claim of this name is still being removed; its volume's end comes here.
-                return Result()
-            await anyio.to_thread.run_sync(_make_directory, path)
-            volume = await _create_volume(ctx, render_volume(raw, storage_class, path))
-            ctx.events.record(
-                raw, "ProvisioningSucceeded", f"Successfully provisioned volume {volume['metadata']['name']}"
-            )
-    if volume is None:
-        _explain(ctx, raw)
-        await write_status(ctx, raw, {**claim.status, "phase": "Pending"})
-        return Result()
-    await _bind(ctx, raw, volume)
-    return Result()
+
+    async def on_gone(self, ctx: Context, key: Key) -> None:
+        self._waiting.discard(key)
+
+    def keys_of_volume(self, volume: Object) -> Iterable[Key]:
+        reference = volume["spec"].get("claimRef")
+        return [Key(reference["namespace"], reference["name"])] if reference else list(self._waiting)
+
+    def keys_of_class(self, _class: Object) -> Iterable[Key]:
+        return list(self._waiting)
+
+
+async def _provision(ctx: Context, claim: Object) -> Object | None:
+    """Make the directory and the volume of a claim; None when that is not ours to do, or not yet possible."""
+    storage_class = _class_of(claim, ctx.cache(_CLASS).list())
+    if not storage_class or storage_class["provisioner"] != PROVISIONER:
+        _explain(ctx, claim)
+        return None
+    key = key_of(claim)
+    path = ctx.settings.volumes / key.namespace / key.name
+    if any(_path_of(other) == str(path) for other in (await ctx.client.list(_VOLUME)).items):
+        # The directory of an earlier claim of this name is still being removed; its volume's end comes here.
+        return None
+    await anyio.to_thread.run_sync(_make_directory, path)
+    volume = await _create_volume(ctx, render_volume(claim, storage_class, path))
+    ctx.events.record(claim, "ProvisioningSucceeded", f"Successfully provisioned volume {volume['metadata']['name']}")
+    return volume
 
 
 def _make_directory(path: Path) -> None:
@@ -141,18 +167,17 @@ def _path_of(volume: Object) -> str:
     return str((volume["spec"].get("hostPath") or {}).get("path", ""))
 
 
+def _default_class(classes: Sequence[Object]) -> str:
+    return next((str(c["metadata"]["name"]) for c in classes if annotations_of(c).get(_DEFAULT_CLASS) == "true"), "")
+
+
 def _class_of(claim: Object, classes: Sequence[Object]) -> Object | None:
     name = claim["spec"].get("storageClassName")
-    if name is None:
-        return next((c for c in classes if annotations_of(c).get(_DEFAULT_CLASS) == "true"), None)
-    return next((c for c in classes if c["metadata"]["name"] == name), None)
+    return next((c for c in classes if c["metadata"]["name"] == name), None) if name else None
 
 
 def _explain(ctx: Context, claim: Object) -> None:
-    name = claim["spec"].get("storageClassName")
-    if claim["spec"].get("volumeName"):
-        return
-    if name:
+    if name := claim["spec"].get("storageClassName"):
         text = f'storageclass.storage.k8s.io "{name}" not found or not served here; the class "standard" is'
         ctx.events.record(claim, "ProvisioningFailed", text, "Warning")
     else:
@@ -198,15 +223,17 @@ async def _let_go(ctx: Context, claim: Object) -> None:
     await ctx.client.patch(_CLAIM, key.name, key.namespace, {"metadata": {**guard, "finalizers": rest or None}})
 
 
-def _claims_of_volume(volume: Object) -> Iterable[Key]:
-    reference = volume["spec"].get("claimRef")
-    return [Key(reference["namespace"], reference["name"])] if reference else []
-
+_CONTROLLER = Claims()
 
 PERSISTENTVOLUMECLAIM = Kind(
     api_version="v1",
     kind="PersistentVolumeClaim",
     plural="persistentvolumeclaims",
-    reconcile=reconcile,
-    watches=(Watch(POD, claims_of), Watch(_VOLUME, _claims_of_volume), Watch(_CLASS, lambda _: ())),
+    reconcile=_CONTROLLER.reconcile,
+    on_gone=_CONTROLLER.on_gone,
+    watches=(
+        Watch(POD, claims_of),
+        Watch(_VOLUME, _CONTROLLER.keys_of_volume),
+        Watch(_CLASS, _CONTROLLER.keys_of_class),
+    ),
 )

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
-from shallop.embedded.workloads.children import Children
+from shallop.embedded.workloads.children import Children, is_namespace_ending
 from shallop.embedded.workloads.pods import POD, available_in_s, is_active, is_ready, is_terminal, phase_of
 from shallop.embedded.workloads.selecting import Selectors
 from shallop.embedded.workloads.statuses import write_status
@@ -206,6 +206,8 @@ class ReplicaSets:
             try:
                 pod = await self._pods.create(ctx, raw, render_pod(raw, raw["spec"]["template"]))
             except ApiError as error:
+                if is_namespace_ending(error):
+                    return None
                 ctx.events.record(raw, "FailedCreate", f"Error creating: {error}", "Warning")
                 return error
             ctx.events.record(raw, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")

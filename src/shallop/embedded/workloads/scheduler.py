@@ -205,8 +205,12 @@ class Scheduler:
         if taken and taken.uid == pod["metadata"]["uid"]:
             # Placed by us a moment ago.
             return
-        if is_deleting(pod) or spec.get("schedulerName", _NAME) != _NAME:
+        if is_deleting(pod):
             self._stop_waiting(key)
+        elif spec.get("schedulerName", _NAME) != _NAME:
+            if not find_condition(pod, "PodScheduled"):
+                text = f'spec.schedulerName: "{spec["schedulerName"]}" does not run here; use "{_NAME}" or leave it out'
+                ctx.events.record(pod, "FailedScheduling", text, "Warning")
         elif spec.get("schedulingGates"):
             await _report(ctx, pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
         else:

@@ -8,7 +8,8 @@ from typing import Any
 import anyio.to_thread
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
-from shallop.errors import AlreadyExistsError
+from shallop.embedded.workloads.children import is_namespace_ending
+from shallop.errors import AlreadyExistsError, ForbiddenError
 from shallop.kube.objects import Gvk, Key, Object, is_deleting
 
 __all__ = ["NAMESPACE_DEFAULTS", "render_root_ca", "render_service_account"]
@@ -70,6 +71,9 @@ async def _create(ctx: Context, obj: Object) -> None:
         await ctx.client.create(obj)
     except AlreadyExistsError:
         pass
+    except ForbiddenError as error:
+        if not is_namespace_ending(error):
+            raise
 
 
 def _namespace_if(obj: Object, name: str) -> list[Key]:

@@ -235,3 +235,22 @@ def test_cpu_is_overcommitted_up_to_the_setting(run: Callable[..., None]) -> Non
         assert sum(bool(pod["spec"].get("nodeName")) for pod in await world.list("Pod")) == 4
 
     run(scenario)
+
+
+def test_a_claim_waits_for_its_class(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        await world.create("PersistentVolumeClaim", "c", spec=claim_spec(storageClassName="fast"))
+
+        async def phase(wanted: str) -> bool:
+            claim = await world.get("PersistentVolumeClaim", "c")
+            return (claim.get("status") or {}).get("phase") == wanted
+
+        async def told() -> bool:
+            reasons = [event["reason"] for event in await world.list("Event")]
+            return "ProvisioningFailed" in reasons and await phase("Pending")
+
+        await world.eventually(told)
+        await world.create("StorageClass", "fast", "", provisioner="shallop.dev/directory", reclaimPolicy="Delete")
+        await world.eventually(lambda: phase("Bound"))
+
+    run(scenario)
