@@ -20,6 +20,7 @@ from shallop.errors import ApiError
 from shallop.gateway import HTTPROUTE
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk
+from shallop.kube.remote import RemoteClient, load_kubeconfig
 from shallop.serving import PART
 from shallop.settings import Settings
 from shallop.store.database import Database
@@ -63,6 +64,11 @@ class _Server(threading.Thread):
         finally:
             self.ready.set()
 
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self.join(30)
+        assert not self.is_alive(), "the server did not stop"
+
     async def _serve(self) -> None:
         home = self._home
         api = ApiServer(None, admin_token="token")
@@ -75,23 +81,29 @@ class _Server(threading.Thread):
         config = uvicorn.Config(
             api.asgi, host="127.0.0.1", port=0, log_level="warning", ssl_certfile=tls.certificate, ssl_keyfile=tls.key
         )
-        self.http = uvicorn.Server(config)
-        database = Database(f"sqlite:///{home}/rows.db")
-        manager = Manager(client, replace(Settings(), home=home), database, PART.kinds)
-        background = [asyncio.create_task(manager.run()), asyncio.create_task(_roll_out(client))]
-        serving = asyncio.create_task(self.http.serve())
-        while not self.http.started and not serving.done():
+        http = uvicorn.Server(config)
+        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        serving = asyncio.create_task(http.serve())
+        while not http.started and not serving.done():
             await asyncio.sleep(0.01)
-        port = self.http.servers[0].sockets[0].getsockname()[1]
+        port = http.servers[0].sockets[0].getsockname()[1]
         write_kubeconfig(
             home / "kubeconfig", server=f"https://127.0.0.1:{port}", ca_pem=tls.ca.read_bytes(), token="token"
         )
+        # The controllers, too, are clients of the API as any other here.
+        remote = RemoteClient(load_kubeconfig(home / "kubeconfig"))
+        database = Database(f"sqlite:///{home}/rows.db")
+        manager = Manager(remote, replace(Settings(), home=home), database, PART.kinds)
+        background = [asyncio.create_task(manager.run()), asyncio.create_task(_roll_out(client))]
         self.ready.set()
-        await serving
+        await self._ending.wait()
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await manager.events.flush()
+        await remote.close()
+        http.should_exit = True
+        await serving
         await api.stop()
         database.close()
 
@@ -105,8 +117,7 @@ def kubeconfig(tmp_path: Path) -> Iterator[Path]:
     try:
         yield tmp_path / "kubeconfig"
     finally:
-        server.http.should_exit = True
-        server.join(30)
+        server.stop()
     assert server.error is None, server.error
 
 

@@ -114,14 +114,8 @@ def _choose_runtime(ctx: Context, service: Resource[InferenceServiceSpec]) -> Ob
     model = service.spec.predictor.model
     if model is None:
         return None
-    namespaced = [_typed(runtime, RUNTIME) for runtime in ctx.cache(RUNTIME).list(service.namespace)]
-    clustered = [_typed(runtime, CLUSTER_RUNTIME) for runtime in ctx.cache(CLUSTER_RUNTIME).list()]
+    namespaced, clustered = ctx.cache(RUNTIME).list(service.namespace), ctx.cache(CLUSTER_RUNTIME).list()
     return select_runtime(model.model_format, model.protocol_version or "v1", model.runtime, namespaced, clustered)
-
-
-def _typed(obj: Object, gvk: Gvk) -> Object:
-    """Items of a list may come without their kind."""
-    return {**obj, "apiVersion": gvk.api_version, "kind": gvk.kind}
 
 
 async def _resolve_storage(ctx: Context, service: Resource[InferenceServiceSpec]) -> tuple[Storage, dict[str, str]]:
