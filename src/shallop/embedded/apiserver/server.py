@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from shallop.controller.kind import Kind
 from shallop.embedded.apiserver.allocation import KUBERNETES_IP
 from shallop.embedded.apiserver.app import App
+from shallop.embedded.apiserver.authorization import Authorize, Rbac, allow_authenticated
 from shallop.embedded.apiserver.client import LocalClient
 from shallop.embedded.apiserver.crds import CrdController
 from shallop.embedded.apiserver.objects_store import ObjectsStore
@@ -47,6 +48,7 @@ class ApiServer:
             none; for ``services/NAME/proxy``.
         hosts: names that a Host header may carry besides loopback and the names of the API inside Pods.
         users: further bearer tokens.
+        rbac: whether Roles and bindings decide who may do what; else everybody with a token may do everything.
         now: aware UTC clock.
 
     Serve ``asgi`` with any ASGI server between ``start`` and ``stop``; both run on the loop that serves.
@@ -62,6 +64,7 @@ class ApiServer:
         resolve_service: ResolveService | None = None,
         hosts: Iterable[str] = (),
         users: Mapping[str, User] | None = None,
+        rbac: bool = False,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         self.registry = Registry()
@@ -70,7 +73,8 @@ class ApiServer:
         self.tokens = Tokens(self.store, admin_token, key_file, now, users)
         self.subresources = Subresources(self.verbs, self.registry, self.tokens.issue)
         self._crds = CrdController(self.store, self.registry, self.verbs, now)
-        self._app = App(self.verbs, self.subresources, self.registry, self.tokens, hosts)
+        authorize: Authorize = Rbac(self.store) if rbac else allow_authenticated
+        self._app = App(self.verbs, self.subresources, self.registry, self.tokens, hosts, authorize)
         self._app.node = node
         self._app.resolve_service = resolve_service
 
