@@ -1,9 +1,9 @@
 """
-A KFP server for clients that are not ours: the real API server in memory, the real routes and driver, and a node in place
-of the kubelet that runs the launcher of each Pod with a given interpreter.
+A KFP server for clients that are not ours: the real API server, routes and driver, and a node in place of the kubelet
+that runs the launcher of each Pod with a given interpreter.
 
-``python kfp_server.py HOME PYTHON PORT_FILE``: serves until it is killed. Objects are kept in HOME, so another process
-may go on where this one was killed; Pods it was running count as lost, as after a crash of the machine.
+``python kfp_server.py HOME PYTHON PORT_FILE``: serves until it is killed. All is kept in HOME, so another process may go
+on where this one was killed; the tasks' processes outlive it and are adopted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -49,19 +50,24 @@ class Node:
             for pod in listing.items:
                 self._sync(group, pod, seen)
             async for event in self._client.watch(POD, resource_version=listing.resource_version):
-                if event.type != "DELETED":
+                if event.type == "DELETED":
+                    self._kill(event.object["metadata"]["uid"])
+                else:
                     self._sync(group, event.object, seen)
 
     def _sync(self, group: asyncio.TaskGroup, pod: Object, seen: set[str]) -> None:
         uid = pod["metadata"]["uid"]
         if is_deleting(pod):
-            if process := self._processes.get(uid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            self._kill(uid)
             group.create_task(self._remove(pod))
         elif uid not in seen and (pod.get("status") or {}).get("phase", "Pending") in ("Pending", "Running"):
             seen.add(uid)
             group.create_task(self._run(pod))
+
+    def _kill(self, uid: str) -> None:
+        if process := self._processes.get(uid):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     async def _remove(self, pod: Object) -> None:
         key = key_of(pod)
@@ -77,8 +83,11 @@ class Node:
                 env[item["name"]] = await self._env_value(item, pod)
             logs = self._settings.logs / key.namespace / f"{key.name}_{uid}" / "main"
             logs.mkdir(parents=True, exist_ok=True)
-            with (logs / "0.log").open("wb") as log, contextlib.suppress(ApiError):
-                await self._client.patch_status(pod, {"phase": "Running"})
+            pid_file = self._settings.home / f"{uid}.pid"
+            with (logs / "0.log").open("ab") as log, contextlib.suppress(ApiError):
+                if pid_file.exists():
+                    await self._end(pod, await _adopt(int(pid_file.read_text()), container))
+                    return
                 process = await asyncio.create_subprocess_exec(
                     self._python,
                     *container["command"][1:],
@@ -88,14 +97,18 @@ class Node:
                     stderr=log,
                     start_new_session=True,
                 )
+                pid_file.write_text(str(process.pid))
                 self._processes[uid] = process
+                await self._client.patch_status(pod, {"phase": "Running"})
                 code = await process.wait()
                 del self._processes[uid]
-                state = {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
-                status = {"name": "main", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
-                await self._client.patch_status(
-                    pod, {"phase": "Failed" if code else "Succeeded", "containerStatuses": [status | {"state": state}]}
-                )
+                await self._end(pod, code if code >= 0 else 128 - code)
+
+    async def _end(self, pod: Object, code: int) -> None:
+        status: dict[str, Any] = {"name": "main", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
+        status["state"] = {"terminated": {"exitCode": code}}
+        phase = "Failed" if code else "Succeeded"
+        await self._client.patch_status(pod, {"phase": phase, "containerStatuses": [status]})
 
     async def _env_value(self, item: dict[str, Any], pod: Object) -> str:
         source = item.get("valueFrom") or {}
@@ -105,6 +118,14 @@ class Node:
         if reference := source.get("fieldRef"):
             return str(pod["metadata"].get(reference["fieldPath"].removeprefix("metadata."), ""))
         return str(item.get("value", ""))
+
+
+async def _adopt(pid: int, container: dict[str, Any]) -> int:
+    """Wait for a process of an earlier server; return its exit code."""
+    while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        await asyncio.sleep(0.02)
+    result = Path(json.loads(container["args"][1])["dir"], "result.json")
+    return int(json.loads(result.read_text())["exitCode"]) if result.exists() else 137
 
 
 async def serve(home: Path, python: str, port_file: Path) -> None:

@@ -1,0 +1,179 @@
+"""What a user does with the unmodified kfp SDK and CLI; run by test_kfp_client.py in an environment that has kfp."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import kfp
+from kfp import compiler, dsl
+from kfp.dsl import Dataset, Input, Output
+from kfp_server_api import ApiException
+
+URL = sys.argv[1]
+client = kfp.Client(host=URL, namespace="kubeflow")
+
+
+@dsl.component
+def make(rows: int, data: Output[Dataset]) -> str:
+    with open(data.path, "w") as file:
+        file.write("x\n" * rows)
+    data.metadata["rows"] = rows
+    print("made", rows)
+    return "made"
+
+
+@dsl.component
+def count(data: Input[Dataset]) -> int:
+    with open(data.path) as file:
+        return len(file.readlines())
+
+
+@dsl.component
+def fail(when: int):
+    if when == 3:
+        raise ValueError("three is not allowed")
+
+
+@dsl.pipeline
+def counting(rows: int = 4) -> int:
+    made = make(rows=rows)
+    counted = count(data=made.outputs["data"])
+    with dsl.If(counted.output > 100):
+        make(rows=1)
+    return counted.output
+
+
+@dsl.pipeline
+def failing():
+    with dsl.ParallelFor([1, 2, 3], parallelism=1) as item:
+        fail(when=item)
+
+
+@dsl.pipeline
+def slow(seconds: int = 60):
+    @dsl.container_component
+    def sleep(seconds: int):
+        return dsl.ContainerSpec(image="alpine", command=["sleep", seconds])
+
+    sleep(seconds=seconds)
+
+
+def wait(run_id: str) -> Any:
+    return client.wait_for_run_completion(run_id, timeout=90, sleep_duration=0.05)
+
+
+def refused(call: Any, status: int, text: str) -> None:
+    try:
+        call()
+    except ApiException as error:
+        assert error.status == status, error
+        assert text in error.body, error.body
+    else:
+        raise AssertionError(f"not refused: {text}")
+
+
+def experiments() -> None:
+    made = client.create_experiment("first", description="d")
+    assert client.create_experiment("first").experiment_id == made.experiment_id
+    assert client.get_experiment(experiment_name="first").description == "d"
+    client.archive_experiment(made.experiment_id)
+    assert client.get_experiment(made.experiment_id).storage_state == "ARCHIVED"
+    client.unarchive_experiment(made.experiment_id)
+    listed = client.list_experiments(page_size=1, sort_by="created_at desc", namespace="kubeflow")
+    assert listed.experiments[0].display_name == "first"
+    client.delete_experiment(made.experiment_id)
+
+
+def pipelines(package: str) -> None:
+    made = client.upload_pipeline(package, pipeline_name="counting", description="d")
+    version = client.upload_pipeline_version(package, "v2", pipeline_id=made.pipeline_id)
+    assert client.get_pipeline_id("counting") == made.pipeline_id
+    assert client.get_pipeline_version(made.pipeline_id, version.pipeline_version_id).name == "v2"
+    names = [one.name for one in client.list_pipeline_versions(made.pipeline_id).pipeline_versions]
+    assert sorted(names) == ["counting", "v2"]
+    refused(lambda: client.upload_pipeline(package, pipeline_name="counting"), 409, "already exists")
+    experiment = client.create_experiment("versions")
+    ids = {"pipeline_id": made.pipeline_id, "version_id": version.pipeline_version_id}
+    run = client.run_pipeline(experiment.experiment_id, "by version", **ids)
+    assert run.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
+    assert wait(run.run_id).state == "SUCCEEDED"
+    refused(lambda: client.delete_pipeline(made.pipeline_id), 400, "cascade")
+    for one in client.list_pipeline_versions(made.pipeline_id).pipeline_versions:
+        client.delete_pipeline_version(made.pipeline_id, one.pipeline_version_id)
+    client.delete_pipeline(made.pipeline_id)
+    bad = Path(package).with_name("bad.yaml")
+    bad.write_text("a: 1\n")
+    refused(lambda: client._upload_api.upload_pipeline(str(bad), name="bad"), 400, "schemaVersion")
+
+
+def runs() -> None:
+    first = client.create_run_from_pipeline_func(counting, arguments={"rows": 5}, enable_caching=True)
+    assert wait(first.run_id).state == "SUCCEEDED"
+    details = client.get_run(first.run_id).run_details.task_details
+    assert {task.display_name: task.state for task in details} == {
+        "root": "SUCCEEDED",
+        "make": "SUCCEEDED",
+        "count": "SUCCEEDED",
+        "condition-1": "SKIPPED",
+    }
+    again = client.create_run_from_pipeline_func(counting, arguments={"rows": 5}, enable_caching=True)
+    assert wait(again.run_id).state == "SUCCEEDED"
+    cached = {task.display_name: task for task in client.get_run(again.run_id).run_details.task_details}
+    assert cached["make"].state == cached["count"].state == "SKIPPED"
+    (before,) = [task for task in details if task.display_name == "make"]
+    assert cached["make"].outputs["data"].artifact_ids == before.outputs["data"].artifact_ids
+    refused(lambda: client.create_run_from_pipeline_func(counting, arguments={"rows": "x"}), 400, "parameters.rows")
+    refused(lambda: client.create_run_from_pipeline_func(counting, arguments={"colour": 1}), 400, "parameters.colour")
+    client.archive_run(first.run_id)
+    where = json.dumps({"predicates": [{"operation": 1, "key": "storage_state", "stringValue": "ARCHIVED"}]})
+    assert [run.run_id for run in client.list_runs(filter=where).runs] == [first.run_id]
+    client.unarchive_run(first.run_id)
+    client.terminate_run(first.run_id)
+    assert client.get_run(first.run_id).state == "SUCCEEDED"
+    client.delete_run(first.run_id)
+    refused(lambda: client.get_run(first.run_id), 404, "no run")
+
+
+def ends() -> None:
+    failed = wait(client.create_run_from_pipeline_func(failing).run_id)
+    assert failed.state == "FAILED"
+    assert "three is not allowed" in failed.error.message
+    stopped = client.create_run_from_pipeline_func(slow)
+    client.terminate_run(stopped.run_id)
+    over = wait(stopped.run_id)
+    assert (over.state, "terminated" in over.error.message) == ("FAILED", True)
+    client._run_api.run_service_retry_run(failed.run_id)
+    assert client.get_run(failed.run_id).finished_at.year == 1970
+    assert wait(failed.run_id).state == "FAILED"
+    tasks = client.get_run(failed.run_id).run_details.task_details
+    assert sorted(len(task.executor_detail.failed_main_jobs or []) for task in tasks if task.pod_name) == [0, 0, 1]
+
+
+def kfp_cli(*arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("kfp")), "--endpoint", URL, "--output", "json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, (arguments, done.stdout[-2000:], done.stderr[-2000:])
+    return done.stdout
+
+
+def cli(package: str) -> None:
+    kfp_cli("experiment", "create", "from-cli")
+    assert "from-cli" in kfp_cli("experiment", "list")
+    kfp_cli("pipeline", "create", "-p", "cli", package)
+    assert "cli" in kfp_cli("pipeline", "list")
+    kfp_cli("run", "create", "-e", "from-cli", "-r", "cli-run", "-f", package, "--watch", "rows=6")
+    assert "cli-run" in kfp_cli("run", "list")
+
+
+with tempfile.TemporaryDirectory() as folder:
+    package = f"{folder}/counting.yaml"
+    compiler.Compiler().compile(counting, package)
+    experiments()
+    pipelines(package)
+    runs()
+    ends()
+    cli(package)
+print("ok")
