@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from shallop.controller import Kind, Manager
+from shallop.controller import Kind, Manager, Watch
 from shallop.embedded.apiserver import ApiServer
 from shallop.embedded.workloads import PART
 from shallop.embedded.workloads.garbage import GarbageCollector
-from shallop.errors import ConflictError, NotFoundError
+from shallop.embedded.workloads.job import Jobs
+from shallop.embedded.workloads.replicaset import ReplicaSets
+from shallop.embedded.workloads.scheduler import Scheduler
+from shallop.errors import AlreadyExistsError, ConflictError, NotFoundError
 from shallop.kube.client import Client, WatchEvent
 from shallop.kube.objects import Gvk, Object, format_time, is_deleting, key_of
 from shallop.settings import Settings
@@ -151,18 +155,34 @@ NODE = {
 }
 
 
+def fresh_kinds() -> list[Kind]:
+    """The kinds of the part, with controllers that remember nothing, as after a start."""
+    controllers: dict[str, Any] = {"ReplicaSet": ReplicaSets(), "Job": Jobs(), "Pod": Scheduler()}
+    kinds = []
+    for kind in PART.kinds:
+        if controller := controllers.get(kind.kind):
+            kind = replace(kind, reconcile=controller.reconcile, on_gone=controller.on_gone)
+            if isinstance(controller, ReplicaSets):
+                kind = replace(kind, watches=(Watch(POD, controller.keys_of_orphan),))
+            elif isinstance(controller, Scheduler):
+                kind = replace(kind, watches=(Watch(Gvk("v1", "Node"), controller.keys_to_wake),))
+        kinds.append(kind)
+    return kinds
+
+
 @asynccontextmanager
-async def open_world(home: Path, kinds: tuple[Kind, ...] = PART.kinds, late: int | None = None) -> AsyncIterator[World]:
+async def open_world(home: Path, late: int | None = None, objects: Path | None = None) -> AsyncIterator[World]:
     settings = Settings(home=home, cpu_overcommit=2.0)
-    server = ApiServer(None, admin_token="unused")
+    server = ApiServer(objects, admin_token="unused")
     await server.start()
     client = server.client()
     database = Database(f"sqlite:///{home}/rows.db")
     for_controllers = client if late is None else cast(Client, LateClient(client, late))
-    manager = Manager(for_controllers, settings, database, kinds)
+    manager = Manager(for_controllers, settings, database, fresh_kinds())
     world = World(client, settings, manager)
     for obj in (*PART.objects, NODE):
-        await client.create(obj)
+        with suppress(AlreadyExistsError):
+            await client.create(obj)
     tasks = [
         asyncio.ensure_future(run()) for run in (manager.run, GarbageCollector(for_controllers).run, world.kubelet)
     ]
@@ -195,6 +215,21 @@ def run(tmp_path: Path) -> Iterator[Run]:
         asyncio.run(main())
 
     yield go
+
+
+@pytest.fixture
+def restarted(tmp_path: Path) -> Callable[..., None]:
+    """Run scenarios one after the other on the same objects, each with a control plane of its own."""
+
+    def go(*scenarios: Callable[[World], Awaitable[None]]) -> None:
+        async def main(scenario: Callable[[World], Awaitable[None]]) -> None:
+            async with asyncio.timeout(30), open_world(tmp_path, objects=tmp_path / "objects.db") as world:
+                await scenario(world)
+
+        for scenario in scenarios:
+            asyncio.run(main(scenario))
+
+    return go
 
 
 @pytest.fixture

@@ -40,6 +40,12 @@ def test_a_service_follows_its_pods(run: Callable[..., None], pods_that: Behavio
         for name in ("p0", "p1"):
             await world.create("Pod", name, metadata={"labels": {"app": "s"}}, spec=pod_spec())
         await world.eventually(lambda: count(2))
+
+        async def both_listed() -> bool:
+            _, legacy = await endpoints(world, "s")
+            return len((legacy.get("subsets") or [{}])[0].get("addresses") or ()) == 2
+
+        await world.eventually(both_listed)
         part, legacy = await endpoints(world, "s")
         assert part["ports"] == [{"name": "", "port": 8000, "protocol": "TCP"}]
         assert [e["conditions"]["ready"] for e in part["endpoints"]] == [True, True]
