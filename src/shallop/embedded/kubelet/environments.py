@@ -3,8 +3,8 @@ From an image to a folder with Python in it: built once, shared by all Pods and 
 
 An environment is a relocatable virtual environment under ``<cache>/envs/<key>/``, made by uv with hard links into
 uv's cache, byte-compiled, with ``shallop-lock.txt`` (what was resolved) and ``shallop-environment.json`` (what was
-asked for) in it. It appears by a rename, complete, and is never changed afterwards. Who builds holds ``.locks/<key>``; others wait
-for it, in this process and in others.
+asked for) in it. It appears by a rename, complete, and is never changed afterwards. Who builds holds
+``.locks/<key>``; others wait for it, in this process and in others.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _INFO_FILE = "shallop-environment.json"
 _USED_FILE = "shallop-used"
 # Raise it when the layout changes: older environments are then not found, and age out.
 _LAYOUT = 1
+_NOT_COMPILED = "/tests?/"
 _PRELOADS = {"numpy": "numpy", "pandas": "pandas", "scikit-learn": "sklearn", "xgboost": "xgboost"}
 
 
@@ -447,6 +448,8 @@ class _Builder:
         if packages:
             progress(f"installing {len(packages)} packages")
             await self._install()
+            progress("compiling")
+            await self._byte_compile()
         self._finish(sorted(packages.values()))
 
     async def _compile(self, name: str, requirements: Sequence[str], *flags: str) -> dict[str, str]:
@@ -467,8 +470,17 @@ class _Builder:
     async def _install(self) -> None:
         python = str(self._work / "bin" / "python")
         lock = str(self._work / _LOCK_FILE)
-        options = ("--quiet", "--compile-bytecode", "--link-mode", "hardlink", "--python", python)
+        options = ("--quiet", "--link-mode", "hardlink", "--python", python)
         await self._run("pip", "sync", *options, *self._spec.options.uv_arguments(), lock)
+
+    async def _byte_compile(self) -> None:
+        # Without it each first import takes 2 to 4 times as long. uv's own way would compile tests too, two fifths of
+        # all files in scikit-learn, pandas and scipy (11.4 s of CPU time instead of 6.9 s on 2 cores).
+        python = str(self._work / "bin" / "python")
+        (packages,) = self._work.glob("lib/python*/site-packages")
+        command = [python, "-m", "compileall", "-q", "-q", "-j", "0", "-x", _NOT_COMPILED, "."]
+        # Files that do not compile (templates, Python 2) are not imported either.
+        await anyio.run_process(command, check=False, env=self._environ, cwd=packages)
 
     def _finish(self, packages: list[str]) -> None:
         spec = self._spec

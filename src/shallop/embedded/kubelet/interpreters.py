@@ -17,6 +17,8 @@ from typing import NamedTuple
 __all__ = ["Interpreter", "choose_interpreter", "find_interpreters", "own_version"]
 
 _OLDEST = (3, 9)
+# Not PyPy, not the free-threaded builds: wheels for them are rare.
+_RELEASE = re.compile(r"(cpython-)?3\.\d+\.\d+(-[a-z0-9_-]+)?")
 _EXECUTABLE = re.compile(r"python3\.\d+")
 
 
@@ -52,8 +54,9 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
     uv = Path(environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local/share/uv/python")
     pyenv = Path(environ.get("PYENV_ROOT") or home / ".pyenv") / "versions"
     for folder in (uv, pyenv):
+        releases = [path for path in folder.glob("*/bin/python3.*") if _RELEASE.fullmatch(path.parts[-3])]
         # Newest patch release first: 3.11.10 before 3.11.7.
-        yield from sorted(folder.glob("*/bin/python3.*"), key=lambda path: _numbers(path.parts[-3]), reverse=True)
+        yield from sorted(releases, key=lambda path: _numbers(path.parts[-3]), reverse=True)
     for entry in environ.get("PATH", "").split(os.pathsep):
         # A pyenv shim is a script that may refuse to start; the versions themselves were listed above.
         if entry and not entry.rstrip("/").endswith("/shims"):

@@ -94,11 +94,18 @@ def test_the_nearest_interpreter_is_chosen_newer_first() -> None:
 
 
 def test_interpreters_are_found_where_they_are_installed(tmp_path: Path) -> None:
-    for name in (".pyenv/versions/3.10.9/bin", ".pyenv/versions/3.10.13/bin", "path", ".pyenv/shims"):
+    for name in (
+        ".pyenv/versions/3.10.9/bin",
+        ".pyenv/versions/3.10.13/bin",
+        ".pyenv/versions/pypy3.10-7.3.17/bin",
+        "path",
+        ".pyenv/shims",
+    ):
         (tmp_path / name).mkdir(parents=True)
     for name in (
         ".pyenv/versions/3.10.9/bin/python3.10",
         ".pyenv/versions/3.10.13/bin/python3.10",
+        ".pyenv/versions/pypy3.10-7.3.17/bin/python3.10",
         "path/python3.13",
         "path/python3.13-config",
         "path/python3.8",
