@@ -203,6 +203,7 @@ class Part:
         objects: manifests applied at every start.
         migrations: functions of a connection, applied once each, in order.
         routes: web routes for the web origin.
+        content: routes for the second origin, where content that users made is shown.
         tasks: coroutines that run as long as the platform; cancelled on stop, a failure stops the platform.
     """
 
@@ -211,4 +212,5 @@ class Part:
     objects: tuple[Object, ...] = ()
     migrations: tuple[Migration, ...] = ()
     routes: Callable[[Services], Sequence[BaseRoute]] | None = None
-    tasks: Callable[[Services], Sequence[Callable[[], Awaitable[None]]]] | None = field(default=None)
+    content: Callable[[Services], Sequence[BaseRoute]] | None = None
+    tasks: Callable[[Services], Sequence[Callable[[], Awaitable[None]]]] | None = None

@@ -1,0 +1,120 @@
+"""Container logs: files in the CRI format, read as ``pods/log`` wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from shallop.kube.objects import Object
+from shallop.settings import Settings
+
+__all__ = ["follow_log", "last_lines", "log_folder", "log_path"]
+
+# Nobody is woken when nobody follows; a follower looks this often.
+_POLL_S = 0.05
+
+
+def log_folder(settings: Settings, pod: Object) -> Path:
+    """Return where the logs of a Pod are, also long after it is gone."""
+    metadata = pod["metadata"]
+    return settings.logs / str(metadata["namespace"]) / f"{metadata['name']}_{metadata['uid']}"
+
+
+def log_path(settings: Settings, pod: Object, container: str, restart: int) -> Path:
+    return log_folder(settings, pod) / container / f"{restart}.log"
+
+
+def _files(path: Path) -> list[Path]:
+    rotated = [path.with_name(f"{path.name}.{number}") for number in range(4, 0, -1)]
+    return [file for file in [*rotated, path] if file.exists()]
+
+
+def last_lines(path: Path, count: int, limit_bytes: int = 2048) -> str:
+    """Return the end of a log as text, for messages."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 64 * 1024))
+            lines = file.read().splitlines()[-count:]
+    except OSError:
+        return ""
+    return b"\n".join(_text(line) for line in lines).decode(errors="replace")[-limit_bytes:]
+
+
+def _text(line: bytes) -> bytes:
+    parts = line.split(b" ", 3)
+    return parts[3] if len(parts) == 4 else b""
+
+
+async def follow_log(
+    path: Path,
+    *,
+    follow: bool,
+    tail_lines: int | None,
+    since: datetime | None,
+    timestamps: bool,
+    limit_bytes: int | None,
+    is_running: Callable[[], bool],
+) -> AsyncIterator[bytes]:
+    """
+    Yield a log's text, whole lines at a time.
+
+    Args:
+        since: earlier lines are left out.
+        is_running: whether more may come; asked before each look, so that nothing written before the end is missed.
+    """
+    left = limit_bytes if limit_bytes is not None else -1
+    start = b"" if since is None else since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+    offset, rest = 0, b""
+    data, offset = await asyncio.to_thread(_read_all, path, tail_lines)
+    while True:
+        running = is_running()
+        *lines, rest = (rest + data).split(b"\n")
+        shown = b"".join(_render(line, timestamps) for line in lines if line[:19] >= start)
+        if left >= 0:
+            shown, left = shown[:left], left - len(shown)
+        if shown:
+            yield shown
+        if (limit_bytes is not None and left <= 0) or not follow:
+            return
+        data, offset = await asyncio.to_thread(_read_on, path, offset)
+        if not data:
+            if not running:
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+def _render(line: bytes, timestamps: bool) -> bytes:
+    parts = line.split(b" ", 3)
+    if len(parts) < 4:
+        return b""
+    end = b"" if parts[2] == b"P" else b"\n"
+    return (parts[0] + b" " if timestamps else b"") + parts[3] + end
+
+
+def _read_all(path: Path, tail_lines: int | None) -> tuple[bytes, int]:
+    chunks = [file.read_bytes() for file in _files(path)]
+    data, size = b"".join(chunks), len(chunks[-1]) if chunks else 0
+    if tail_lines is not None:
+        complete = data.splitlines(keepends=True)
+        data = b"".join(complete[-tail_lines:]) if tail_lines else b""
+    return data, size
+
+
+def _read_on(path: Path, offset: int) -> tuple[bytes, int]:
+    try:
+        with open(path, "rb") as file:
+            if file.seek(0, 2) < offset:
+                offset = 0  # rotated meanwhile
+            file.seek(offset)
+            data = file.read(1 << 20)
+    except FileNotFoundError:
+        return b"", offset
+    return data, offset + len(data)
+
+
+def since_of(now: datetime, since_s: int | None, since_time: datetime | None) -> datetime | None:
+    """Return the earliest time to show."""
+    return now - timedelta(seconds=since_s) if since_s is not None else since_time

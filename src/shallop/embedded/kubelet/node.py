@@ -1,0 +1,400 @@
+"""The node agent: this machine as a Node, and a worker for each Pod that is bound to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from shallop import __version__
+from shallop.controller import EventRecorder, Informer, Services
+from shallop.controller.informer import Change
+from shallop.embedded.kubelet.capability import IsolationReport, probe
+from shallop.embedded.kubelet.environments import Environments
+from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
+from shallop.embedded.kubelet.network import Network
+from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
+from shallop.embedded.kubelet.sandbox import Sandbox, kill_shim
+from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
+from shallop.errors import AlreadyExistsError, BadRequestError, NotFoundError
+from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, parse_quantity
+
+__all__ = ["Node"]
+
+log = logging.getLogger(__name__)
+_POD, _NODE, _ACCOUNT = Gvk("v1", "Pod"), Gvk("v1", "Node"), Gvk("v1", "ServiceAccount")
+_WATCHED = {
+    "ConfigMap": Gvk("v1", "ConfigMap"),
+    "Secret": Gvk("v1", "Secret"),
+    "PersistentVolumeClaim": Gvk("v1", "PersistentVolumeClaim"),
+    "Service": Gvk("v1", "Service"),
+    "EndpointSlice": Gvk("discovery.k8s.io/v1", "EndpointSlice"),
+}
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Of the environment that the platform was started in, Pods get only what reaches networks.
+_INHERITED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_LEASE_S = 40
+# Any image without packages: shims and ordinary programs are forked from its fork-server.
+_BASE_IMAGE = "debian"
+
+
+class Node:
+    """
+    Runs Pods as processes of this machine.
+
+    Pods are found through their ``spec.nodeName``; each has one :class:`PodWorker`. It is also the API server's
+    ``NodeApi``.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self.settings = services.settings
+        self.client = services.client
+        self.now = services.now
+        self.isolation: IsolationReport = probe(self.settings)
+        self.events = EventRecorder(self.client, "kubelet", self.now, host=self.settings.node_name)
+        self.environments = Environments.of(self.settings)
+        self.zygotes = Zygotes.of(self.settings)
+        self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
+        self.base_socket = Path()
+        self._python_path = link_pod_package(self.settings)
+        self._informers = {kind: Informer(self.client, gvk) for kind, gvk in _WATCHED.items()}
+        self._pods = Informer(self.client, _POD)
+        self._workers: dict[str, PodWorker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._network_changed = asyncio.Event()
+        self._base_lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Register, then run Pods until cancelled; their processes go on."""
+        self.network.start()
+        await self.base_zygote()
+        await self._register()
+        for kind in ("Service", "EndpointSlice"):
+            self._informers[kind].add_handler(lambda _: self._network_changed.set())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for informer in self._informers.values():
+                    group.create_task(informer.run(), name=f"node {informer.gvk.kind}")
+                for informer in self._informers.values():
+                    await informer.synced.wait()
+                group.create_task(self._keep_network(), name="pod network")
+                self._pods.add_handler(self._pod_changed)
+                group.create_task(self._pods.run(), name="node Pod")
+                await self._pods.synced.wait()
+                await self._remove_strangers()
+                group.create_task(self._heartbeat(), name="node heartbeat")
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            self.network.close()
+
+    async def stop(self, *, keep_pods: bool) -> None:
+        """Call after ``run`` has ended: end the processes of all Pods, or leave them for the next start."""
+        if keep_pods:
+            return
+        folders = [folder for folder in self.settings.pods.iterdir() if folder.is_dir()]
+        await asyncio.gather(*(self._end_sandbox(folder) for folder in folders))
+        self.zygotes.stop()
+        if self.network.own_network:
+            self.network.remove()
+
+    async def _end_sandbox(self, folder: Path) -> None:
+        sandbox = await Sandbox.adopt(folder, lambda _: None)
+        if sandbox is not None:
+            for id_ in sandbox.started:
+                sandbox.signal(id_, 15)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    while sandbox.started:  # noqa: ASYNC110 its events come by themselves
+                        await asyncio.sleep(0.01)
+            await sandbox.quit()
+        kill_shim(folder)
+
+    # Pods -------------------------------------------------------------------------------------------------------
+
+    def _pod_changed(self, change: Change) -> None:
+        self._network_changed.set()
+        pod = change.new or change.old or {}
+        uid = pod["metadata"]["uid"]
+        if pod["spec"].get("nodeName") != self.settings.node_name:
+            return
+        worker = self._workers.get(uid)
+        if change.new is None:
+            if worker is not None:
+                worker.update(None)
+            return
+        if worker is not None:
+            worker.update(pod)
+            return
+        worker = self._workers[uid] = PodWorker(self, pod)
+        task = self._tasks[uid] = asyncio.create_task(worker.run(), name=f"pod {key_of(pod)}")
+        task.add_done_callback(lambda done: self._worker_ended(uid, done))
+        if change.old is not None and change.old["metadata"]["uid"] != uid:
+            # Deleted and made again under the same name while we were not looking.
+            self._pod_changed(Change(change.old, None))
+
+    def _worker_ended(self, uid: str, task: asyncio.Task[None]) -> None:
+        worker = self._workers.pop(uid, None)
+        self._tasks.pop(uid, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # One Pod's failure must not end the node; the next change of the object, or a restart, tries again.
+            log.error("worker of Pod %s failed", worker.key if worker else uid, exc_info=error)
+
+    async def _remove_strangers(self) -> None:
+        """End what runs for Pods that were deleted while nobody looked."""
+        known = {pod["metadata"]["uid"] for pod in self._pods.store.list()}
+        for folder in self.settings.pods.iterdir():
+            if folder.is_dir() and folder.name not in known:
+                await self._end_sandbox(folder)
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def base_zygote(self) -> Path:
+        """Return the socket of the fork-server for shims and ordinary programs."""
+        async with self._base_lock:
+            environment = await self.environments.ensure(self.environments.resolve(_BASE_IMAGE, []))
+            self.base_socket = await self.zygotes.socket(environment)
+            return self.base_socket
+
+    def lookup(self, kind: str, namespace: str, name: str) -> Object | None:
+        return self._informers[kind].store.get(Key(namespace, name))
+
+    async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
+        """Return a token of a service account of the Pod's namespace."""
+        spec: dict[str, Any] = {"expirationSeconds": max(600, seconds)} | (
+            {"audiences": [audience]} if audience else {}
+        )
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        request = await self.client.create_subresource(_ACCOUNT, account, namespace, "token", body)
+        return str(request["status"]["token"])
+
+    def ca_pem(self) -> bytes:
+        return (self.settings.home / "tls" / "ca.crt").read_bytes()
+
+    def base_environment(self) -> dict[str, str]:
+        """Return the variables that every container has; nothing else of the platform's own is passed on."""
+        env = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONPATH": str(self._python_path), "TMPDIR": "/tmp"}
+        env |= {name: os.environ[name] for name in (*_INHERITED, *_CERTIFICATES) if name in os.environ}
+        env |= {
+            "KUBERNETES_SERVICE_HOST": "kubernetes.default.svc",
+            "KUBERNETES_SERVICE_PORT": "443",
+            "KF_PIPELINES_ENDPOINT": "http://ml-pipeline.kubeflow:8888",
+            "MODEL_REGISTRY_BASE_URL": "http://model-registry-service.kubeflow:8080",
+        }
+        if not self.network.own_network:
+            env |= {
+                "KF_PIPELINES_ENDPOINT": self.settings.web_url,
+                "MODEL_REGISTRY_BASE_URL": self.settings.web_url,
+                "KUBERNETES_SERVICE_HOST": self.settings.host,
+                "KUBERNETES_SERVICE_PORT": str(self.settings.api_port),
+            }
+        return env
+
+    @staticmethod
+    def threads(cpu: str) -> int:
+        """Return how many threads a CPU limit is worth."""
+        return max(1, math.ceil(parse_quantity(cpu)))
+
+    def isolate(
+        self,
+        pod: Object,
+        container: Object,
+        mounts: list[dict[str, Any]],
+        argv: list[str],
+        env: dict[str, str],
+    ) -> tuple[dict[str, Any] | None, list[str], dict[str, str]]:
+        """Return how a container's process is kept apart: a plan, or argv and env with paths of this machine."""
+        hostname = str(pod["spec"].get("hostname") or pod["metadata"]["name"])[:63]
+        level = self.isolation.level
+        if level == "none":
+            return None, *_rewrite(mounts, argv, env | self._shim_variables(pod, env))
+        plan: dict[str, Any] = {"pid": True, "hostname": hostname, "mounts": mounts}
+        if level == "user":
+            plan["user"] = True
+            return plan, argv, env | self._shim_variables(pod, env)
+        if not pod["spec"].get("hostNetwork"):
+            plan["netns"] = "pod"
+        return plan, argv, env
+
+    def _shim_variables(self, pod: Object, env: Mapping[str, str]) -> dict[str, str]:
+        hosts = self.network.hosts_file(pod["metadata"]["namespace"])
+        return {"SHALLOP_POD_IP": env.get("POD_IP", ""), "SHALLOP_HOSTS": str(hosts)}
+
+    # Network ----------------------------------------------------------------------------------------------------
+
+    async def _keep_network(self) -> None:
+        while True:
+            await self._network_changed.wait()
+            self._network_changed.clear()
+            pods = [pod for pod in self._pods.store.list() if (pod.get("status") or {}).get("podIP")]
+            active = [pod for pod in pods if pod["status"].get("phase") in ("Running", "Pending")]
+            await self.network.update(
+                self._informers["Service"].store.list(), self._informers["EndpointSlice"].store.list(), active
+            )
+            # Changes come in bursts; one update for all of a burst.
+            await asyncio.sleep(0.01)
+
+    # Node object ------------------------------------------------------------------------------------------------
+
+    async def _register(self) -> None:
+        name = self.settings.node_name
+        labels = {
+            "kubernetes.io/hostname": name,
+            "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
+            "node-role.kubernetes.io/control-plane": "",
+            ISOLATION: self.isolation.level,
+        }
+        node: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+        try:
+            stored = await self.client.create(node)
+        except AlreadyExistsError:
+            stored = await self.client.patch(_NODE, name, "", {"metadata": {"labels": labels}})
+        await self.client.patch_status(stored, self._node_status())
+
+    def _node_status(self) -> dict[str, Any]:
+        now = format_time(self.now())
+        resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_kib()}Ki", "pods": "250"}
+        allocatable = resources | {"cpu": str(int((os.cpu_count() or 1) * self.settings.cpu_overcommit))}
+        if gpus := _gpus():
+            resources["nvidia.com/gpu"] = allocatable["nvidia.com/gpu"] = str(gpus)
+        release = platform.uname()
+        return {
+            "capacity": resources,
+            "allocatable": allocatable,
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": "True",
+                    "reason": "KubeletReady",
+                    "message": f"Pods are processes, isolation: {self.isolation.level}",
+                    "lastHeartbeatTime": now,
+                    "lastTransitionTime": now,
+                }
+            ],
+            "addresses": [
+                {"type": "InternalIP", "address": self.settings.host},
+                {"type": "Hostname", "address": self.settings.node_name},
+            ],
+            "nodeInfo": {
+                "kubeletVersion": f"v1.36.0+shallop.{__version__}",
+                "kubeProxyVersion": "",
+                "kernelVersion": release.release,
+                "osImage": _os_name(),
+                "containerRuntimeVersion": f"shallop://{__version__}",
+                "operatingSystem": "linux",
+                "architecture": platform.machine(),
+                "machineID": "",
+                "systemUUID": "",
+                "bootID": "",
+            },
+        }
+
+    async def _heartbeat(self) -> None:
+        lease = Gvk("coordination.k8s.io/v1", "Lease")
+        spec: dict[str, Any] = {"holderIdentity": self.settings.node_name, "leaseDurationSeconds": _LEASE_S}
+        while True:
+            spec["renewTime"] = self.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            name, namespace = self.settings.node_name, "kube-node-lease"
+            try:
+                await self.client.patch(lease, name, namespace, {"spec": spec})
+            except NotFoundError:
+                body = {"apiVersion": lease.api_version, "kind": lease.kind, "spec": spec}
+                await self.client.create(body | {"metadata": {"name": name, "namespace": namespace}})
+            await asyncio.sleep(_LEASE_S / 4)
+
+    # Logs -------------------------------------------------------------------------------------------------------
+
+    async def read_logs(
+        self,
+        pod: Object,
+        container: str,
+        *,
+        follow: bool = False,
+        previous: bool = False,
+        tail_lines: int | None = None,
+        since_s: int | None = None,
+        since_time: datetime | None = None,
+        timestamps: bool = False,
+        limit_bytes: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        """See ``shallop.kube.node.NodeApi``."""
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+        worker = self._workers.get(uid)
+        runs = _runs(log_folder(self.settings, pod) / container)
+        wanted = (runs[-2] if len(runs) > 1 else None) if previous else (runs[-1] if runs else None)
+        if wanted is None and previous:
+            raise BadRequestError(f'previous terminated container "{container}" in pod "{name}" not found')
+        if wanted is None and not (follow and worker is not None and worker.is_running(container)):
+            state = "ContainerCreating" if worker is not None else "not started"
+            raise BadRequestError(f'container "{container}" in pod "{name}" is waiting to start: {state}')
+        restart = wanted if wanted is not None else 0
+        path = log_path(self.settings, pod, container, restart)
+
+        def is_running() -> bool:
+            current = self._workers.get(uid)
+            return (
+                current is not None and current.is_running(container) and current.current_restart(container) == restart
+            )
+
+        async for chunk in follow_log(
+            path,
+            follow=follow and not previous,
+            tail_lines=tail_lines,
+            since=since_of(self.now(), since_s, since_time),
+            timestamps=timestamps,
+            limit_bytes=limit_bytes,
+            is_running=is_running,
+        ):
+            yield chunk
+
+
+def _runs(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.stem) for path in folder.glob("*.log") if path.stem.isdigit())
+
+
+def _rewrite(mounts: list[dict[str, Any]], argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Replace mount paths by the folders behind them, in whole path segments and once."""
+    table = {
+        mount["target"].rstrip("/"): mount["source"]
+        for mount in mounts
+        if "source" in mount and mount["target"] != mount["source"] and mount["target"] != "/etc/hosts"
+    }
+    if not table:
+        return argv, env
+    names = "|".join(re.escape(target) for target in sorted(table, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![\w./-])({names})(?=/|$|[^\w.-])")
+
+    def change(text: str) -> str:
+        return pattern.sub(lambda match: table[match[1]], text)
+
+    changed = {name: value if name in ("PATH", "PYTHONPATH") else change(value) for name, value in env.items()}
+    return [change(word) for word in argv], changed | {"SHALLOP_MOUNTS": json.dumps(table)}
+
+
+def _memory_kib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
+
+
+def _gpus() -> int:
+    """Count NVIDIA devices by their device files, without any library."""
+    return sum(1 for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _os_name() -> str:
+    with contextlib.suppress(OSError):
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    return platform.system()

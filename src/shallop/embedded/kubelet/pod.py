@@ -1,0 +1,713 @@
+"""One Pod on this node: from its declaration to processes, and from what they do to its status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import shallop_pod
+from shallop.embedded.kubelet.containerenv import container_environment, expand_all
+from shallop.embedded.kubelet.environments import Environment
+from shallop.embedded.kubelet.logs import last_lines, log_path
+from shallop.embedded.kubelet.probes import check, watch_probe
+from shallop.embedded.kubelet.sandbox import Ended, NetworkOptions, Sandbox, kill_shim, read_ended
+from shallop.embedded.kubelet.status import ContainerRecord, render_status, seconds_time, terminated_state
+from shallop.embedded.kubelet.volumes import container_mounts, prepare_volumes
+from shallop.errors import ApiError, EnvironmentBuildError, ImageResolutionError, NodeError, NotFoundError
+from shallop.kube.objects import Gvk, Object, annotations_of, format_time, is_deleting, parse_time
+from shallop_pod.zygote import Request
+
+if TYPE_CHECKING:
+    from shallop.embedded.kubelet.node import Node
+
+__all__ = ["REQUIREMENTS", "PodWorker"]
+
+log = logging.getLogger(__name__)
+_POD = Gvk("v1", "Pod")
+REQUIREMENTS = "environment.shallop.dev/requirements"
+ISOLATION = "shallop.dev/isolation"
+_BACK_OFF_S = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+_SETUP_RETRY_S = (1.0, 5.0, 15.0, 60.0, 300.0)
+# A container that ran this long starts its back-off anew.
+_STABLE_S = 600.0
+_FIRST_PROBE_S = 0.05
+# Private folders that containers expect to write to.
+_PRIVATE = ("/tmp", "/var/tmp")
+
+
+class PodWorker:
+    """
+    Runs one Pod. ``update`` brings news of its object; everything else comes from its shim, probes and timers.
+
+    One task per Pod takes every decision, so that no two of them race; status is written by another one, always the
+    newest, so that a slow API never delays a start.
+    """
+
+    def __init__(self, node: Node, pod: Object) -> None:
+        self._node = node
+        self._pod = pod
+        self._uid = str(pod["metadata"]["uid"])
+        self._folder = node.settings.pods / self._uid
+        self._wake = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._sandbox: Sandbox | None = None
+        self._records = _records(pod)
+        self._specs = {c["name"]: c for c in (*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"])}
+        self._environments: dict[str, Environment] = {}
+        self._volumes: dict[str, Path] = {}
+        self._probes: dict[str, list[asyncio.Task[None]]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._executions: dict[str, asyncio.Future[int]] = {}
+        self._address = ""
+        self._start_time = (pod.get("status") or {}).get("startTime") or format_time(node.now())
+        self._verdict: tuple[str, str, str] = ("", "", "")
+        self._kill_at: float | None = None
+        self._gone = False
+        self._lost = False
+        self._written: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self._pod['metadata']['namespace']}/{self._pod['metadata']['name']}"
+
+    def update(self, pod: Object | None) -> None:
+        """Take the newest object; None when it no longer exists."""
+        if pod is None:
+            self._gone = True
+        else:
+            self._pod = pod
+        self._wake.set()
+
+    def is_running(self, container: str) -> bool:
+        return any(record.name == container and not record.finished for record in self._records) and not self._gone
+
+    def current_restart(self, container: str) -> int:
+        return next((record.restarts for record in self._records if record.name == container), 0)
+
+    async def run(self) -> None:
+        """Work until the Pod is over; cancelling leaves its processes as they are."""
+        pusher = asyncio.create_task(self._push_status())
+        try:
+            if self._phase() in ("Succeeded", "Failed") and not self._folder.exists():
+                await self._wait_for_deletion()
+                return
+            if await self._set_up():
+                await self._loop()
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            self._stop_probes()
+            pusher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pusher
+            if self._sandbox is not None:
+                self._sandbox.leave()
+
+    def _phase(self) -> str:
+        return str((self._pod.get("status") or {}).get("phase", "Pending"))
+
+    # Setting up -------------------------------------------------------------------------------------------------
+
+    async def _set_up(self) -> bool:
+        """Make volumes, environments and the sandbox; False when the Pod went away before."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._adopt()
+        attempt = 0
+        while not self._gone:
+            if is_deleting(self._pod):
+                return True
+            try:
+                await self._prepare()
+            except (NodeError, OSError, ApiError) as error:
+                self._show_problem(error)
+                delay = _SETUP_RETRY_S[min(attempt, len(_SETUP_RETRY_S) - 1)]
+                attempt += 1
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
+                continue
+            return True
+        await self._clean_up()
+        return False
+
+    async def _adopt(self) -> None:
+        """Take over what an earlier process of the platform started."""
+        self._sandbox = await Sandbox.adopt(self._folder, self._told)
+        ended = await asyncio.to_thread(read_ended, self._folder)
+        started = self._sandbox.started if self._sandbox else {}
+        known = (self._pod.get("status") or {}).get("podIP") or ""
+        if self._sandbox or ended:
+            self._address = known
+        for record in self._records:
+            runs = [int(id_.rpartition("-")[2]) for id_ in (*started, *ended) if id_.rpartition("-")[0] == record.name]
+            if not runs:
+                if "running" in record.state:
+                    self._end(
+                        record, Ended(record.id, 137, 9, time.time(), time.time()), "lost with its machine's last run"
+                    )
+                continue
+            record.restarts = max(runs)
+            if record.id in started:
+                self._mark_running(record, started[record.id]["at"])
+            else:
+                self._end(record, ended[record.id])
+
+    async def _prepare(self) -> None:
+        node, pod = self._node, self._pod
+        self._address = node.network.allocate(self._uid, self._address)
+        self._volumes = await prepare_volumes(pod, node.settings, self._lookup, node.token, node.ca_pem)
+        names = [record.name for record in self._records if not record.finished]
+        environments = await asyncio.gather(*(self._environment(self._specs[name]) for name in names))
+        self._environments.update(zip(names, environments, strict=True))
+        if self._sandbox is None:
+            network = NetworkOptions("", self._address, 0, "")
+            if node.network.own_network and not pod["spec"].get("hostNetwork"):
+                network = NetworkOptions(node.network.bridge, self._address, node.network.prefix, node.network.gateway)
+            zygote = await node.base_zygote()
+            self._sandbox = await Sandbox.create(self._folder, zygote, network, self._told)
+
+    async def _environment(self, container: Object) -> Environment:
+        node = self._node
+        argv = [*(container.get("command") or ()), *(container.get("args") or ())]
+        extra = [line for line in annotations_of(self._pod).get(REQUIREMENTS, "").splitlines() if line.strip()]
+        # The annotation is about the model's libraries; what fetches the model needs none of them.
+        is_init = any(record.init and record.name == container["name"] for record in self._records)
+        spec = node.environments.resolve(container["image"], argv, () if is_init else extra)
+        for warning in spec.warnings:
+            self._event("ImageSubstituted", warning, "Warning", container["name"])
+        started = time.monotonic()
+        told = False
+
+        def progress(text: str) -> None:
+            nonlocal told
+            if not told:
+                self._dirty.set()
+                self._event("Pulling", f'Pulling image "{container["image"]}": {text}', container=container["name"])
+                told = True
+
+        environment = await node.environments.ensure(spec, progress)
+        if told:
+            seconds = time.monotonic() - started
+            self._event(
+                "Pulled", f'Image "{container["image"]}" is ready after {seconds:.1f}s', container=container["name"]
+            )
+        return environment
+
+    def _show_problem(self, error: Exception) -> None:
+        reason = "CreateContainerConfigError"
+        if isinstance(error, ImageResolutionError | EnvironmentBuildError):
+            reason = "ErrImagePull"
+            if any(
+                (r.state.get("waiting") or {}).get("reason", "").startswith(("ErrImage", "ImagePull"))
+                for r in self._records
+            ):
+                reason = "ImagePullBackOff"
+        for record in self._records:
+            if "waiting" in record.state:
+                record.state = {"waiting": {"reason": reason, "message": str(error)}}
+        self._event("Failed", str(error), "Warning")
+        self._dirty.set()
+
+    def _lookup(self, kind: str, name: str) -> Object | None:
+        return self._node.lookup(kind, self._pod["metadata"]["namespace"], name)
+
+    # Deciding ---------------------------------------------------------------------------------------------------
+
+    async def _loop(self) -> None:
+        while not self._gone:
+            self._wake.clear()
+            if self._lost:
+                await self._recover()
+            if is_deleting(self._pod):
+                if await self._terminate():
+                    return
+            elif self._expired():
+                self._kill_everything(
+                    "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
+                )
+            else:
+                self._advance()
+            if self._is_over():
+                await self._finish()
+                await self._wait_for_deletion()
+                return
+            await self._wake.wait()
+        await self._clean_up()
+
+    def _advance(self) -> None:
+        """Start what may start now."""
+        if self._verdict[0]:
+            return
+        for record in self._records:
+            if not record.init:
+                break
+            if not record.running and not record.finished:
+                self._start_when_due(record)
+            if record.sidecar and record.started:
+                continue
+            if record.exit_code != 0 or not record.finished:
+                return
+        for record in self._records:
+            if not record.init and not record.running and not record.finished:
+                self._start_when_due(record)
+
+    def _start_when_due(self, record: ContainerRecord) -> None:
+        loop = asyncio.get_running_loop()
+        if record.name in self._timers:
+            return
+        delay = record.next_start - loop.time()
+        if delay > 0:
+            self._timers[record.name] = loop.call_later(delay, self._due, record.name)
+            return
+        if record.exit_code is not None:
+            record.last, record.restarts = record.state, record.restarts + 1
+        try:
+            self._start(record)
+        except (NodeError, OSError) as error:
+            record.state = {"waiting": {"reason": "CreateContainerConfigError", "message": str(error)}}
+            record.next_start = loop.time() + 10
+            self._event("Failed", f"Error: {error}", "Warning", record.name)
+            self._timers[record.name] = loop.call_later(10, self._due, record.name)
+            self._dirty.set()
+
+    def _due(self, name: str) -> None:
+        self._timers.pop(name, None)
+        self._wake.set()
+
+    def _expired(self) -> bool:
+        limit = self._pod["spec"].get("activeDeadlineSeconds")
+        if limit is None or self._verdict[0]:
+            return False
+        left = parse_time(self._start_time).timestamp() + float(limit) - time.time()
+        if left > 0 and "deadline" not in self._timers:
+            self._timers["deadline"] = asyncio.get_running_loop().call_later(left, self._due, "deadline")
+        return left <= 0
+
+    def _kill_everything(self, reason: str, message: str) -> None:
+        self._verdict = ("Failed", reason, message)
+        self._event(reason, message)
+        for record in self._records:
+            if record.running:
+                self._signal(record, signal.SIGKILL)
+            else:
+                record.finished = True
+
+    def _is_over(self) -> bool:
+        if self._verdict[0]:
+            return not any(record.running for record in self._records)
+        failed_init = any(r.init and not r.sidecar and r.finished and r.exit_code for r in self._records)
+        main = [record for record in self._records if not record.init]
+        return failed_init or all(record.finished for record in main)
+
+    # Containers -------------------------------------------------------------------------------------------------
+
+    def _start(self, record: ContainerRecord) -> None:
+        assert self._sandbox is not None
+        container = self._specs[record.name]
+        environment = self._environments[record.name]
+        env = self._env(container, environment)
+        words = [*(container.get("command") or environment.spec.command), *(container.get("args") or ())]
+        if not words:
+            raise NodeError(
+                f"container '{record.name}': no command, and the entrypoint of image '{container['image']}' is "
+                "not known here; set command in the Pod"
+            )
+        argv = expand_all(words, env)
+        plan, argv, env = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
+        request = Request("shallop_pod.execute", argv, env, container.get("workingDir") or "/", plan)
+        zygote: Path | None = self._node.base_socket
+        if argv[0] in ("python3", "python") and argv[1:2] == ["-m"] and argv[2:3][0].startswith("shallop_pod."):
+            request = Request(argv[2], argv[3:], env, container.get("workingDir") or "/", plan)
+            zygote = None
+        record.state = {"waiting": {"reason": "ContainerCreating"}}
+        record.ready = record.started = False
+        asyncio.get_running_loop().create_task(self._ask_to_start(record.id, zygote, environment, request))
+        # Between asking and being told it counts as running: it must not be asked for twice.
+        record.state = {"running": {"startedAt": seconds_time(time.time())}}
+
+    async def _ask_to_start(self, id_: str, zygote: Path | None, environment: Environment, request: Request) -> None:
+        try:
+            socket = zygote or await self._node.zygotes.socket(environment)
+        except NodeError as error:
+            self._told({"event": "failed", "id": id_, "error": str(error)})
+            return
+        if self._sandbox is not None:
+            name, _, restart = id_.rpartition("-")
+            self._sandbox.start(id_, socket, log_path(self._node.settings, self._pod, name, int(restart)), request)
+
+    def _env(self, container: Object, environment: Environment) -> dict[str, str]:
+        name = container["name"]
+        home = self._folder / "home" / name
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        base = self._node.base_environment()
+        base["PATH"] = f"{environment.path}/bin:{base['PATH']}"
+        base |= {"HOME": str(home), "HOSTNAME": self._hostname(), "TERMINATION_LOG": str(self._message_file(name))}
+        base |= {"VIRTUAL_ENV": str(environment.path), "POD_IP": self._address}
+        limits = (container.get("resources") or {}).get("limits") or {}
+        if "cpu" in limits:
+            base["OMP_NUM_THREADS"] = str(self._node.threads(limits["cpu"]))
+        base |= dict(environment.spec.env)
+        pod = self._pod
+        if self._address:
+            pod = {**pod, "status": {**(pod.get("status") or {}), "podIP": self._address, "hostIP": "127.0.0.1"}}
+        return container_environment(pod, container, self._lookup, base)
+
+    def _hostname(self) -> str:
+        return str(self._pod["spec"].get("hostname") or self._pod["metadata"]["name"])[:63]
+
+    def _message_file(self, name: str) -> Path:
+        path = self._folder / "messages" / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.touch(mode=0o600)
+        return path
+
+    def _mounts(self, record: ContainerRecord, environment: Environment) -> list[dict[str, Any]]:
+        container = self._specs[record.name]
+        kind = "initContainers" if record.init else "containers"
+        mounts = container_mounts(container, self._volumes, f"spec.{kind}[{record.name}]")
+        taken = {mount["target"].rstrip("/") for mount in mounts}
+        for target in _PRIVATE:
+            folder = self._folder / "private" / record.name / target.strip("/").replace("/", "-")
+            folder.mkdir(mode=0o777, parents=True, exist_ok=True)
+            folder.chmod(0o1777)
+            if target not in taken:
+                mounts.append({"target": target, "source": str(folder)})
+        if "/etc/hosts" not in taken:
+            hosts = self._node.network.hosts_file(self._pod["metadata"]["namespace"])
+            mounts.append({"target": "/etc/hosts", "source": str(hosts)})
+        path = container.get("terminationMessagePath") or ""
+        if path and not path.startswith("/dev/"):
+            mounts.append({"target": path, "source": str(self._message_file(record.name))})
+        mounts += self._visible(environment, record.name, mounts)
+        return mounts
+
+    def _visible(self, environment: Environment, container: str, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Hide the platform's own data, and show again what a process needs of it, or of a covered folder."""
+        settings = self._node.settings
+        hidden = [{"target": str(settings.home), "tmpfs": True}]
+        needed = [
+            settings.artifacts,
+            settings.run / "python",
+            self._folder / "home" / container,
+            self._folder / "messages",
+            environment.path,
+            Path(os.path.realpath(environment.python)).parents[1],
+            Path(os.path.realpath(shallop_pod.__path__[0])),
+        ]
+        covers = [Path(mount["target"]) for mount in (*mounts, *hidden) if not mount["target"].startswith("/etc/")]
+        shown = [path for path in needed if any(path.is_relative_to(cover) for cover in covers)]
+        return hidden + [{"target": str(path), "source": str(path)} for path in dict.fromkeys(shown)]
+
+    def _told(self, event: dict[str, Any] | None) -> None:
+        """Take news of the shim."""
+        if event is None:
+            self._lost = True
+        elif (execution := self._executions.get(event.get("id", ""))) and not execution.done():
+            if event["event"] in ("exited", "failed"):
+                execution.set_result(event.get("code", 126))
+        elif (record := next((r for r in self._records if r.id == event.get("id")), None)) is not None:
+            if event["event"] == "started":
+                self._mark_running(record, event["at"])
+                self._event("Started", f"Started container {record.name}", container=record.name)
+            elif event["event"] == "failed":
+                now = time.time()
+                self._end(record, Ended(record.id, 128, None, 0.0, now), event["error"])
+                self._event("Failed", f"Error: {event['error']}", "Warning", record.name)
+            elif event["event"] == "exited":
+                self._end(record, Ended(**{key: value for key, value in event.items() if key != "event"}))
+        self._wake.set()
+
+    def _mark_running(self, record: ContainerRecord, at: float) -> None:
+        record.state = {"running": {"startedAt": seconds_time(at)}}
+        container = self._specs[record.name]
+        record.started = "startupProbe" not in container
+        record.ready = record.started and "readinessProbe" not in container
+        self._start_probes(record, container)
+        self._dirty.set()
+
+    def _end(self, record: ContainerRecord, ended: Ended, message: str = "") -> None:
+        self._stop_probes(record.name)
+        record.ready = record.started = False
+        record.state = terminated_state(ended, self._uid, message or self._message(record, ended))
+        policy = self._pod["spec"].get("restartPolicy", "Always")
+        again = policy == "Always" or (policy == "OnFailure" and ended.code != 0)
+        if record.init and not record.sidecar:
+            again = ended.code != 0 and policy != "Never"
+        record.finished = not (again or record.sidecar)
+        if not record.finished:
+            stable = ended.at - ended.started_at > _STABLE_S
+            record.failures = 0 if stable else record.failures + 1
+            delay = _BACK_OFF_S[min(record.failures - 1, len(_BACK_OFF_S) - 1)] if record.failures else 0.0
+            record.next_start = asyncio.get_running_loop().time() + delay
+            if delay and not is_deleting(self._pod):
+                self._crash_loop(record, delay)
+        self._dirty.set()
+
+    def _crash_loop(self, record: ContainerRecord, delay: float) -> None:
+        text = f"back-off {delay:.0f}s restarting failed container={record.name} pod={self.key}"
+        record.last = record.state
+        record.state = {"waiting": {"reason": "CrashLoopBackOff", "message": text}}
+        record.restarts += 1
+        self._event("BackOff", f"Back-off restarting failed container {record.name}", "Warning", record.name)
+
+    def _message(self, record: ContainerRecord, ended: Ended) -> str:
+        path = self._folder / "messages" / record.name
+        with contextlib.suppress(OSError):
+            if text := path.read_text(errors="replace").strip():
+                path.write_text("")
+                return text
+        if ended.code == 0:
+            return ""
+        return last_lines(log_path(self._node.settings, self._pod, record.name, record.restarts), 12)
+
+    # Probes -----------------------------------------------------------------------------------------------------
+
+    def _start_probes(self, record: ContainerRecord, container: Object) -> None:
+        self._stop_probes(record.name)
+        self._probes[record.name] = [asyncio.create_task(self._probe(record, container))]
+
+    def _stop_probes(self, name: str = "") -> None:
+        for task in [t for key, tasks in self._probes.items() if key == name or not name for t in tasks]:
+            task.cancel()
+        for key in [key for key in self._probes if key == name or not name]:
+            del self._probes[key]
+
+    async def _probe(self, record: ContainerRecord, container: Object) -> None:
+        def once(probe: Mapping[str, Any]) -> Any:
+            return lambda: check(probe, container, self._address, self._execute_in(record))
+
+        if startup := container.get("startupProbe"):
+
+            def started(good: bool, problem: str) -> None:
+                if good:
+                    record.started = True
+                    record.ready = "readinessProbe" not in container
+                    self._dirty.set()
+                    self._wake.set()
+                else:
+                    self._unhealthy(record, "Startup", problem, restart=True)
+
+            await watch_probe(startup, once(startup), started, until_success=True, first_period_s=_FIRST_PROBE_S)
+        async with asyncio.TaskGroup() as group:
+            if readiness := container.get("readinessProbe"):
+
+                def ready(good: bool, problem: str) -> None:
+                    if not good:
+                        self._unhealthy(record, "Readiness", problem, restart=False)
+                    record.ready = good
+                    self._dirty.set()
+
+                group.create_task(watch_probe(readiness, once(readiness), ready, first_period_s=_FIRST_PROBE_S))
+            if liveness := container.get("livenessProbe"):
+
+                def alive(good: bool, problem: str) -> None:
+                    if not good:
+                        self._unhealthy(record, "Liveness", problem, restart=True)
+
+                group.create_task(watch_probe(liveness, once(liveness), alive))
+
+    def _unhealthy(self, record: ContainerRecord, kind: str, problem: str, *, restart: bool) -> None:
+        self._event("Unhealthy", f"{kind} probe failed: {problem}", "Warning", record.name)
+        if restart and record.running:
+            text = f"Container {record.name} failed {kind.lower()} probe, will be restarted"
+            self._event("Killing", text, container=record.name)
+            self._signal(record, signal.SIGTERM)
+            grace = float(self._pod["spec"].get("terminationGracePeriodSeconds", 30))
+            asyncio.get_running_loop().call_later(grace, self._kill_run, record, record.id)
+
+    def _kill_run(self, record: ContainerRecord, id_: str) -> None:
+        if record.id == id_ and record.running:
+            self._signal(record, signal.SIGKILL)
+
+    def _execute_in(self, record: ContainerRecord) -> Any:
+        async def execute(argv: list[str], timeout_s: float) -> int:
+            """Run a command with the container's view of the machine and the Pod's network."""
+            if self._sandbox is None:
+                return 126
+            container, environment = self._specs[record.name], self._environments[record.name]
+            env = self._env(container, environment)
+            plan, argv, env = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
+            id_ = f"exec.{os.urandom(4).hex()}"
+            done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._executions[id_] = done
+            try:
+                request = Request("shallop_pod.execute", argv, env, container.get("workingDir") or "/", plan)
+                self._sandbox.start(id_, self._node.base_socket, self._folder / "exec.log", request)
+                async with asyncio.timeout(timeout_s):
+                    return await done
+            finally:
+                del self._executions[id_]
+                if not done.done() or done.cancelled():
+                    self._sandbox.signal(id_, signal.SIGKILL)
+                (self._folder / f"{id_}.exit").unlink(missing_ok=True)
+
+        return execute
+
+    # Ending -----------------------------------------------------------------------------------------------------
+
+    def _signal(self, record: ContainerRecord, number: int) -> None:
+        if self._sandbox is not None:
+            self._sandbox.signal(record.id, number)
+
+    async def _terminate(self) -> bool:
+        """Go on with stopping a deleted Pod; True when it is done."""
+        loop = asyncio.get_running_loop()
+        running = [record for record in self._records if record.running]
+        if running and self._sandbox is not None:
+            if self._kill_at is None:
+                grace = self._pod["metadata"].get("deletionGracePeriodSeconds")
+                grace = float(self._pod["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace)
+                self._kill_at = loop.time() + grace
+                self._timers["kill"] = loop.call_later(grace, self._due, "kill")
+                self._stop_probes()
+                for record in running:
+                    self._event("Killing", f"Stopping container {record.name}", container=record.name)
+                    asyncio.create_task(self._stop_container(record, grace))  # noqa: RUF006 ends with the container
+            elif loop.time() >= self._kill_at:
+                for record in running:
+                    self._signal(record, signal.SIGKILL)
+            return False
+        for record in self._records:
+            record.finished = True
+        await self._write_status(self._render("" if self._ran() else "Failed"))
+        await self._clean_up()
+        metadata = self._pod["metadata"]
+        with contextlib.suppress(NotFoundError):
+            await self._node.client.delete(
+                _POD, metadata["name"], metadata["namespace"], uid=self._uid, grace_period_s=0
+            )
+        return True
+
+    def _ran(self) -> bool:
+        return all(record.exit_code is not None for record in self._records if not record.init)
+
+    async def _stop_container(self, record: ContainerRecord, grace: float) -> None:
+        hook = ((self._specs[record.name].get("lifecycle") or {}).get("preStop")) or {}
+        if hook:
+            probe = {**hook, "timeoutSeconds": grace}
+            if "sleep" in hook:
+                await asyncio.sleep(float(hook["sleep"]["seconds"]))
+            elif problem := await check(probe, self._specs[record.name], self._address, self._execute_in(record)):
+                self._event("FailedPreStopHook", problem, "Warning", record.name)
+        self._signal(record, signal.SIGTERM)
+
+    async def _recover(self) -> None:
+        """The shim was killed: what it ran may still run without anybody to write its log, so it is ended."""
+        self._lost = False
+        kill_shim(self._folder)
+        ended = await asyncio.to_thread(read_ended, self._folder)
+        if self._sandbox is not None:
+            for id_, started in self._sandbox.started.items():
+                if id_ not in ended:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(started["pid"], signal.SIGKILL)
+            self._sandbox.leave()
+        self._sandbox = None
+        (self._folder / "shim.sock").unlink(missing_ok=True)
+        now = time.time()
+        for record in self._records:
+            if record.running:
+                self._end(record, ended.get(record.id) or Ended(record.id, 137, 9, now, now), "its shim was killed")
+        if not is_deleting(self._pod) and not self._is_over():
+            with contextlib.suppress(NodeError, OSError, ApiError):
+                await self._prepare()
+
+    async def _finish(self) -> None:
+        """Write the last status, then free everything but the logs."""
+        for record in self._records:
+            if record.init and record.sidecar and record.running:
+                self._signal(record, signal.SIGKILL)
+                record.finished, record.ready = True, False
+        await self._write_status(self._render())
+        await self._clean_up()
+
+    async def _wait_for_deletion(self) -> None:
+        while not self._gone and not is_deleting(self._pod):
+            self._wake.clear()
+            await self._wake.wait()
+        if not self._gone:
+            metadata = self._pod["metadata"]
+            with contextlib.suppress(NotFoundError):
+                await self._node.client.delete(
+                    _POD, metadata["name"], metadata["namespace"], uid=self._uid, grace_period_s=0
+                )
+
+    async def _clean_up(self) -> None:
+        self._stop_probes()
+        if self._sandbox is not None:
+            sandbox, self._sandbox = self._sandbox, None
+            await sandbox.quit()
+        self._node.network.release(self._uid)
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    # Status -----------------------------------------------------------------------------------------------------
+
+    def _render(self, phase: str = "") -> dict[str, Any]:
+        verdict, reason, message = self._verdict
+        now: datetime = self._node.now()
+        return render_status(
+            self._pod,
+            self._records,
+            address=self._address,
+            start_time=self._start_time,
+            now=now,
+            phase=verdict or phase,
+            reason=reason,
+            message=message,
+        )
+
+    async def _push_status(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._write_status(self._render())
+
+    async def _write_status(self, status: dict[str, Any]) -> None:
+        if status == self._written:
+            return
+        delay = 0.05
+        while not self._gone:
+            try:
+                self._pod = await self._node.client.patch_status(self._pod, status)
+                self._written = status
+                return
+            except NotFoundError:
+                return
+            except ApiError as error:
+                log.warning("Pod %s: status not written: %s", self.key, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5)
+
+    def _event(self, reason: str, message: str, type_: str = "Normal", container: str = "") -> None:
+        kind = "initContainers" if any(r.init and r.name == container for r in self._records) else "containers"
+        path = f"spec.{kind}{{{container}}}" if container else ""
+        self._node.events.record(self._pod, reason, message, type_, field_path=path)
+
+
+def _records(pod: Object) -> list[ContainerRecord]:
+    status = pod.get("status") or {}
+    known = {
+        c["name"]: c for c in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    }
+    records = []
+    for init, containers in ((True, pod["spec"].get("initContainers") or ()), (False, pod["spec"]["containers"])):
+        for container in containers:
+            sidecar = init and container.get("restartPolicy") == "Always"
+            record = ContainerRecord(container["name"], container["image"], init, sidecar)
+            if old := known.get(record.name):
+                record.restarts = int(old.get("restartCount", 0))
+                record.state, record.last = old.get("state") or record.state, old.get("lastState") or {}
+            elif not init and pod["spec"].get("initContainers"):
+                record.state = {"waiting": {"reason": "PodInitializing"}}
+            records.append(record)
+    return records

@@ -1,0 +1,188 @@
+"""The node's side of a Pod's shim: starting it, finding it again, asking it, hearing how containers end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shallop.errors import NodeError
+from shallop_pod.shim import process_start
+from shallop_pod.zygote import Request, ZygoteError, spawn
+
+__all__ = ["Ended", "NetworkOptions", "Sandbox", "read_ended"]
+
+_CONNECT_S = 10.0
+
+
+class NetworkOptions(NamedTuple):
+    """Where a Pod's network is attached; an empty bridge leaves the Pod in the machine's network."""
+
+    bridge: str
+    address: str
+    prefix: int
+    gateway: str
+
+
+class Ended(NamedTuple):
+    """How one run of a container ended; times in seconds since the epoch."""
+
+    id: str
+    code: int
+    signal: int | None
+    started_at: float
+    at: float
+    cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+
+
+def read_ended(folder: Path) -> dict[str, Ended]:
+    """Return the recorded ends of a Pod's containers, by id."""
+    found = {}
+    for path in folder.glob("*.exit"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            ended = Ended(**json.loads(path.read_text()))
+            found[ended.id] = ended
+    return found
+
+
+class Sandbox:
+    """
+    A live shim.
+
+    Args:
+        started: containers that it runs: id -> ``{"pid": int, "at": seconds}``.
+        tell: called in the event loop with each event of the shim; None when the shim is gone.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        tell: Callable[[dict[str, Any] | None], None],
+    ) -> None:
+        self.folder = folder
+        self.started: dict[str, dict[str, Any]] = {}
+        self._writer = writer
+        self._tell = tell
+        self._task = asyncio.get_running_loop().create_task(self._listen(reader))
+
+    @classmethod
+    async def create(
+        cls, folder: Path, zygote: Path, network: NetworkOptions, tell: Callable[[dict[str, Any] | None], None]
+    ) -> Sandbox:
+        """
+        Fork a shim for a new Pod.
+
+        Raises:
+            NodeError: it could not be started.
+        """
+        argv = ["--folder", str(folder)]
+        if network.bridge:
+            veth = "sh" + os.urandom(5).hex()
+            argv += ["--bridge", network.bridge, "--veth", veth, "--address", network.address]
+            argv += ["--prefix", str(network.prefix), "--gateway", network.gateway]
+        log = os.open(folder / "shim.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        request = Request(
+            "shallop_pod.shim", argv, {"PATH": os.defpath, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        )
+        try:
+            child = await asyncio.to_thread(spawn, str(zygote), request, (null, log, log))
+            child.close()
+        except ZygoteError as error:
+            raise NodeError(f"the shim of the Pod cannot be started: {error}") from error
+        finally:
+            os.close(log)
+            os.close(null)
+        deadline = asyncio.get_running_loop().time() + _CONNECT_S
+        delay = 0.001
+        while True:
+            found = await cls.adopt(folder, tell)
+            if found is not None:
+                return found
+            if asyncio.get_running_loop().time() > deadline or process_start(child.pid) is None:
+                text = (folder / "shim.log").read_text(errors="replace").strip()[-500:]
+                raise NodeError(f"the shim of the Pod ended: {text or 'no message'}")
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.5, 0.05)
+
+    @classmethod
+    async def adopt(cls, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> Sandbox | None:
+        """Connect to the shim that runs in a folder; None when there is none."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(_short(folder / "shim.sock"))
+        except OSError:
+            return None
+        line = await reader.readline()
+        if not line:
+            writer.close()
+            return None
+        sandbox = cls(folder, reader, writer, tell)
+        sandbox.started = json.loads(line)["started"]
+        return sandbox
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            event = json.loads(line)
+            if event["event"] == "started":
+                self.started[event["id"]] = {"pid": event["pid"], "at": event["at"]}
+            elif event["event"] == "exited":
+                self.started.pop(event["id"], None)
+            self._tell(event)
+        self._tell(None)
+
+    def start(self, container: str, zygote: Path, log: Path, request: Request) -> None:
+        """Ask for a container's process; ``started`` or ``failed`` is told."""
+        order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log), "request": asdict(request)}
+        self._send(order)
+
+    def signal(self, container: str, number: int) -> None:
+        self._send({"op": "signal", "id": container, "signal": number})
+
+    def _send(self, order: Mapping[str, Any]) -> None:
+        self._writer.write(json.dumps(order).encode() + b"\n")
+
+    async def quit(self) -> None:
+        """Kill what is left and end the shim."""
+        self._tell = lambda _: None
+        with contextlib.suppress(OSError):
+            self._send({"op": "quit"})
+            await self._writer.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(8):
+                await self._task
+        kill_shim(self.folder)
+        self._writer.close()
+
+    def leave(self) -> None:
+        """Disconnect; shim and containers go on."""
+        self._tell = lambda _: None
+        self._task.cancel()
+        self._writer.close()
+
+
+def kill_shim(folder: Path) -> None:
+    """Kill the shim of a folder if it is still that process."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        record = json.loads((folder / "shim.json").read_text())
+        if process_start(record["pid"]) == record["start"]:
+            os.kill(record["pid"], signal.SIGKILL)
+
+
+def _short(path: Path) -> str:
+    # Unix socket paths end at 107 bytes; a path through a descriptor is always short.
+    if len(os.fsencode(path)) < 100:
+        return str(path)
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        asyncio.get_running_loop().call_later(1, os.close, descriptor)

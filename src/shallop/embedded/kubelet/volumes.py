@@ -1,0 +1,208 @@
+"""Volumes of a Pod as folders of this machine, and where its containers see them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shallop.embedded.kubelet.containerenv import Lookup, field_value, resource_value
+from shallop.errors import NodeError
+from shallop.kube.objects import Object
+from shallop.settings import Settings
+
+__all__ = ["TokenSource", "container_mounts", "prepare_volumes"]
+
+# (namespace, service account, audience, seconds) -> token
+TokenSource = Callable[[str, str, str, int], Awaitable[str]]
+_SUPPORTED = "emptyDir, configMap, secret, projected, downwardAPI, hostPath, persistentVolumeClaim, ephemeral"
+
+
+async def prepare_volumes(
+    pod: Object, settings: Settings, lookup: Lookup, token: TokenSource, ca_pem: Callable[[], bytes]
+) -> dict[str, Path]:
+    """
+    Make the folders behind a Pod's volumes; doing it again brings their content up to date.
+
+    Returns:
+        Volume name -> folder (or file, for a hostPath).
+
+    Raises:
+        NodeError: something that is not optional is missing, or a type that is not supported.
+    """
+    root = settings.pods / pod["metadata"]["uid"] / "volumes"
+    root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    found = {}
+    for position, volume in enumerate(pod["spec"].get("volumes") or ()):
+        name, where = volume["name"], f"spec.volumes[{position}]"
+        folder = root / name
+        if "hostPath" in volume:
+            found[name] = _host_path(volume["hostPath"], where)
+        elif "persistentVolumeClaim" in volume:
+            claim = volume["persistentVolumeClaim"]["claimName"]
+            found[name] = _claim(pod, settings, lookup, claim, where)
+        elif "ephemeral" in volume:
+            found[name] = _claim(pod, settings, lookup, f"{pod['metadata']['name']}-{name}", where)
+        else:
+            folder.mkdir(mode=0o777, exist_ok=True)
+            files = await _files_of(pod, volume, lookup, token, ca_pem, where)
+            if files is not None:
+                _write_files(folder, files, private="secret" in volume or "projected" in volume)
+            found[name] = folder
+    return found
+
+
+def _host_path(source: Mapping[str, Any], where: str) -> Path:
+    path, kind = Path(source["path"]), source.get("type") or ""
+    if kind == "DirectoryOrCreate":
+        path.mkdir(parents=True, exist_ok=True)
+    elif kind == "FileOrCreate":
+        path.touch()
+    if not path.exists():
+        raise NodeError(f"{where}.hostPath.path: {path} does not exist on this machine")
+    return path
+
+
+def _claim(pod: Object, settings: Settings, lookup: Lookup, claim: str, where: str) -> Path:
+    if lookup("PersistentVolumeClaim", claim) is None:
+        raise NodeError(f'{where}: persistentvolumeclaim "{claim}" not found')
+    folder = settings.volumes / str(pod["metadata"]["namespace"]) / claim
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return folder
+
+
+async def _files_of(
+    pod: Object,
+    volume: Mapping[str, Any],
+    lookup: Lookup,
+    token: TokenSource,
+    ca_pem: Callable[[], bytes],
+    where: str,
+) -> dict[str, tuple[bytes, int]] | None:
+    """Return path -> (content, mode) of a volume made of files; None for an empty folder."""
+    if "emptyDir" in volume:
+        return None
+    for kind, key in (("ConfigMap", "configMap"), ("Secret", "secret")):
+        if key in volume:
+            source = volume[key]
+            name = source.get("secretName") or source.get("name")
+            return _object_files(kind, name, source, lookup, f"{where}.{key}", source.get("defaultMode", 0o644))
+    if "downwardAPI" in volume:
+        return _downward_files(pod, volume["downwardAPI"])
+    if "projected" not in volume:
+        kind = next((key for key in volume if key != "name"), "nothing")
+        raise NodeError(f"{where}: volumes of type {kind} cannot be mounted on this machine; use one of {_SUPPORTED}")
+    files: dict[str, tuple[bytes, int]] = {}
+    mode = volume["projected"].get("defaultMode", 0o644)
+    for position, source in enumerate(volume["projected"].get("sources") or ()):
+        path = f"{where}.projected.sources[{position}]"
+        if "serviceAccountToken" in source:
+            wanted = source["serviceAccountToken"]
+            account = pod["spec"].get("serviceAccountName") or "default"
+            seconds = int(wanted.get("expirationSeconds") or 3600)
+            text = await token(pod["metadata"]["namespace"], account, wanted.get("audience") or "", seconds)
+            files[wanted["path"]] = (text.encode(), 0o600)
+        elif "downwardAPI" in source:
+            files.update(_downward_files(pod, source["downwardAPI"]))
+        elif (source.get("configMap") or {}).get("name") == "kube-root-ca.crt":
+            files["ca.crt"] = (ca_pem(), 0o644)
+        else:
+            kind, key = ("ConfigMap", "configMap") if "configMap" in source else ("Secret", "secret")
+            files.update(_object_files(kind, source[key]["name"], source[key], lookup, path, mode))
+    return files
+
+
+def _object_files(
+    kind: str, name: str, source: Mapping[str, Any], lookup: Lookup, where: str, mode: int
+) -> dict[str, tuple[bytes, int]]:
+    obj = lookup(kind, name)
+    if obj is None:
+        if source.get("optional"):
+            return {}
+        raise NodeError(f'{where}: {kind.lower()} "{name}" not found')
+    if kind == "Secret":
+        data = {key: base64.b64decode(value) for key, value in (obj.get("data") or {}).items()}
+    else:
+        data = {key: value.encode() for key, value in (obj.get("data") or {}).items()}
+        data |= {key: base64.b64decode(value) for key, value in (obj.get("binaryData") or {}).items()}
+    if not source.get("items"):
+        return {key: (value, mode) for key, value in data.items()}
+    files = {}
+    for item in source["items"]:
+        if item["key"] not in data:
+            if source.get("optional"):
+                continue
+            raise NodeError(f"{where}: references non-existent key: {item['key']}")
+        files[item["path"]] = (data[item["key"]], item.get("mode", mode))
+    return files
+
+
+def _downward_files(pod: Object, source: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
+    files = {}
+    for item in source.get("items") or ():
+        if "fieldRef" in item:
+            text = field_value(pod, item["fieldRef"]["fieldPath"])
+        else:
+            text = resource_value(pod, pod["spec"]["containers"][0], item["resourceFieldRef"])
+        files[item["path"]] = (text.encode(), item.get("mode", 0o644))
+    return files
+
+
+def _write_files(folder: Path, files: Mapping[str, tuple[bytes, int]], *, private: bool) -> None:
+    """Replace the content of a folder at once: readers see all old files or all new ones, through ``..data``."""
+    digest = json.dumps({path: [base64.b64encode(content).decode(), mode] for path, (content, mode) in files.items()})
+    marker = folder / "..digest"
+    if marker.exists() and marker.read_text() == digest:
+        return
+    version = folder / f"..{os.urandom(6).hex()}"
+    version.mkdir(mode=0o700 if private else 0o755)
+    for path, (content, mode) in files.items():
+        target = version / path
+        if ".." in Path(path).parts or (target.is_absolute() and not target.is_relative_to(version)):
+            raise NodeError(f"volume {folder.name}: path {path!r} leaves the volume")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch(mode=0o600)
+        target.write_bytes(content)
+        target.chmod(mode & 0o700 if private else mode)
+    data, fresh = folder / "..data", folder / "..data_new"
+    old = os.readlink(data) if data.is_symlink() else ""
+    fresh.symlink_to(version.name)
+    fresh.replace(data)
+    for top in {Path(path).parts[0] for path in files}:
+        link = folder / top
+        if not link.is_symlink():
+            link.symlink_to(f"..data/{top}")
+    if old:
+        shutil.rmtree(folder / old, ignore_errors=True)
+    marker.touch(mode=0o600)
+    marker.write_text(digest)
+
+
+def container_mounts(container: Object, volumes: Mapping[str, Path], where: str) -> list[dict[str, Any]]:
+    """
+    Return the mounts of a container, as ``shallop_pod.isolation`` takes them.
+
+    Raises:
+        NodeError: an unknown volume, or a subPath that leaves it.
+    """
+    mounts = []
+    for position, mount in enumerate(container.get("volumeMounts") or ()):
+        path = f"{where}.volumeMounts[{position}]"
+        if mount["name"] not in volumes:
+            raise NodeError(f'{path}.name: the Pod has no volume "{mount["name"]}"')
+        source = volumes[mount["name"]]
+        if sub := mount.get("subPath"):
+            inner = source / sub
+            if ".." in Path(sub).parts or Path(sub).is_absolute():
+                raise NodeError(f"{path}.subPath: {sub!r} must stay inside the volume")
+            if not inner.exists():
+                inner.mkdir(parents=True)
+            if not inner.resolve().is_relative_to(source.resolve()):
+                raise NodeError(f"{path}.subPath: {sub!r} is a link that leaves the volume")
+            source = inner
+        mounts.append({"target": mount["mountPath"], "source": str(source), "readonly": bool(mount.get("readOnly"))})
+    return mounts

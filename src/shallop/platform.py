@@ -1,0 +1,313 @@
+"""Composition: settings become a database, an API server, controllers, web origins; started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from shallop import gateway, instance, pipelines, registry, serving
+from shallop.controller import Kind, Manager, Part, Services
+from shallop.embedded import workloads
+from shallop.embedded.apiserver.kubeconfig import write_kubeconfig
+from shallop.embedded.apiserver.server import ApiServer
+from shallop.embedded.apiserver.tls import ensure_tls
+from shallop.embedded.kubelet import Node
+from shallop.errors import SettingsError
+from shallop.kube.client import Client
+from shallop.kube.objects import Gvk, Object, labels_of
+from shallop.settings import Settings
+from shallop.store.database import Database
+from shallop.webserver import OriginGuard, Server, bind
+
+__all__ = ["PARTS", "Platform", "run"]
+
+log = logging.getLogger(__name__)
+
+PARTS: tuple[Part, ...] = (
+    workloads.PART,
+    gateway.PART,
+    registry.PART,
+    pipelines.PART,
+    serving.PART,
+)
+_SERVICE = Gvk("v1", "Service")
+_SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
+# How Pods reach the platform: the names and ports that Kubeflow's clients have built in.
+_PLATFORM_SERVICES = (("ml-pipeline", 8888), ("model-registry-service", 8080))
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGINT or SIGTERM (Pods stop too) or SIGHUP (Pods go on); returns the exit code."""
+    lock = instance.Lock(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(settings))
+    del lock
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[bool] = loop.create_future()
+
+    def request_stop(keep_pods: bool) -> None:
+        if not stop.done():
+            stop.set_result(keep_pods)
+
+    for signum, keep_pods in ((signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, True)):
+        loop.add_signal_handler(signum, request_stop, keep_pods)
+    platform = Platform(settings)
+    async with platform.running() as bound:
+        instance.write_status(bound, ready=True)
+        _announce(bound)
+        failed: asyncio.Future[bool] = asyncio.ensure_future(platform.failed.wait())
+        await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+        failed.cancel()
+        instance.write_status(bound, ready=False)
+        platform.keep_pods = not stop.done() or stop.result()
+    if platform.error is not None:
+        raise platform.error
+
+
+def _announce(settings: Settings) -> None:
+    print(
+        f"shallop is ready: dashboard {settings.web_url}, predictions {settings.gateway_url}, "
+        f"KUBECONFIG={settings.home / 'kubeconfig'}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+class Platform:
+    """
+    Everything of one instance, in one event loop.
+
+    ``failed`` is set when a long-running task of a part has ended with ``error``: nothing can be trusted then, and a
+    supervisor should start the process again.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.keep_pods = True
+        self.failed = asyncio.Event()
+        self.error: BaseException | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Settings]:
+        """Start; yields the settings with the ports that were really bound; stop in reverse order on leaving."""
+        async with AsyncExitStack() as stack:
+            sockets = {name: _bind(self._settings, name) for name in ("api", "web", "gateway", "content")}
+            for sock in sockets.values():
+                stack.callback(sock.close)
+            settings = self._settings.with_ports(**{name: s.getsockname()[1] for name, s in sockets.items()})
+            _prepare_home(settings)
+            database = Database(f"sqlite:///{settings.home / 'rows.db'}")
+            stack.callback(database.close)
+            for part in PARTS:
+                if part.migrations:
+                    database.migrate(part.name, part.migrations)
+            await self._start(stack, settings, database, sockets)
+            yield settings
+
+    async def _start(
+        self, stack: AsyncExitStack, settings: Settings, database: Database, sockets: dict[str, socket.socket]
+    ) -> None:
+        token = _admin_token(settings)
+        server = ApiServer(
+            settings.home / "objects.db",
+            admin_token=token,
+            key_file=settings.home / "tls" / "service-accounts.key",
+            hosts=[settings.host],
+            resolve_service=lambda namespace, name, port: resolve_service(manager, namespace, name, port),
+        )
+        await server.start()
+        stack.push_async_callback(server.stop)
+        kinds = [kind for part in PARTS for kind in part.kinds]
+        await server.register_kinds([kind for kind in kinds if kind.schema is not None])
+        client = server.client()
+        manager = Manager(client, settings, database, kinds)
+        services = Services(settings, client, database, _utc_now, sockets)
+        node = Node(services)
+        server.node = node
+        await self._serve(stack, settings, server, sockets, token)
+        await _apply_objects(client, settings)
+        tasks: list[Callable[[], Awaitable[None]]] = [node.run]
+        for part in PARTS:
+            tasks += part.tasks(services) if part.tasks else ()
+        started = asyncio.Event()
+        await self._start_tasks(stack, [lambda: manager.run(started), *tasks])
+        stack.push_async_callback(self._stop_node, node)
+        await self._serve_web(stack, settings, services, sockets)
+        await _first_of(started.wait(), self.failed.wait())
+
+    async def _serve(
+        self,
+        stack: AsyncExitStack,
+        settings: Settings,
+        server: ApiServer,
+        sockets: dict[str, socket.socket],
+        token: str,
+    ) -> None:
+        tls = ensure_tls(settings.home / "tls", hosts=[settings.host])
+        write_kubeconfig(settings.home / "kubeconfig", server=settings.api_url, ca_pem=tls.ca.read_bytes(), token=token)
+        api = Server(server.asgi, sockets["api"], tls=(str(tls.certificate), str(tls.key)))
+        await api.start()
+        stack.push_async_callback(api.stop)
+
+    async def _serve_web(
+        self, stack: AsyncExitStack, settings: Settings, services: Services, sockets: dict[str, socket.socket]
+    ) -> None:
+        for name, routes in (
+            ("web", [route for part in PARTS if part.routes for route in part.routes(services)]),
+            ("content", [route for part in PARTS if part.content for route in part.content(services)]),
+        ):
+            server = Server(OriginGuard(_web_app(routes), [settings.host]), sockets[name])
+            await server.start()
+            stack.push_async_callback(server.stop)
+
+    async def _start_tasks(self, stack: AsyncExitStack, coroutines: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        async def run_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for coroutine in coroutines:
+                        group.create_task(_as_coroutine(coroutine))
+            except BaseExceptionGroup as error:
+                self.error = error
+                self.failed.set()
+
+        group = asyncio.create_task(run_all(), name="parts")
+
+        async def stop() -> None:
+            group.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await group
+
+        stack.push_async_callback(stop)
+
+    async def _stop_node(self, node: Node) -> None:
+        await node.stop(keep_pods=self.keep_pods)
+
+
+async def _as_coroutine(call: Callable[[], Awaitable[None]]) -> None:
+    await call()
+
+
+async def _first_of(*waits: Awaitable[object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _bind(settings: Settings, name: str) -> socket.socket:
+    setting = f"{name}_port"
+    return bind(settings.host, getattr(settings, setting), setting)
+
+
+def _prepare_home(settings: Settings) -> None:
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        raise SettingsError(
+            f"host: {settings.host} can be reached from other machines, and the web origins have no login yet. "
+            "Leave --host at 127.0.0.1 and use an SSH tunnel."
+        )
+    for folder in (settings.artifacts, settings.volumes, settings.pods, settings.logs, settings.run):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _admin_token(settings: Settings) -> str:
+    path = settings.home / "token"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        _write_private(path, token)
+        return token
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text)
+
+
+async def _apply_objects(client: Client, settings: Settings) -> None:
+    for part in PARTS:
+        for obj in part.objects:
+            await client.apply(obj)
+    ports = [(name, port, settings.web_port, "kubeflow", "http") for name, port in _PLATFORM_SERVICES]
+    ports.append(("kubernetes", 443, settings.api_port, "default", "https"))
+    for name, port, target, namespace, protocol in ports:
+        if name != "kubernetes":
+            await client.apply(_platform_service(name, namespace, port))
+        await client.apply(_platform_slice(name, namespace, protocol, settings.host, target))
+
+
+def _platform_service(name: str, namespace: str, port: int) -> Object:
+    # Without a selector: its endpoint is this process, see _platform_slice.
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"component": name.removesuffix("-service")}},
+        "spec": {"ports": [{"name": "http", "port": port, "protocol": "TCP", "targetPort": port}]},
+    }
+
+
+def _platform_slice(name: str, namespace: str, port_name: str, address: str, port: int) -> Object:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{name}-platform",
+            "namespace": namespace,
+            "labels": {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "shallop"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "ports": [{"name": port_name, "port": port, "protocol": "TCP"}],
+    }
+
+
+def resolve_service(manager: Manager, namespace: str, name: str, port: str) -> tuple[str, int] | None:
+    """Return a ready endpoint of a Service port given by name, number or empty for the only one."""
+    for item in manager.cache(_SLICE).list(namespace):
+        if labels_of(item).get("kubernetes.io/service-name") != name:
+            continue
+        ports = item.get("ports") or []
+        chosen = [p for p in ports if port in ("", p.get("name"))] or (ports if len(ports) == 1 else [])
+        for endpoint in item.get("endpoints") or ():
+            if chosen and (endpoint.get("conditions") or {}).get("ready", True):
+                return str(endpoint["addresses"][0]), int(chosen[0]["port"])
+    return None
+
+
+def _web_app(routes: Sequence[BaseRoute]) -> Starlette:
+    async def failed(request: Request, error: Exception) -> Response:
+        log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+        return JSONResponse({"error": "internal error; see the log of shallop", "code": 13, "message": str(error)}, 500)
+
+    async def alive(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    return Starlette(routes=[Route("/healthz", alive), *routes], exception_handlers={Exception: failed})
+
+
+def kinds() -> list[Kind]:
+    """Return every kind of every part."""
+    return [kind for part in PARTS for kind in part.kinds]
