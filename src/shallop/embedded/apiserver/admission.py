@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from shallop.embedded.apiserver import defaults, failures, validation
+from shallop.embedded.apiserver.fieldmanagers import record_update
 from shallop.embedded.apiserver.metadata import validate_metadata
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
@@ -117,12 +118,15 @@ def cannot_handle(resource: Resource, why: str) -> BadRequestError:
     )
 
 
-def prepare_create(resource: Resource, obj: Object, options: WriteOptions, now: datetime) -> Object:
+def prepare_create(
+    resource: Resource, obj: Object, options: WriteOptions, now: datetime, *, applied: bool = False
+) -> Object:
     """
-    Make the object that a creation stores, without managedFields.
+    Make the object that a creation stores.
 
     Args:
         obj: from ``check_body``.
+        applied: the object comes from a server-side apply and has its managedFields already.
 
     Raises:
         BadRequestError, InvalidError
@@ -132,7 +136,8 @@ def prepare_create(resource: Resource, obj: Object, options: WriteOptions, now: 
     obj = _private(decode(resource, obj, options))
     metadata = obj["metadata"]
     for key in (*_SERVER_OWNED, "selfLink"):
-        metadata.pop(key, None)
+        if key != "generation" or resource.generation:
+            metadata.pop(key, None)
     if not metadata.get("name") and metadata.get("generateName"):
         metadata["name"] = generate_name(metadata["generateName"])
     metadata["uid"] = str(uuid.uuid4())
@@ -141,7 +146,12 @@ def prepare_create(resource: Resource, obj: Object, options: WriteOptions, now: 
         metadata["generation"] = 1
     if resource.has_status and (resource.custom or defaults.status_is_reset(resource)):
         obj.pop("status", None)
-    obj = _with_defaults(resource, obj, None, options)
+    obj = _with_defaults(resource, obj, None)
+    if not applied:
+        obj = record_update(resource, None, obj, options, now)
+    # What the server adds from here on is owned by nobody.
+    if not resource.custom:
+        obj = defaults.complete(resource, obj)
     _validate(resource, obj, None)
     return obj
 
@@ -166,7 +176,7 @@ def prepare_update(
         )
     elif resource.has_status:
         _keep_status(obj, old)
-    obj = _with_defaults(resource, obj, old, options)
+    obj = _with_defaults(resource, obj, old)
     _validate(resource, obj, old, subresource)
     return finish_update(resource, obj, old)
 
@@ -210,7 +220,7 @@ def _only_status(resource: Resource, obj: Object, old: Object) -> Object:
     return result
 
 
-def _with_defaults(resource: Resource, obj: Object, old: Object | None, options: WriteOptions) -> Object:
+def _with_defaults(resource: Resource, obj: Object, old: Object | None) -> Object:
     if not resource.custom:
         return defaults.apply_defaults(resource, obj, old)
     if resource.default is not None:
@@ -222,13 +232,19 @@ def _validate(resource: Resource, obj: Object, old: Object | None, subresource: 
     errors: list[FieldError] = validate_metadata(resource, obj, old)
     if resource.custom:
         if resource.schema is not None:
-            errors += resource.schema.validate(obj, old)
+            errors += resource.schema.validate(_visible(obj), _visible(old) if old else None)
         if resource.validate is not None and not errors and subresource != "status":
             errors += resource.validate(obj, old)
     else:
         errors += validation.validate(resource, obj, old)
     if errors:
         raise failures.invalid(resource, obj["metadata"].get("name", ""), errors)
+
+
+def _visible(obj: Object) -> Object:
+    """The object as its schema and rules see it: of the metadata they know the name only."""
+    metadata = obj["metadata"]
+    return obj | {"metadata": {key: metadata[key] for key in ("name", "generateName") if key in metadata}}
 
 
 def _same_spec(new: Object, old: Object) -> bool:

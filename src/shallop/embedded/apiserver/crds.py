@@ -10,7 +10,7 @@ from datetime import datetime
 from shallop.embedded.apiserver.objects_store import Change, ObjectsStore
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Registry, Resource
-from shallop.embedded.apiserver.verbs import DeleteOptions, Verbs
+from shallop.embedded.apiserver.verbs import CRD_CLEANUP, DeleteOptions, Verbs
 from shallop.errors import ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Object, is_condition_true, set_condition
 
@@ -19,7 +19,6 @@ __all__ = ["CRD", "CrdController"]
 log = logging.getLogger(__name__)
 CRD = Gvk("apiextensions.k8s.io/v1", "CustomResourceDefinition")
 _STORAGE = "customresourcedefinitions.apiextensions.k8s.io"
-_CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 
 
 class CrdController:
@@ -100,12 +99,7 @@ class CrdController:
             )
             accepted = {key: names[key] for key in names}
         new = status | {"conditions": conditions, "acceptedNames": accepted}
-        metadata = dict(crd["metadata"])
-        if _CLEANUP not in (metadata.get("finalizers") or ()):
-            metadata["finalizers"] = [*(metadata.get("finalizers") or ()), _CLEANUP]
-        if new == status and metadata == crd["metadata"]:
-            return None
-        return crd | {"metadata": metadata, "status": new}
+        return None if new == status else crd | {"status": new}
 
     def _name_conflict(self, crd: Object) -> str:
         spec = crd["spec"]
@@ -120,7 +114,7 @@ class CrdController:
     async def _clean_up(self, crd_resource: Resource, crd: Object) -> None:
         """Delete all objects of a CRD that is going, then let it go."""
         spec = crd["spec"]
-        if _CLEANUP not in (crd["metadata"].get("finalizers") or ()):
+        if CRD_CLEANUP not in (crd["metadata"].get("finalizers") or ()):
             return
         storage = f"{spec['names']['plural']}.{spec['group']}"
         resource = next((r for r in self._registry.all() if r.storage == storage), None)
@@ -141,7 +135,7 @@ class CrdController:
                     self._store.unsubscribe(subscription)
 
         def released(obj: Object) -> Object:
-            finalizers = [name for name in obj["metadata"].get("finalizers") or () if name != _CLEANUP]
+            finalizers = [name for name in obj["metadata"].get("finalizers") or () if name != CRD_CLEANUP]
             return obj | {"metadata": obj["metadata"] | {"finalizers": finalizers}}
 
         await self._verbs.change(crd_resource, "", crd["metadata"]["name"], released)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 
-from shallop.embedded.apiserver.pod_defaults import default_pod, default_template
+from shallop.embedded.apiserver.pod_defaults import complete_pod, default_pod, default_template
 from shallop.embedded.apiserver.resources import Resource
 from shallop.kube.objects import Object
 
-__all__ = ["apply_defaults", "status_is_reset"]
+__all__ = ["apply_defaults", "complete", "status_is_reset"]
 
 Default = Callable[[Object, Object | None], Object]
 
@@ -27,6 +27,12 @@ def apply_defaults(resource: Resource, obj: Object, old: Object | None) -> Objec
     return default(obj, old) if default else obj
 
 
+def complete(resource: Resource, obj: Object) -> Object:
+    """Return a new object with what the server itself adds at creation: status, finalizers, selectors, tokens."""
+    finish = _COMPLETE.get(resource.storage)
+    return finish(obj) if finish else obj
+
+
 def _missing(values: Object, **defaults: object) -> Object:
     """Return ``values`` with the defaults that it lacks."""
     return {**{key: value for key, value in defaults.items() if values.get(key) is None}, **_present(values)}
@@ -39,12 +45,16 @@ def _present(values: Object) -> Object:
 def _namespace(obj: Object, old: Object | None) -> Object:
     metadata = obj["metadata"]
     metadata["labels"] = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata["name"]}
-    spec = dict(obj.get("spec") or {})
     if old is None:
-        spec["finalizers"] = list(dict.fromkeys([*(spec.get("finalizers") or ()), "kubernetes"]))
-        return obj | {"spec": spec, "status": {"phase": "Active"}}
+        return obj
     # Finalizers of the spec change through /finalize only.
     return obj | {"spec": old.get("spec") or {}, "status": obj.get("status") or {}}
+
+
+def _complete_namespace(obj: Object) -> Object:
+    spec = dict(obj.get("spec") or {})
+    spec["finalizers"] = list(dict.fromkeys([*(spec.get("finalizers") or ()), "kubernetes"]))
+    return obj | {"spec": spec, "status": {"phase": "Active"}}
 
 
 def _secret(obj: Object, old: Object | None) -> Object:
@@ -70,7 +80,7 @@ def _service(obj: Object, old: Object | None) -> Object:
         spec = _missing(spec, allocateLoadBalancerNodePorts=True)
     if spec["sessionAffinity"] == "ClientIP":
         spec = _missing(spec, sessionAffinityConfig={"clientIP": {"timeoutSeconds": 10800}})
-    return obj | {"spec": spec, "status": obj.get("status") or {"loadBalancer": {}}}
+    return obj | {"spec": spec}
 
 
 def _service_port(port: Object, *, headless: bool) -> Object:
@@ -78,23 +88,20 @@ def _service_port(port: Object, *, headless: bool) -> Object:
 
 
 def _claim(obj: Object, old: Object | None) -> Object:
-    if old is None:
-        metadata = obj["metadata"]
-        metadata["finalizers"] = list(
-            dict.fromkeys([*(metadata.get("finalizers") or ()), "kubernetes.io/pvc-protection"])
-        )
-        obj = obj | {"status": {"phase": "Pending"}}
     return obj | {"spec": _missing(obj.get("spec") or {}, volumeMode="Filesystem")}
+
+
+def _protected(name: str) -> Callable[[Object], Object]:
+    def protect(obj: Object) -> Object:
+        metadata = obj["metadata"]
+        metadata["finalizers"] = list(dict.fromkeys([*(metadata.get("finalizers") or ()), name]))
+        return obj | {"status": {"phase": "Pending"}}
+
+    return protect
 
 
 def _volume(obj: Object, old: Object | None) -> Object:
     spec = _missing(obj.get("spec") or {}, persistentVolumeReclaimPolicy="Retain", volumeMode="Filesystem")
-    if old is None:
-        metadata = obj["metadata"]
-        metadata["finalizers"] = list(
-            dict.fromkeys([*(metadata.get("finalizers") or ()), "kubernetes.io/pv-protection"])
-        )
-        obj = obj | {"status": {"phase": "Pending"}}
     return obj | {"spec": spec}
 
 
@@ -111,13 +118,13 @@ def _deployment(obj: Object, old: Object | None) -> Object:
         strategy["rollingUpdate"] = rolling
     spec["strategy"] = strategy
     spec["template"] = default_template(spec.get("template") or {})
-    return obj | {"spec": spec, "status": obj.get("status") or {}}
+    return obj | {"spec": spec}
 
 
 def _replicaset(obj: Object, old: Object | None) -> Object:
     spec = _missing(obj.get("spec") or {}, replicas=1)
     spec["template"] = default_template(spec.get("template") or {})
-    return obj | {"spec": spec, "status": obj.get("status") or {"replicas": 0}}
+    return obj | {"spec": spec}
 
 
 def _statefulset(obj: Object, old: Object | None) -> Object:
@@ -140,7 +147,7 @@ def _statefulset(obj: Object, old: Object | None) -> Object:
             | {"spec": _missing(template.get("spec") or {}, volumeMode="Filesystem"), "status": {"phase": "Pending"}}
             for template in spec["volumeClaimTemplates"]
         ]
-    return obj | {"spec": spec, "status": obj.get("status") or {"replicas": 0, "availableReplicas": 0}}
+    return obj | {"spec": spec}
 
 
 def _daemonset(obj: Object, old: Object | None) -> Object:
@@ -151,13 +158,16 @@ def _daemonset(obj: Object, old: Object | None) -> Object:
         strategy["rollingUpdate"] = rolling
     spec["updateStrategy"] = strategy
     spec["template"] = default_template(spec.get("template") or {})
-    zero = {"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}
-    return obj | {"spec": spec, "status": obj.get("status") or zero}
+    return obj | {"spec": spec}
 
 
 def _job(obj: Object, old: Object | None) -> Object:
-    spec = _job_spec(obj.get("spec") or {})
-    if old is None and not spec.get("manualSelector"):
+    return obj | {"spec": _job_spec(obj.get("spec") or {})}
+
+
+def _complete_job(obj: Object) -> Object:
+    spec = dict(obj["spec"])
+    if not spec.get("manualSelector"):
         uid, name = obj["metadata"]["uid"], obj["metadata"]["name"]
         labels = {
             "batch.kubernetes.io/controller-uid": uid,
@@ -169,7 +179,7 @@ def _job(obj: Object, old: Object | None) -> Object:
         template = spec["template"]
         metadata = template.get("metadata") or {}
         spec["template"] = template | {"metadata": metadata | {"labels": {**(metadata.get("labels") or {}), **labels}}}
-    if not (obj["metadata"].get("labels")) and (old is None):
+    if not obj["metadata"].get("labels"):
         obj["metadata"]["labels"] = dict((spec["template"].get("metadata") or {}).get("labels") or {})
     return obj | {"spec": spec, "status": obj.get("status") or {}}
 
@@ -205,7 +215,7 @@ def _cronjob(obj: Object, old: Object | None) -> Object:
     job["template"] = default_template(job.get("template") or {})
     template["spec"] = job
     spec["jobTemplate"] = template
-    return obj | {"spec": spec, "status": obj.get("status") or {}}
+    return obj | {"spec": spec}
 
 
 def _hpa(obj: Object, old: Object | None) -> Object:
@@ -213,8 +223,7 @@ def _hpa(obj: Object, old: Object | None) -> Object:
     if obj["apiVersion"] == "autoscaling/v2" and not spec.get("metrics"):
         target = {"type": "Utilization", "averageUtilization": 80}
         spec["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
-    empty = {"desiredReplicas": 0, "currentMetrics": None}
-    return obj | {"spec": spec, "status": obj.get("status") or empty}
+    return obj | {"spec": spec}
 
 
 def _storage_class(obj: Object, old: Object | None) -> Object:
@@ -264,17 +273,8 @@ def _endpoint_slice(obj: Object, old: Object | None) -> Object:
     return obj | {"ports": ports or None, "endpoints": obj.get("endpoints")}
 
 
-def _pdb(obj: Object, old: Object | None) -> Object:
-    zero = {"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0}
-    return obj | {"status": obj.get("status") or zero}
-
-
-def _ingress(obj: Object, old: Object | None) -> Object:
-    return obj | {"status": obj.get("status") or {"loadBalancer": {}}}
-
-
-def _empty_status(obj: Object, old: Object | None) -> Object:
-    return obj | {"status": obj.get("status") or {}}
+def _with_status(**status: object) -> Callable[[Object], Object]:
+    return lambda obj: obj | {"status": obj.get("status") or status}
 
 
 def _crd(obj: Object, old: Object | None) -> Object:
@@ -285,13 +285,44 @@ def _crd(obj: Object, old: Object | None) -> Object:
     spec["names"] = names
     spec["conversion"] = spec.get("conversion") or {"strategy": "None"}
     stored = [version["name"] for version in spec.get("versions") or () if version.get("storage")]
-    status = obj.get("status")
     if old is None:
-        status = {"conditions": None, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
-    elif status and stored and stored[0] not in (status.get("storedVersions") or ()):
+        return obj | {"spec": spec}
+    status = obj.get("status")
+    if status and stored and stored[0] not in (status.get("storedVersions") or ()):
         status = status | {"storedVersions": [*(status.get("storedVersions") or ()), stored[0]]}
     return obj | {"spec": spec, "status": status}
 
+
+def _complete_crd(obj: Object) -> Object:
+    stored = [version["name"] for version in obj["spec"].get("versions") or () if version.get("storage")]
+    names = {"plural": "", "kind": ""}
+    return obj | {"status": {"conditions": None, "acceptedNames": names, "storedVersions": stored}}
+
+
+_COMPLETE: dict[str, Callable[[Object], Object]] = {
+    "cronjobs.batch": _with_status(),
+    "customresourcedefinitions.apiextensions.k8s.io": _complete_crd,
+    "daemonsets.apps": _with_status(
+        currentNumberScheduled=0, numberMisscheduled=0, desiredNumberScheduled=0, numberReady=0
+    ),
+    "deployments.apps": _with_status(),
+    "horizontalpodautoscalers.autoscaling": _with_status(desiredReplicas=0, currentMetrics=None),
+    "ingresses.networking.k8s.io": _with_status(loadBalancer={}),
+    "jobs.batch": _complete_job,
+    "namespaces": _complete_namespace,
+    "nodes": _with_status(),
+    "persistentvolumeclaims": _protected("kubernetes.io/pvc-protection"),
+    "persistentvolumes": _protected("kubernetes.io/pv-protection"),
+    "poddisruptionbudgets.policy": _with_status(
+        disruptionsAllowed=0, currentHealthy=0, desiredHealthy=0, expectedPods=0
+    ),
+    "pods": complete_pod,
+    "replicasets.apps": _with_status(replicas=0),
+    "replicationcontrollers": _with_status(replicas=0),
+    "resourcequotas": _with_status(),
+    "services": _with_status(loadBalancer={}),
+    "statefulsets.apps": _with_status(replicas=0, availableReplicas=0),
+}
 
 _DEFAULTS: dict[str, Default] = {
     "cronjobs.batch": _cronjob,
@@ -301,19 +332,15 @@ _DEFAULTS: dict[str, Default] = {
     "endpoints": _endpoints,
     "endpointslices.discovery.k8s.io": _endpoint_slice,
     "horizontalpodautoscalers.autoscaling": _hpa,
-    "ingresses.networking.k8s.io": _ingress,
     "jobs.batch": _job,
     "namespaces": _namespace,
     "networkpolicies.networking.k8s.io": _network_policy,
-    "nodes": _empty_status,
     "persistentvolumeclaims": _claim,
     "persistentvolumes": _volume,
-    "poddisruptionbudgets.policy": _pdb,
     "pods": default_pod,
     "priorityclasses.scheduling.k8s.io": _priority_class,
     "replicasets.apps": _replicaset,
     "replicationcontrollers": _replicaset,
-    "resourcequotas": _empty_status,
     "rolebindings.rbac.authorization.k8s.io": _role_binding,
     "clusterrolebindings.rbac.authorization.k8s.io": _role_binding,
     "secrets": _secret,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import queue
 import sqlite3
@@ -27,6 +28,8 @@ from shallop.errors import ExpiredError, UnavailableError
 from shallop.kube.objects import Object
 
 __all__ = ["Change", "ObjectsStore", "Stored", "Subscription", "encode_object"]
+
+log = logging.getLogger(__name__)
 
 # History kept for watches: all of the last KEEP_S seconds, at least KEEP_REVISIONS, at most MAX_REVISIONS.
 KEEP_REVISIONS = 10_000
@@ -394,6 +397,7 @@ class ObjectsStore:
             self._apply(change)
             if not done.done():
                 done.set_result(None)
+            self._tell(change)
         if len(self._log) > KEEP_REVISIONS:
             self._trim()
 
@@ -406,11 +410,17 @@ class ObjectsStore:
         if not change.deleted:
             self._index(new)
         self._log.append(change)
-        for listener in self.listeners:
-            listener(change)
         for subscription in self._subscriptions.get(new.resource, ()):
             if subscription.namespace in ("", new.namespace):
                 subscription.push(change)
+
+    def _tell(self, change: Change) -> None:
+        for listener in self.listeners:
+            try:
+                listener(change)
+            except Exception:
+                # A listener's defect must not keep other writers waiting for ever.
+                log.exception("listener failed on %s %s", change.new.resource, change.new.name)
 
     def _set(self, new: Stored, *, remove: bool) -> None:
         names = self._objects.setdefault(new.resource, {}).setdefault(new.namespace, {})

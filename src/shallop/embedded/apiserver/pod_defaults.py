@@ -7,7 +7,7 @@ from typing import Any
 
 from shallop.kube.objects import Object, parse_quantity
 
-__all__ = ["default_pod", "default_template", "qos_class"]
+__all__ = ["complete_pod", "default_pod", "default_template", "qos_class"]
 
 _SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -15,11 +15,20 @@ _DEFAULT_MODES = ("secret", "configMap", "downwardAPI", "projected")
 
 
 def default_pod(obj: Object, old: Object | None) -> Object:
-    """Defaults of a Pod; a new one also gets tolerations, its service account's token and a status."""
+    """Defaults of a Pod."""
     spec = default_pod_spec(obj.get("spec") or {})
     spec.setdefault("enableServiceLinks", True)
     if old is not None:
         return obj | {"spec": spec, "status": obj.get("status") or {}}
+    for key in ("containers", "initContainers"):
+        if spec.get(key):
+            spec[key] = [_requests_from_limits(container) for container in spec[key]]
+    return obj | {"spec": spec}
+
+
+def complete_pod(obj: Object) -> Object:
+    """Give a new Pod its priority, service account, tolerations, token and status."""
+    spec = dict(obj["spec"])
     spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
     spec.setdefault("priority", 0)
     spec.setdefault("serviceAccountName", spec.get("serviceAccount") or "default")
@@ -27,9 +36,6 @@ def default_pod(obj: Object, old: Object | None) -> Object:
     spec["tolerations"] = _with_tolerations(spec.get("tolerations") or [])
     if spec.get("automountServiceAccountToken") is not False:
         spec = _with_token(spec)
-    for key in ("containers", "initContainers"):
-        if spec.get(key):
-            spec[key] = [_requests_from_limits(container) for container in spec[key]]
     status = {"phase": "Pending", "qosClass": qos_class(spec)}
     return obj | {"spec": spec, "status": status}
 

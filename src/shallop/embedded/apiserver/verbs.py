@@ -29,11 +29,12 @@ from shallop.errors import (
 from shallop.kube.objects import Object, format_time
 from shallop.kube.patch import json_patch, merge_patch, strategic_merge_patch
 
-__all__ = ["DeleteOptions", "Page", "Verbs", "Written"]
+__all__ = ["CRD_CLEANUP", "DeleteOptions", "Page", "Verbs", "Written"]
 
 _NAMESPACES = "namespaces"
+# Holds a deleted CRD until its objects are gone.
+CRD_CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 _GENERATE_ATTEMPTS = 8
-_RETRIES = 5
 
 
 class Page(NamedTuple):
@@ -176,10 +177,6 @@ class Verbs:
 
     async def _store_new(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
         """Write an object that is not there; hold its lock."""
-        obj = fieldmanagers.record_update(resource, None, obj, options, self.now())
-        return await self._store_prepared(resource, namespace, obj, options)
-
-    async def _store_prepared(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
         obj = allocation.allocate(self.store, resource, obj, None)
         if options.dry_run:
             return Written(obj, created=True)
@@ -295,17 +292,13 @@ class Verbs:
         async with self.store.lock(resource.storage, namespace, name):
             stored = self.store.get(resource.storage, namespace, name)
             if stored is None:
-                if metadata.get("uid"):
-                    raise failures.precondition_failed(resource, namespace, name, "UID", metadata["uid"], "")
                 if subresource:
                     raise failures.not_found(resource, name)
                 merged = fieldmanagers.apply(resource, None, config, options, self.now())
-                managed = merged["metadata"].pop("managedFields", None)
-                new = admission.prepare_create(resource, merged, options, self.now())
-                if managed:
-                    new["metadata"]["managedFields"] = managed
+                merged["metadata"].pop("resourceVersion", None)
+                new = admission.prepare_create(resource, merged, options, self.now(), applied=True)
                 self._check_namespace(resource, namespace, new)
-                return await self._store_prepared(resource, namespace, new, options)
+                return await self._store_new(resource, namespace, new, options)
             old = conversion.to_version(resource, stored.object)
             self._check_preconditions(resource, namespace, name, config["metadata"], old["metadata"])
             merged = fieldmanagers.apply(resource, old, config, options, self.now(), subresource)
@@ -374,6 +367,8 @@ class Verbs:
         """Return the object as its deletion leaves it; None when it was being deleted already and nothing changes."""
         metadata = dict(old["metadata"])
         finalizers = [name for name in metadata.get("finalizers") or () if name not in ("orphan", "foregroundDeletion")]
+        if resource.storage == "customresourcedefinitions.apiextensions.k8s.io" and not metadata.get("deletionTimestamp"):
+            finalizers.append(CRD_CLEANUP)
         propagation = delete.propagation or _default_propagation(resource, options)
         if not delete.propagation and metadata.get("deletionTimestamp"):
             finalizers = list(metadata.get("finalizers") or ())
