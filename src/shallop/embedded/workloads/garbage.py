@@ -128,19 +128,20 @@ class GarbageCollector:
             self._informers[name] = (wanted[name], informer, task)
 
     def _changed(self, change: Change) -> None:
-        obj = change.new or change.old or {}
-        metadata = obj["metadata"]
-        if change.new is None:
-            self._forget(metadata["uid"])
-            self._add(self._dependents(metadata["uid"]))
+        old, new = change.old, change.new
+        if old and (new is None or old["metadata"]["uid"] != new["metadata"]["uid"]):
+            self._forget(old["metadata"]["uid"])
+            self._add(self._dependents(old["metadata"]["uid"]))
             # Its owner may wait for it in the foreground.
-            self._add(self._owners(obj))
+            self._add(self._owners(old))
+        if new is None or (old and _concern(old) == _concern(new)):
             return
+        metadata = new["metadata"]
         references = metadata.get("ownerReferences")
-        if references or (is_deleting(obj) and {_FOREGROUND, _ORPHAN} & set(metadata.get("finalizers") or ())):
-            self._add([obj])
-        if change.old and references != change.old["metadata"].get("ownerReferences"):
-            self._add(self._owners(change.old))
+        if references or (is_deleting(new) and {_FOREGROUND, _ORPHAN} & set(metadata.get("finalizers") or ())):
+            self._add([new])
+        if old and references != old["metadata"].get("ownerReferences"):
+            self._add(self._owners(old))
 
     def _forget(self, uid: str) -> None:
         self._gone[uid] = None
@@ -270,6 +271,12 @@ class GarbageCollector:
             await self._client.patch(gvk_of(obj), key.name, key.namespace, {"metadata": {**guard, **metadata}})
         except NotFoundError:
             pass
+
+
+def _concern(obj: Object) -> tuple[Any, ...]:
+    """Return what of an object matters here: most changes are of status, and of many Pods."""
+    metadata = obj["metadata"]
+    return tuple(metadata.get(name) for name in ("uid", "ownerReferences", "finalizers", "deletionTimestamp"))
 
 
 def _blocks(dependent: Object, owner_uid: str) -> bool:
