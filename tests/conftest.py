@@ -1,10 +1,132 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests: a whole running platform, environments with public clients."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+# On a loaded machine a property is slow now and then; its bounds are in its assertions, not in milliseconds.
+hypothesis_settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("steady")
+
+
+def missing(what: str) -> None:
+    """Skip the test; in CI, where everything that this machine can have must be there, fail."""
+    if os.environ.get("CI") and not what.startswith("../shared"):
+        pytest.fail(f"required in CI: {what}")
+    pytest.skip(what)
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of schemas and recorded answers beside the repository."""
+    if not SHARED.is_dir():
+        missing("../shared is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def client_env() -> Callable[[str], Path]:
+    """Return the Python of a locked environment with public clients, by the name of its lock."""
+
+    def python_of(name: str) -> Path:
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "setup.py"), name], check=True, cwd=ROOT)
+        return ROOT / ".venvs" / name / "bin" / "python"
+
+    return python_of
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> str:
+    path = shutil.which("kubectl")
+    if path is None:
+        pytest.skip("kubectl is not on this machine, and no package registry has it")
+    return path
+
+
+@dataclass
+class Platform:
+    """A running instance of the platform, started as users start it."""
+
+    home: Path
+    web: str = ""
+    api: str = ""
+    gateway: str = ""
+    content: str = ""
+    kubeconfig: str = ""
+    pid: int = 0
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run ``shallop`` on this home."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SHALLOP_")}
+        cache = os.environ.get("SHALLOP_CACHE")
+        return subprocess.run(
+            [sys.executable, "-m", "shallop.cli", *arguments, "--home", str(self.home)],
+            env=environment | ({"SHALLOP_CACHE": cache} if cache else {}),
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=120,
+        )
+
+    def up(self, *arguments: str) -> None:
+        started = self.command("up", "--detach", "--port", "auto", *arguments, check=False)
+        assert started.returncode == 0, f"{started.stdout}\n{started.stderr}"
+        status = json.loads(self.command("status", "-o", "json").stdout)
+        self.web, self.api, self.gateway = status["web"], status["api"], status["gateway"]
+        self.content, self.kubeconfig, self.pid = status["content"], status["kubeconfig"], status["pid"]
+
+    def kill(self) -> None:
+        """Kill the control plane as a crash would."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def down(self) -> None:
+        self.command("down", check=False)
+
+    def kubectl(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", self.kubeconfig, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stdout if check else done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """One platform for all tests that only use it."""
+    instance = Platform(tmp_path_factory.mktemp("platform") / "home")
+    instance.up()
+    yield instance
+    instance.down()
+
+
+@pytest.fixture
+def own_platform(tmp_path: Path) -> Iterator[Platform]:
+    """A platform that the test may kill; not started yet."""
+    instance = Platform(tmp_path / "home")
+    yield instance
+    instance.down()
