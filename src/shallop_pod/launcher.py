@@ -30,6 +30,7 @@ stdout and stderr pass through. SIGTERM reaches it.
                 directory's content, null and sizeBytes 0 when nothing was written; {} after a failure
     error       null, or {"message": TEXT}: the last lines of the traceback, or what was wrong with the outputs
     usage       {"cpuSeconds", "maxRssBytes"}
+    environment "sha256:..." of the packages that the task ran with, null outside of a cached environment
     retryIndex, startedAt, endedAt   RFC 3339, UTC
 
 The exit code of the process is ``exitCode``. After a failure nothing is left at the places of the output artifacts. No
@@ -298,8 +299,17 @@ def _usage() -> dict[str, Any]:
     return {"cpuSeconds": round(cpu_s, 6), "maxRssBytes": max(usage.ru_maxrss for usage in usages) * unit}
 
 
+def _environment_digest() -> str | None:
+    try:
+        with open(os.path.join(sys.prefix, "shallop-environment.json"), encoding="utf-8") as file:
+            return str(json.load(file)["digest"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _write_result(task: Task, result: dict[str, Any], started: str) -> None:
-    record = {**result, "usage": _usage(), "retryIndex": task.retry_index, "startedAt": started, "endedAt": _now()}
+    record = {**result, "usage": _usage(), "environment": _environment_digest(), "retryIndex": task.retry_index}
+    record.update(startedAt=started, endedAt=_now())
     text = json.dumps(record, allow_nan=False)
     path = os.path.join(task.folder, _RESULT)
     temporary = f"{path}.{os.getpid()}"

@@ -250,6 +250,20 @@ def test_a_component_of_the_sdk_runs_and_leaves_its_result(
     assert metrics["metadata"] == {"accuracy": 0.5} and metrics["digest"] is None
     assert result["usage"]["cpuSeconds"] < 5 and result["startedAt"] <= result["endedAt"]
     assert "hello from the component é" in task.log
+    assert result["environment"] == build(runner.environments, "python:3.11", command_of(container)).digest
+
+
+def test_without_a_fork_server_the_result_is_the_same(
+    environments: Environments, compiled: dict[str, dict[str, Any]], zygotes: Zygotes, folder: Path, tmp_path: Path
+) -> None:
+    command = command_of(compiled["custom"])
+    environment = build(environments, "python:3.11", command)
+    task = Task(tmp_path / "task", artifacts={"model": str(tmp_path / "a")})
+    env = {"PATH": f"{environment.path}/bin:/usr/bin:/bin", "PYTHONPATH": str(folder / "home/run/python")}
+    argv = ["python3", "-m", "shallop_pod.launcher", *task.argv(command)]
+    found = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert task.result["artifacts"]["model"][0]["sizeBytes"] == 1
 
 
 def test_its_environment_has_the_pinned_sdk_alone(

@@ -52,7 +52,7 @@ _USED_FILE = "shallop-used"
 # Raise it when the layout changes: older environments are then not found, and age out.
 _LAYOUT = 1
 _NOT_COMPILED = "/tests?/"
-_PRELOADS = {"torch": "torch", "numpy": "numpy", "pandas": "pandas", "scikit-learn": "sklearn", "xgboost": "xgboost"}
+_PRELOADS = {"numpy": "numpy", "pandas": "pandas", "scikit-learn": "sklearn", "xgboost": "xgboost", "torch": "torch"}
 
 
 @dataclass(frozen=True)
