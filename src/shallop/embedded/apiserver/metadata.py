@@ -50,7 +50,8 @@ _MAX_ANNOTATIONS = 256 * 1024
 _LABEL_NAMES = {"Namespace"}
 _LABEL_1035_NAMES = {"Service"}
 _PATH_NAMES = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
-_STANDARD_FINALIZERS = {"kubernetes", "orphan", "foregroundDeletion"}
+# The last one is what the server itself puts on CustomResourceDefinitions.
+_STANDARD_FINALIZERS = {"kubernetes", "orphan", "foregroundDeletion", "customresourcecleanup.apiextensions.k8s.io"}
 
 
 def check_dns_subdomain(name: str) -> list[str]:
