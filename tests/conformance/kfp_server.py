@@ -2,7 +2,7 @@
 A KFP server for clients that are not ours: the real API server, routes and driver, and a node in place of the kubelet
 that runs the launcher of each Pod with a given interpreter.
 
-``python kfp_server.py HOME PYTHON PORT_FILE``: serves until it is killed. All is kept in HOME, so another process may go
+``python kfp_server.py HOME PYTHON PORT_FILE``: serves until it is killed. All is kept in HOME, another process may go
 on where this one was killed; the tasks' processes outlive it and are adopted.
 """
 
@@ -33,6 +33,10 @@ from shallop.store.database import Database
 
 POD = Gvk("v1", "Pod")
 SRC = Path(__file__).parents[2] / "src"
+
+# Runs its arguments; each line of output gets what the CRI log format puts before it.
+CRI = """"$0" "$@" > >(while IFS= read -r line; do echo "2026-01-01T00:00:00.000000000Z stdout F $line"; done) 2>&1
+code=$?; wait; exit $code"""
 
 
 class Node:
@@ -89,6 +93,9 @@ class Node:
                     await self._end(pod, await _adopt(int(pid_file.read_text()), container))
                     return
                 process = await asyncio.create_subprocess_exec(
+                    "bash",
+                    "-c",
+                    CRI,
                     self._python,
                     *container["command"][1:],
                     *container["args"],

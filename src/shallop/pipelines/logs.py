@@ -1,11 +1,11 @@
-"""Logs of tasks over REST; they are files that the node keeps after their Pod is gone."""
+"""Logs of tasks over REST: files in the CRI format that the node keeps after their Pod is gone."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from starlette.requests import Request
@@ -20,16 +20,24 @@ from shallop.pipelines.signals import signals_of
 
 __all__ = ["LogsApi", "find_log"]
 
-_CHUNK_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 20
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "CACHED", "SKIPPED", "OMITTED")
 # A follower looks for new text this often; the end of the task wakes it at once.
 _FOLLOW_S = 0.2
 
 
-def find_log(logs: Path, namespace: str, pod: str) -> list[Path]:
+class LogFile(NamedTuple):
+    """A file of the node; ``identity`` stays when the file is renamed by rotation."""
+
+    path: Path
+    identity: int
+
+
+def find_log(logs: Path, namespace: str, pod: str) -> list[LogFile]:
     """Return the log files of a Pod in the order in which they were written; empty while there are none."""
-    files = (logs / namespace).glob(f"{pod}_*/*/*.log")
-    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    files = [(path.stat(), path) for path in (logs / namespace).glob(f"{pod}_*/*/*.log*")]
+    files.sort(key=lambda file: (file[0].st_mtime_ns, file[1].name))
+    return [LogFile(path, status.st_ino) for status, path in files]
 
 
 class LogsApi:
@@ -63,21 +71,22 @@ class LogsApi:
     async def _read(self, pod: str) -> AsyncIterator[bytes]:
         for file in await asyncio.to_thread(find_log, self._logs, self._namespace, pod) if pod else ():
             position = 0
-            while chunk := await asyncio.to_thread(_read_from, file, position):
-                position += len(chunk)
-                yield chunk
+            while (chunk := await asyncio.to_thread(_read_from, file.path, position)).size:
+                position += chunk.size
+                yield chunk.text
 
     async def _follow(self, task: Mapping[str, Any], pod: str) -> AsyncIterator[bytes]:
-        positions: dict[Path, int] = {}
+        positions: dict[int, int] = {}
         with self._signals.subscribed(task["run_id"]) as changed:
             while True:
                 changed.clear()
                 current = await self._database.read(lambda c: tables.get_task(c, task["id"]))
                 pod = pod or (current["pods"][-1]["name"] if current and current["pods"] else "")
                 for file in await asyncio.to_thread(find_log, self._logs, self._namespace, pod) if pod else ():
-                    while chunk := await asyncio.to_thread(_read_from, file, positions.get(file, 0)):
-                        positions[file] = positions.get(file, 0) + len(chunk)
-                        yield chunk
+                    position = positions.get(file.identity, 0)
+                    while (chunk := await asyncio.to_thread(_read_from, file.path, position)).size:
+                        position = positions[file.identity] = position + chunk.size
+                        yield chunk.text
                 # Looked at before reading: what a task wrote before its end has been sent.
                 if current is None or current["state"] in _ENDED or current["pods"][-1:] not in ([], [{"name": pod}]):
                     return
@@ -109,7 +118,26 @@ def _choose_pod(task: Mapping[str, Any], asked: str, attempt: str) -> str:
     return pods[int(attempt)]
 
 
-def _read_from(file: Path, position: int) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(position)
-        return stream.read(_CHUNK_BYTES)
+class _Chunk(NamedTuple):
+    text: bytes
+    size: int
+
+
+def _read_from(file: Path, position: int) -> _Chunk:
+    """Read whole lines from a place on: their text, and how many bytes of the file they took."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(position)
+            data = stream.read(_CHUNK_BYTES)
+    except FileNotFoundError:  # rotated away
+        return _Chunk(b"", 0)
+    data = data[: data.rfind(b"\n") + 1]
+    return _Chunk(b"".join(map(_text, data.splitlines(keepends=True))), len(data))
+
+
+def _text(line: bytes) -> bytes:
+    """Take the text out of a line in the CRI format: time, stream, F or P (the line goes on), text."""
+    parts = line.split(b" ", 3)
+    if len(parts) < 4:
+        return b""
+    return parts[3].removesuffix(b"\n") if parts[2] == b"P" else parts[3]

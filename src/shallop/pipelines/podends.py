@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from shallop.kube.objects import Object
 from shallop.pipelines.inputs import TaskError
 from shallop.pipelines.ir import ArtifactType
 
-__all__ = ["NAMESPACE", "ResultArtifact", "TaskResult", "is_over", "pod_failure", "read_result"]
+__all__ = ["NAMESPACE", "ResultArtifact", "TaskResult", "is_over", "is_stuck", "pod_failure", "read_result"]
 
 # The server is single-user: the Pods of all tasks live here.
 NAMESPACE = "kubeflow"
-# A container that waits for one of these waits for ever: a person has to change something.
+# A container that waits for one of the first waits for ever: a person has to change something. One of the second may
+# wait for what is only being made, such as a claim.
 _FATAL_WAITS = (
     "InvalidImageName",
     "ErrImageNeverPull",
     "ImagePullBackOff",
-    "CreateContainerConfigError",
     "CreateContainerError",
 )
+_PATIENT_WAITS = ("CreateContainerConfigError",)
 
 
 class ResultArtifact(Struct, rename="camel"):
@@ -63,17 +64,22 @@ def read_result(folder: str) -> TaskResult | None:
 def is_over(pod: Object) -> bool:
     """Say whether a Pod has ended, or waits for what will not come by itself."""
     status = pod.get("status") or {}
-    return status.get("phase") in ("Succeeded", "Failed") or _fatal_wait(status) is not None
+    return status.get("phase") in ("Succeeded", "Failed") or _wait_for(status, _FATAL_WAITS) is not None
+
+
+def is_stuck(pod: Object) -> bool:
+    """Say whether a Pod waits for something that may still come, or may not."""
+    return _wait_for(pod.get("status") or {}, _PATIENT_WAITS) is not None
 
 
 def _statuses(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
-def _fatal_wait(status: Mapping[str, Any]) -> dict[str, Any] | None:
+def _wait_for(status: Mapping[str, Any], reasons: Sequence[str]) -> dict[str, Any] | None:
     for container in _statuses(status):
         waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in _FATAL_WAITS:
+        if waiting.get("reason") in reasons:
             return dict(waiting)
     return None
 
@@ -86,7 +92,7 @@ def pod_failure(pod: Object) -> tuple[TaskError, bool]:
         The error and False when the cause is in what was declared, such as an image nobody can resolve.
     """
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    if waiting := _fatal_wait(status):
+    if waiting := _wait_for(status, _FATAL_WAITS + _PATIENT_WAITS):
         return TaskError(f"Pod {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")), False
     for container in _statuses(status):
         ended = (container.get("state") or {}).get("terminated") or {}

@@ -51,7 +51,7 @@ from shallop.pipelines.plan import (
     TaskSucceeded,
     replay,
 )
-from shallop.pipelines.podends import NAMESPACE, TaskResult, is_over, pod_failure, read_result
+from shallop.pipelines.podends import NAMESPACE, TaskResult, is_over, is_stuck, pod_failure, read_result
 from shallop.pipelines.render import RUN_LABEL, built_in_image, pod_name, render_pod, task_folder
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.step import Journal
@@ -69,6 +69,8 @@ _PODS_PER_RUN = 200
 # A step of cached tasks is written in portions of this many changes, so that watchers see it grow.
 _STEP_CHANGES = 200
 _STOP_GRACE_S = 10
+# How long a Pod may wait for a Secret, ConfigMap or claim before its task fails.
+_STUCK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class PodChange:
 
     name: str
     pod: Object | None
+    was_stuck: bool = False  # it waited long enough
 
 
 @dataclass(frozen=True)
@@ -219,12 +222,13 @@ class _Run:
         self._info: RunInfo
         self._running: dict[str, StartTask] = {}  # by the name of the Pod
         self._waiting: deque[StartTask] = deque()  # for room
-        self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path
+        self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path, or by name of a stuck Pod
+        self._stuck: set[str] = set()  # names of Pods that wait for something
         self._keys: dict[str, str] = {}  # path -> cache key of what is running
 
     async def drive(self, row: dict[str, Any]) -> None:
         """Drive the run until it is over or deleted."""
-        self._running, self._waiting, self._delayed, self._keys = {}, deque(), {}, {}
+        self._running, self._waiting, self._delayed, self._stuck, self._keys = {}, deque(), {}, set(), {}
         current: tables.Row | None = row
         try:
             actions, events, adopted = await self._load(row)
@@ -447,13 +451,22 @@ class _Run:
     async def _pod_events(self, change: PodChange) -> list[Event]:
         """Turn a change of a Pod into what it means for the task, and start what waited for room."""
         action = self._running.get(change.name)
-        if action is None or (change.pod is not None and not is_over(change.pod)):
+        if change.was_stuck:
+            change = PodChange(change.name, self._driver.pods.store.get(Key(NAMESPACE, change.name)), was_stuck=True)
+        if action is None or (change.pod is not None and not self._is_over(change.name, change.pod, change.was_stuck)):
             return []
         del self._running[change.name]
         events = [await self._end_of(action, change)]
         if self._waiting and len(self._running) < _PODS_PER_RUN:
             events += await self._start(self._waiting.popleft())
         return events
+
+    def _is_over(self, name: str, pod: Object, was_stuck: bool) -> bool:
+        if is_stuck(pod) and not was_stuck and name not in self._stuck:
+            self._stuck.add(name)
+            again = PodChange(name, pod, was_stuck=True)
+            self._delayed[name] = asyncio.get_running_loop().call_later(_STUCK_S, self.inbox.put_nowait, again)
+        return is_over(pod) or (was_stuck and is_stuck(pod))
 
     async def _end_of(self, action: StartTask, change: PodChange) -> Event:
         result = await asyncio.to_thread(read_result, local_path(task_folder(self._info, action)))
