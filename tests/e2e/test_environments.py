@@ -50,6 +50,7 @@ def environments(tmp_path: Path) -> Environments:
         "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"),
         "UV_CACHE_DIR": str(tmp_path / "uv"),
         "UV_NO_CONFIG": "1",
+        "UV_HTTP_RETRIES": "0",
     }
     return Environments(tmp_path / "envs", ImageTable(tmp_path / "images.yaml"), environ)
 
@@ -140,6 +141,30 @@ def test_a_failed_build_explains_itself_and_leaves_nothing(environments: Environ
     assert message.startswith("image 'python' (Python 3.")
     assert "gamma" in message and "\n" not in message and "Correct the package names" in message
     assert [path.name for path in (tmp_path / "envs").iterdir()] == [".locks"]
+
+
+def test_passwords_are_not_shown(environments: Environments) -> None:
+    messages: list[str] = []
+    spec = environments.resolve("python", [], ["gamma @ http://me:secret@127.0.0.1:9/gamma-1-py3-none-any.whl"])
+    with pytest.raises(EnvironmentBuildError) as caught:
+        anyio.run(environments.ensure, spec, messages.append)
+    assert "secret" not in str(caught.value) + "".join(messages)
+    assert "Check the network" in str(caught.value)
+
+
+def test_a_cancelled_build_leaves_nothing(environments: Environments, tmp_path: Path) -> None:
+    async def cancel() -> None:
+        with anyio.CancelScope() as scope:
+
+            def progress(message: str) -> None:
+                if message.startswith("resolving"):
+                    scope.cancel()
+
+            await environments.ensure(environments.resolve("python", [], ["beta"]), progress)
+
+    anyio.run(cancel)
+    assert [path.name for path in (tmp_path / "envs").iterdir()] == [".locks"]
+    assert ensure(environments, "beta").digest
 
 
 def test_a_full_disk_is_said(environments: Environments, tmp_path: Path) -> None:

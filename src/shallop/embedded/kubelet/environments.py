@@ -282,7 +282,8 @@ class Environments:
     async def _build(self, spec: EnvironmentSpec, progress: Progress) -> None:
         final = self._root / spec.key
         work = self._root / f".tmp-{spec.key}-{uuid.uuid4().hex[:8]}"
-        builder = _Builder(spec, work, uv_environment(self._environ, self._pip))
+        environ = uv_environment(self._environ, self._pip) | spec.options.uv_environment()
+        builder = _Builder(spec, work, environ)
         try:
             await builder.build(progress)
             if final.exists():
@@ -440,7 +441,7 @@ class _Builder:
         )
         packages: dict[str, str] = {}
         if spec.requirements or spec.no_deps:
-            progress(f"resolving {', '.join([*spec.requirements, *spec.no_deps])}")
+            progress(f"resolving {_shown(spec)}")
             packages = await self._compile("requirements.in", spec.requirements)
             packages |= await self._compile("no-deps.in", spec.no_deps, "--no-deps")
         lock = "".join(f"{line}\n" for line in sorted(packages.values()))
@@ -493,7 +494,10 @@ class _Builder:
             "image": spec.image,
             "python": spec.python,
             "interpreter": spec.interpreter,
-            "requirements": [*spec.requirements, *(f"{requirement} --no-deps" for requirement in spec.no_deps)],
+            "requirements": [
+                _without_passwords(text)
+                for text in (*spec.requirements, *(f"{requirement} --no-deps" for requirement in spec.no_deps))
+            ],
             "packages": packages,
             "digest": "sha256:" + hashlib.sha256(content.encode()).hexdigest(),
         }
@@ -510,11 +514,19 @@ class _Builder:
         spec = self._spec
         if "No space left on device" in stderr or "Disk quota exceeded" in stderr:
             return _disk_full(spec, self._work.parent)
-        wanted = ", ".join([*spec.requirements, *spec.no_deps]) or "no packages"
+        text = _without_passwords(essential_lines(stderr))
         return (
-            f"image '{spec.image}' (Python {spec.python}; {wanted}): {essential_lines(stderr)} "
+            f"image '{spec.image}' (Python {spec.python}; {_shown(spec) or 'no packages'}): {text} "
             f"{_advice(stderr, spec.python)}"
         )
+
+
+def _shown(spec: EnvironmentSpec) -> str:
+    return _without_passwords(", ".join([*spec.requirements, *spec.no_deps]))
+
+
+def _without_passwords(text: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://****@", text)
 
 
 def essential_lines(stderr: str, limit: int = 700) -> str:
@@ -530,7 +542,7 @@ def essential_lines(stderr: str, limit: int = 700) -> str:
 def _advice(stderr: str, python: str) -> str:
     text = stderr.lower()
     if any(
-        words in text for words in ("error sending request", "dns error", "failed to fetch", "connect", "timed out")
+        words in text for words in ("error sending request", "dns error", "failed to fetch", "tcp connect", "timed out")
     ):
         return "Check the network and the package index (index-url in pip.conf, UV_DEFAULT_INDEX)."
     if "network was disabled" in text or "offline" in text:

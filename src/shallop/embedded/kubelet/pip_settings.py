@@ -43,17 +43,19 @@ class PackageOptions:
             self.pre or over.pre,
         )
 
+    def uv_environment(self) -> dict[str, str]:
+        """Return variables for uv: arguments could be read by every user of the machine, and URLs hold passwords."""
+        wanted = {
+            "UV_DEFAULT_INDEX": self.index_url,
+            "UV_EXTRA_INDEX_URL": " ".join(self.extra_index_urls),
+            "UV_FIND_LINKS": ",".join(self.find_links),
+            "UV_INSECURE_HOST": " ".join(self.trusted_hosts),
+        }
+        return {name: value for name, value in wanted.items() if value}
+
     def uv_arguments(self) -> list[str]:
-        """Return the options of ``uv pip compile`` and ``uv pip sync``."""
-        arguments = ["--index-url", self.index_url] if self.index_url else []
-        for option, values in (
-            ("--extra-index-url", self.extra_index_urls),
-            ("--find-links", self.find_links),
-            ("--allow-insecure-host", self.trusted_hosts),
-        ):
-            for value in values:
-                arguments += [option, value]
-        return arguments + (["--no-index"] if self.no_index else [])
+        """Return what uv has no variables for."""
+        return ["--no-index"] if self.no_index else []
 
 
 def _union(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
@@ -107,7 +109,7 @@ def machine_options(environ: Mapping[str, str], pip: Mapping[str, str]) -> Packa
         tuple(extra.split()),
         tuple(links.split()),
         tuple((environ.get("UV_INSECURE_HOST") or pip.get("trusted-host", "")).split()),
-        "UV_NO_INDEX" not in environ and pip.get("no-index", "").lower() in _TRUE,
+        pip.get("no-index", "").lower() in _TRUE,
         pip.get("pre", "").lower() in _TRUE,
     )
 

@@ -151,14 +151,9 @@ def test_pip_settings_are_read_in_pips_order(tmp_path: Path) -> None:
 
 def test_uvs_own_settings_win_over_pips() -> None:
     pip = {"index-url": "https://pip.test", "find-links": "/wheels", "cert": "/pip.pem", "no-index": "1"}
-    environ = {
-        "UV_DEFAULT_INDEX": "https://uv.test",
-        "UV_FIND_LINKS": "/a,/b",
-        "SSL_CERT_FILE": "/uv.pem",
-        "UV_NO_INDEX": "0",
-    }
+    environ = {"UV_DEFAULT_INDEX": "https://uv.test", "UV_FIND_LINKS": "/a,/b", "SSL_CERT_FILE": "/uv.pem"}
     options = machine_options(environ, pip)
-    assert options.index_url == "" and options.find_links == ("/a", "/b") and not options.no_index
+    assert options.index_url == "" and options.find_links == ("/a", "/b")
     assert uv_environment(environ, pip)["SSL_CERT_FILE"] == "/uv.pem"
     assert uv_environment({}, pip)["SSL_CERT_FILE"] == "/pip.pem"
 
@@ -174,17 +169,13 @@ def test_pip_config_can_be_switched_off() -> None:
 def test_a_components_options_go_over_the_machines() -> None:
     machine = PackageOptions("https://m.test", ("https://x.test",), ("/wheels",), no_index=True)
     merged = machine.merged(PackageOptions("https://c.test", ("https://y.test",), trusted_hosts=("y.test",)))
-    assert merged.uv_arguments() == [
-        *(
-            "--index-url",
-            "https://c.test",
-            "--extra-index-url",
-            "https://x.test",
-            "--extra-index-url",
-            "https://y.test",
-        ),
-        *("--find-links", "/wheels", "--allow-insecure-host", "y.test"),
-    ]
+    assert merged.uv_environment() == {
+        "UV_DEFAULT_INDEX": "https://c.test",
+        "UV_EXTRA_INDEX_URL": "https://x.test https://y.test",
+        "UV_FIND_LINKS": "/wheels",
+        "UV_INSECURE_HOST": "y.test",
+    }
+    assert merged.uv_arguments() == [] and machine.uv_arguments() == ["--no-index"]
     assert machine.merged(PackageOptions()) == machine
 
 
