@@ -3,7 +3,7 @@ The scheduler: gives every Pod a node.
 
 Honours requests (cpu, memory, ephemeral-storage, Pods per node, extended resources such as nvidia.com/gpu),
 nodeSelector, the required terms of node affinity, taints and tolerations, schedulingGates and spec.unschedulable of
-nodes. CPU may be promised ``Settings.cpu_overcommit`` times; memory and devices never.
+nodes. Nothing is promised twice: a node that overcommits its CPU says so in ``status.allocatable``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Placement(NamedTuple):
     message: str = ""
 
 
-def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts], cpu_overcommit: float = 1.0) -> Placement:
+def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts]) -> Placement:
     """
     Choose a node for a Pod: of those that fit the one with the most free memory, by name where equal.
 
@@ -75,12 +75,10 @@ def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts], cp
     return Placement("", f"0/{len(nodes)} nodes are available: {why}.")
 
 
-def _allocatable(node: Object, cpu_overcommit: float) -> dict[str, Decimal]:
+def _allocatable(node: Object) -> dict[str, Decimal]:
     status = node.get("status") or {}
     listed = status.get("allocatable") or status.get("capacity") or {}
-    amounts = {"pods": _DEFAULT_PODS, **{name: parse_quantity(text) for name, text in listed.items()}}
-    amounts["cpu"] = amounts.get("cpu", _ZERO) * Decimal(str(cpu_overcommit))
-    return amounts
+    return {"pods": _DEFAULT_PODS, **{name: parse_quantity(text) for name, text in listed.items()}}
 
 
 def _refusals(pod: Object, node: Object, requests: Amounts, free: Amounts) -> list[str]:
@@ -232,7 +230,7 @@ class Scheduler:
     async def _place(self, ctx: Context, pod: Object) -> None:
         key = key_of(pod)
         nodes = ctx.cache(_NODE).list()
-        placement = place(pod, nodes, self._usage, ctx.settings.cpu_overcommit)
+        placement = place(pod, nodes, self._usage)
         if not placement.node:
             signature = signature_of(pod)
             self._groups[key] = signature

@@ -172,7 +172,7 @@ def fresh_kinds() -> list[Kind]:
 
 @asynccontextmanager
 async def open_world(home: Path, late: int | None = None, objects: Path | None = None) -> AsyncIterator[World]:
-    settings = Settings(home=home, cpu_overcommit=2.0)
+    settings = Settings(home=home)
     server = ApiServer(objects, admin_token="unused")
     await server.start()
     client = server.client()

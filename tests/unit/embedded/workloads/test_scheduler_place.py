@@ -51,11 +51,6 @@ def test_what_others_take_counts() -> None:
     assert place(pod({"nvidia.com/gpu": "1"}), [gpu_node], used).node == ""
 
 
-def test_cpu_may_be_promised_more_than_once_and_memory_not() -> None:
-    assert place(pod({"cpu": "6"}), [node()], {}, 4.0).node == "n"
-    assert place(pod({"memory": "5Gi"}), [node()], {}, 4.0).message.endswith("1 Insufficient memory.")
-
-
 def test_a_node_without_room_for_one_more_pod_says_so() -> None:
     assert place(pod(), [node(pods="1")], {"n": {"pods": Decimal(1)}}).message.endswith("1 Too many pods.")
 
