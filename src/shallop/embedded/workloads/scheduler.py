@@ -61,10 +61,7 @@ def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts]) ->
     for node in nodes:
         name = node["metadata"]["name"]
         used = usage.get(name, {})
-        free = {
-            resource: amount - used.get(resource, _ZERO)
-            for resource, amount in _allocatable(node, cpu_overcommit).items()
-        }
+        free = {resource: amount - used.get(resource, _ZERO) for resource, amount in _allocatable(node).items()}
         if refused := _refusals(pod, node, requests, free):
             reasons.update(refused)
         else:
