@@ -175,7 +175,7 @@ Play = Callable[..., None]
 
 
 def pipeline(*tasks: dict[str, Any], name: str = "p", image: str = "alpine") -> dict[str, Any]:
-    """Build a pipeline; a task has a ``name``, and optionally ``needs``, ``out`` (an artifact) and other task fields."""
+    """Build a pipeline; a task has a ``name``, optionally ``needs``, ``out`` (an artifact), other task fields."""
     document: dict[str, Any] = {
         "pipelineInfo": {"name": name},
         "schemaVersion": "2.1.0",
