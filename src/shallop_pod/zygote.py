@@ -492,6 +492,8 @@ def _prepare(request: Request) -> bool:
     sys.argv = [request.module, *request.argv]
     _reseed()
     _size_thread_pools(request.env)
+    if "SHALLOP_POD_IP" in request.env:
+        importlib.import_module("shallop_pod.netshim").install()
     return True
 
 

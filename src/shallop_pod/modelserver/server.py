@@ -368,7 +368,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model_name", default="model")
     parser.add_argument("--model_dir", default="/mnt/models")
     parser.add_argument("--http_port", type=int, default=8080)
-    parser.add_argument("--host", default="0.0.0.0")
+    # uvloop binds in C, past the hook for Pods that share the machine's network.
+    parser.add_argument("--host", default=os.environ.get("SHALLOP_POD_IP") or "0.0.0.0")
     parser.add_argument("--nthread", type=int, default=1)
     options, ignored = parser.parse_known_args(argv)
     if ignored:

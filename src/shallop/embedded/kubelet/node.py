@@ -266,13 +266,12 @@ class Node:
     def _node_status(self) -> dict[str, Any]:
         now = format_time(self.now())
         resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_kib()}Ki", "pods": "250"}
-        allocatable = resources | {"cpu": str(int((os.cpu_count() or 1) * self.settings.cpu_overcommit))}
         if gpus := _gpus():
-            resources["nvidia.com/gpu"] = allocatable["nvidia.com/gpu"] = str(gpus)
+            resources["nvidia.com/gpu"] = str(gpus)
         release = platform.uname()
         return {
             "capacity": resources,
-            "allocatable": allocatable,
+            "allocatable": resources,
             "conditions": [
                 {
                     "type": "Ready",

@@ -34,21 +34,25 @@ _START_TIMEOUT_S = 120.0
 
 def link_pod_package(settings: Settings) -> Path:
     """
-    Return the folder for PYTHONPATH of a Pod's processes: it holds ``shallop_pod`` and nothing else of the platform.
+    Return the folder for PYTHONPATH of a Pod's processes: it holds ``shallop_pod``, its ``sitecustomize``, and no more.
 
     The package's own parent would not do: it is the site-packages folder of the control plane.
     """
     folder = settings.run / "python"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    link = folder / "shallop_pod"
-    target = _package_folder()
-    if not link.is_symlink() or Path(os.readlink(link)) != target:
-        temporary = folder / f".shallop_pod-{os.getpid()}"
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        temporary.symlink_to(target)
-        os.replace(temporary, link)
+    _link(folder / "shallop_pod", _package_folder())
+    _link(folder / "sitecustomize.py", _package_folder() / "sitecustomize.py")
     return folder
+
+
+def _link(link: Path, target: Path) -> None:
+    if link.is_symlink() and Path(os.readlink(link)) == target:
+        return
+    temporary = link.with_name(f".{link.name}-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
 
 
 def _package_folder() -> Path:
