@@ -8,7 +8,8 @@ is mounted on /mnt/pvc, as KServe does), ``http(s)://`` (one file; tar and zip a
 is fetched into a hidden folder of DST first: DST has the whole model or nothing of it. ``STORAGE_ALLOW_PATTERNS`` and
 ``STORAGE_IGNORE_PATTERNS`` (JSON or comma lists of globs over relative paths) choose files of folders and archives.
 
-An error is one line on stderr and in the termination log (``/dev/termination-log``), exit code 1.
+An error is one line on stderr and in the termination log (``TERMINATION_LOG``, else ``/dev/termination-log``), exit
+code 1.
 
 Source: KServe 0.21 storage initializer; Kubeflow model registry's custom storage initializer.
 """
@@ -64,7 +65,7 @@ def _fail(message: str) -> int:
     print(line, file=sys.stderr)
     # Where there is no such file nobody reads it; the node takes the last line of the log then.
     with contextlib.suppress(OSError):
-        descriptor = os.open(_TERMINATION_LOG, os.O_WRONLY | os.O_TRUNC)
+        descriptor = os.open(os.environ.get("TERMINATION_LOG", _TERMINATION_LOG), os.O_WRONLY | os.O_TRUNC)
         with os.fdopen(descriptor, "w") as log:
             log.write(line)
     return 1

@@ -112,4 +112,8 @@ def test_errors_are_one_line(url: str, tmp_path: Path) -> None:
         assert fetch(source, tmp_path / "t", MODEL_REGISTRY_BASE_URL=url) == (1, message)
     code, message = fetch("model-registry://iris", tmp_path / "t", MODEL_REGISTRY_BASE_URL="http://127.0.0.1:9")
     assert code == 1 and "no connection" in message and "Traceback" not in message
+    log = tmp_path / "termination-log"
+    log.write_text("x" * 1000)
+    _, message = fetch("model-registry://rose", tmp_path / "t", MODEL_REGISTRY_BASE_URL=url, TERMINATION_LOG=str(log))
+    assert log.read_text() == message.strip()
     assert list((tmp_path / "t").iterdir()) == []

@@ -113,9 +113,12 @@ class ImageTable:
         Return the entry for an image and the Python version it stands for, empty for any.
 
         Raises:
-            ImageResolutionError: no entry matches.
+            ImageResolutionError: no entry matches, or the user's file cannot be used.
         """
-        entries = self.entries
+        try:
+            entries = self.entries
+        except SettingsError as error:
+            raise ImageResolutionError(f"image '{image}': {error}") from error
         for entry in entries:
             if _matches(entry.image, image):
                 _, repository, tag = _split_image(image)

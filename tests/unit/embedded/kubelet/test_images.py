@@ -91,7 +91,7 @@ def test_adding_again_replaces_and_removing_removes(tmp_path: Path) -> None:
 )
 def test_a_broken_file_names_the_field(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "images.yaml").write_text(text)
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ImageResolutionError, match=message):
         table(tmp_path).find("python:3.11")
     with pytest.raises(SettingsError):
         add_image(tmp_path / "images.yaml", "x", python="3.11")
