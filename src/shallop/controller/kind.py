@@ -150,12 +150,16 @@ class Kind:
             "schema": {"openAPIV3Schema": self.schema},
             "subresources": subresources,
         }
+        metadata: Object = {"name": f"{self.plural}.{self.gvk.group}"}
+        if self.gvk.group.endswith((".k8s.io", ".kubernetes.io")):
+            # API servers refuse CRDs in these groups that say nothing about their approval.
+            metadata["annotations"] = {"api-approved.kubernetes.io": "unapproved, a schema of shallop's own"}
         if self.columns:
             version["additionalPrinterColumns"] = [_column(column) for column in self.columns]
         return {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{self.plural}.{self.gvk.group}"},
+            "metadata": metadata,
             "spec": {
                 "group": self.gvk.group,
                 "names": {
