@@ -29,7 +29,17 @@ def check_apply(resource: Resource, patch: Any, name: str, options: WriteOptions
         problem = FieldError.required("fieldManager", "is required for apply patch")
         raise InvalidError.of("PatchOptions", "meta.k8s.io", "", [problem])
     if not isinstance(patch, dict) or not isinstance(patch.get("metadata") or {}, dict):
-        raise BadRequestError("error decoding patch: an apply configuration must be an object with metadata")
+        raise BadRequestError("error decoding YAML: an apply configuration must be an object with metadata")
+    version, kind = patch.get("apiVersion", ""), patch.get("kind", "")
+    if not kind or not version:
+        missing = "apiVersion" if not version else "kind"
+        raise BadRequestError(f"couldn't get version/kind; an apply configuration must have {missing}")
+    if (version, kind) != resource.gvk:
+        group, _, plain = version.rpartition("/")
+        raise BadRequestError(f"invalid object type: {group}/{plain}, Kind={kind}")
+    given = (patch.get("metadata") or {}).get("name") or name
+    if given != name:
+        raise BadRequestError(f"the name of the object ({given}) does not match the name on the URL ({name})")
 
 
 def record_update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -86,22 +87,29 @@ def parse_write_options(kind: str, query: Mapping[str, list[str]], user: User, u
     """
     options = WriteOptions(user=user)
     errors = []
-    dry_run = [value for value in query.get("dryRun", ()) if value]
+    dry_run = query.get("dryRun", [])
     if dry_run:
         options.dry_run = True
-        unknown = [value for value in dry_run if value != "All"]
-        if unknown:
-            errors.append(FieldError.not_supported("dryRun", f"[{' '.join(unknown)}]", ["All"]))
+        if dry_run != ["All"]:
+            shown = json.dumps(dry_run, separators=(",", ":"))
+            text = f'Unsupported value: {shown}: supported values: "All"'
+            errors.append(FieldError("FieldValueNotSupported", text, "dryRun"))
     manager = (query.get("fieldManager") or [""])[0]
     options.manager_given = bool(manager)
     options.field_manager = manager or user_agent.split("/", maxsplit=1)[0].strip() or "unknown"
+    if not manager.isprintable():
+        text = "should only contain printable characters"
+        errors.append(FieldError.invalid("fieldManager", manager, text))
     if len(manager) > 128:
         errors.append(FieldError("FieldValueTooLong", "Too long: may not be more than 128 bytes", "fieldManager"))
     validation = (query.get("fieldValidation") or [""])[0]
     if validation and validation not in ("Strict", "Warn", "Ignore"):
-        errors.append(FieldError.not_supported("fieldValidation", validation, ["Ignore", "Strict", "Warn"]))
+        errors.append(FieldError.not_supported("fieldValidation", validation, ["", "Ignore", "Strict", "Warn"]))
     options.field_validation = validation or "Warn"
     options.force = parse_bool((query.get("force") or [""])[0])
+    if kind == "DeleteOptions":
+        # Deletes have no managers and validate no fields.
+        errors = [error for error in errors if error.field == "dryRun"]
     if errors:
         raise InvalidError.of(kind, "meta.k8s.io", "", errors)
     return options

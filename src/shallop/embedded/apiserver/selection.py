@@ -42,13 +42,9 @@ def select(resource: Resource, label_selector: str, field_selector: str) -> Pred
 
 
 def _unsupported(resource: Resource, key: str) -> str:
-    if resource.fields and not resource.custom and resource.group == "":
+    if resource.fields:
         return f"field label not supported: {key}"
-    return (
-        f'field label "{key}" not supported for {resource.kind}'
-        if resource.group
-        else f"field label not supported: {key}"
-    )
+    return f'"{key}" is not a known field selector: only "metadata.name", "metadata.namespace"'
 
 
 def selected_name(field_selector: str) -> str:
