@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from shallop.controller import Part, Services
 from shallop.pipelines.api import routes
+from shallop.pipelines.driver import Driver
 from shallop.pipelines.podends import NAMESPACE
-from shallop.pipelines.run import Driver
 from shallop.pipelines.tables import MIGRATIONS
 
 __all__ = ["PART"]

@@ -1,11 +1,8 @@
 """
-The driver: makes runs happen.
+Drives one run: feeds the planner, writes what it decided in one transaction, and only then acts.
 
-One task of the platform owns all active runs. It hears of Pods through a watch and of clients' wishes through signals;
-nothing is polled. A run is driven by one coroutine: it feeds the planner, writes what the planner decided in one
-transaction, and only then acts. Pods' names are functions of (run, task, attempt) and a task leaves its result in its
-folder before it ends, so after a ``kill -9`` at any point the same decisions are taken again, finished tasks are not
-repeated and running ones are adopted.
+Pods' names are functions of (run, task, attempt) and a task leaves its result in its folder before it ends, so after a
+``kill -9`` at any point the same decisions are taken again, finished tasks are not repeated and running ones adopted.
 """
 
 from __future__ import annotations
@@ -13,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
 
-from shallop.controller import Informer, Services
-from shallop.controller.informer import Change
-from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
-from shallop.kube.objects import Gvk, Key, Object, key_of, labels_of
+from shallop.errors import AlreadyExistsError, ApiError
+from shallop.kube.objects import Gvk, Key, Object
 from shallop.pipelines import tables
 from shallop.pipelines.cachekey import cache_key
 from shallop.pipelines.claims import create_workspace, delete_workspace, run_claim_task
-from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
-from shallop.pipelines.messages import format_micros, parse_micros, to_micros
+from shallop.pipelines.messages import format_micros, parse_micros
 from shallop.pipelines.placeholders import local_path
 from shallop.pipelines.plan import (
     Action,
@@ -52,25 +47,24 @@ from shallop.pipelines.plan import (
     replay,
 )
 from shallop.pipelines.podends import NAMESPACE, TaskResult, is_over, is_stuck, pod_failure, read_result
-from shallop.pipelines.render import RUN_LABEL, built_in_image, pod_name, render_pod, task_folder
-from shallop.pipelines.signals import signals_of
+from shallop.pipelines.render import built_in_image, pod_name, render_pod, task_folder
 from shallop.pipelines.step import Journal
 
-__all__ = ["Driver"]
+if TYPE_CHECKING:
+    from shallop.pipelines.driver import Driver
+
+__all__ = ["POD", "PodChange", "RunDriver"]
 
 log = logging.getLogger(__name__)
 
 POD = Gvk("v1", "Pod")
-_ACTIVE = ("PENDING", "RUNNING", "CANCELING")
-# Finished Pods stay visible, but not for ever; their logs and records do.
-_KEPT_PODS = 100
 # Pods of one run that exist at once: more only lengthen lists, the node could not run them anyway.
 _PODS_PER_RUN = 200
 # A step of cached tasks is written in portions of this many changes, so that watchers see it grow.
 _STEP_CHANGES = 200
-_STOP_GRACE_S = 10
 # How long a Pod may wait for a Secret, ConfigMap or claim before its task fails.
 _STUCK_S = 10.0
+_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,126 +83,7 @@ class Due:
     action: StartTask
 
 
-class Driver:
-    """Owns all active runs; ``run`` lives as long as the platform."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
-        self.client = services.client
-        self.database = services.database
-        self.signals = signals_of(services.database)
-        self.pods = Informer(services.client, POD)
-        self._runs: dict[str, _Run] = {}
-        self._finished: deque[Key] = deque()
-        self._too_many = asyncio.Event()
-        self._execution = self._artifact = 0
-        self._group: asyncio.TaskGroup | None = None
-
-    def now(self) -> int:
-        return to_micros(self.services.now())
-
-    def next_execution(self) -> int:
-        self._execution += 1
-        return self._execution
-
-    def next_artifact(self) -> str:
-        self._artifact += 1
-        return str(self._artifact)
-
-    async def run(self) -> None:
-        """Resume what was active, then serve requests until cancelled."""
-        await self.database.write(lambda c: ensure_default_experiment(c, self.now()))
-        self._execution, self._artifact = await self.database.read(tables.last_numbers)
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            self.pods.add_handler(self._pod_changed)
-            group.create_task(self.pods.run(), name="pipelines: informer of Pods")
-            await self.pods.synced.wait()
-            active = await self.database.read(tables.active_runs)
-            await self._tidy_pods({row["id"] for row in active})
-            for row in active:
-                self._start(row["id"])
-            group.create_task(self._prune(), name="pipelines: finished Pods")
-            while True:
-                for run_id in await self.signals.requested():
-                    self._start(run_id)
-
-    def _start(self, run_id: str) -> None:
-        """Drive a run, or wake the coroutine that does."""
-        if run_id in self._runs:
-            self._runs[run_id].inbox.put_nowait(None)
-            return
-        run = self._runs[run_id] = _Run(self, run_id)
-        if self._group is not None:
-            self._group.create_task(self._drive(run), name=f"run {run_id}")
-
-    async def _drive(self, run: _Run) -> None:
-        try:
-            while True:
-                row = await self.database.read(lambda c: tables.get_run(c, run.run_id))
-                if row is not None and row["state"] in _ACTIVE:
-                    await self._drive_once(run, row)
-                elif run.inbox.empty():
-                    return
-                while not run.inbox.empty():
-                    run.inbox.get_nowait()
-        finally:
-            del self._runs[run.run_id]
-
-    async def _drive_once(self, run: _Run, row: dict[str, Any]) -> None:
-        try:
-            await run.drive(row)
-        except Exception as error:
-            # A defect met by one run, or the deletion of the run while it was written, must not end all the others.
-            log.exception("run %s: the driver failed", run.run_id)
-            await run.stop_pods()
-            message = f"internal error while driving the run: {error!r}; the server's log has more."
-            status = {"code": 13, "message": message}
-            await self.database.write(lambda c: tables.set_run_state(c, run.run_id, "FAILED", status, self.now()))
-        self.signals.notify(run.run_id)
-
-    def _pod_changed(self, change: Change) -> None:
-        pod = change.new or change.old or {}
-        run = self._runs.get(labels_of(pod).get(RUN_LABEL, ""))
-        if run is not None and key_of(pod).namespace == NAMESPACE:
-            run.inbox.put_nowait(PodChange(key_of(pod).name, change.new))
-
-    def retire(self, name: str) -> None:
-        """Note that the Pod has ended and its result is stored: from now on it may be removed."""
-        self._finished.append(Key(NAMESPACE, name))
-        if len(self._finished) > _KEPT_PODS:
-            self._too_many.set()
-
-    async def _tidy_pods(self, active: set[str]) -> None:
-        """Stop Pods of runs that are over or deleted; let the others of them age."""
-        pods = [pod for pod in self.pods.store.list(NAMESPACE) if RUN_LABEL in labels_of(pod)]
-        for pod in sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", "")):
-            if labels_of(pod)[RUN_LABEL] in active:
-                continue
-            if is_over(pod):
-                self.retire(pod["metadata"]["name"])
-            else:
-                await self.delete_pod(pod["metadata"]["name"])
-
-    async def _prune(self) -> None:
-        while True:
-            await self._too_many.wait()
-            self._too_many.clear()
-            while len(self._finished) > _KEPT_PODS:
-                await self.delete_pod(self._finished.popleft().name)
-
-    async def delete_pod(self, name: str) -> bool:
-        """Delete a Pod; False when there is none."""
-        try:
-            await self.client.delete(POD, name, NAMESPACE, grace_period_s=_STOP_GRACE_S)
-        except NotFoundError:
-            return False
-        except ApiError as error:
-            log.warning("Pod %s/%s: cannot be deleted: %s", NAMESPACE, name, error)
-        return True
-
-
-class _Run:
+class RunDriver:
     """Drives one run from where its rows say it is to its end."""
 
     def __init__(self, driver: Driver, run_id: str) -> None:
@@ -220,6 +95,7 @@ class _Run:
         self._journal: Journal
         self._pipeline: Pipeline
         self._info: RunInfo
+        self._service_account = ""
         self._running: dict[str, StartTask] = {}  # by the name of the Pod
         self._waiting: deque[StartTask] = deque()  # for room
         self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path, or by name of a stuck Pod
@@ -255,6 +131,7 @@ class _Run:
         document, stored, known = await self._database.read(read)
         self._pipeline = await asyncio.to_thread(parse_pipeline, document)
         self._info = self._run_info(row)
+        self._service_account = row["service_account"]
         events: list[Event] = []
         if known:
             log.info("run %s: resumed after %d events", self.run_id, len(stored))
@@ -346,7 +223,7 @@ class _Run:
 
     async def _write(self) -> None:
         if self._journal.size:
-            await self._database.write(self._journal.take())
+            await self._driver.store(self._journal.take())
             self._driver.signals.notify(self.run_id)
 
     async def _take(self, action: Action, acts: list[StartTask | StopTask], *, adopted: bool) -> Event | None:
@@ -410,7 +287,9 @@ class _Run:
         self._journal.add_pod(action.path, name)
         self._running[name] = action
         try:
-            pod = render_pod(self._pipeline, self._info, action, namespace=NAMESPACE)
+            pod = render_pod(
+                self._pipeline, self._info, action, namespace=NAMESPACE, service_account=self._service_account
+            )
             pod = await self._driver.client.create(pod)
         except AlreadyExistsError:
             pod = await self._driver.client.get(POD, name, NAMESPACE)
@@ -482,6 +361,9 @@ class _Run:
         if result is not None:
             return self._result_event(action, result)
         error, retryable = pod_failure(change.pod)
+        if await asyncio.to_thread(_is_full, local_path(self._info.pipeline_root)):
+            message = f"{error.message} The disk of {self._info.pipeline_root} is full: make room, then retry the run."
+            error = TaskError(message)
         return TaskFailed(action.path, action.attempt, error, retryable)
 
     def _result_event(self, action: StartTask, result: TaskResult) -> Event:
@@ -548,6 +430,13 @@ class _Run:
         made = Artifact("artifact", action.uri, action.type, action.metadata, self._driver.next_artifact())
         self._journal.add_artifact(action.path, made, 0)
         return TaskSucceeded(action.path, action.attempt, Values(artifacts={"artifact": [made]}))
+
+
+def _is_full(root: str) -> bool:
+    try:
+        return shutil.disk_usage(root).free < _FULL_BYTES
+    except OSError:
+        return False
 
 
 def _are_there(values: Values) -> bool:

@@ -252,7 +252,7 @@ def _new_run(
     root = config.get("pipeline_root") or pipeline.default_root
     if root and not root.startswith("/"):
         raise BadRequestError(
-            f"runtime_config.pipeline_root: {root!r} is no absolute directory, and this server has no other store; give "
+            f"runtime_config.pipeline_root: {root!r} is no absolute directory, and there is no other store; give "
             "such a directory, or leave it out (in the pipeline too) to use the server's own."
         )
     macros = MacroContext(run_id, now, now)

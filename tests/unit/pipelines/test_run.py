@@ -18,7 +18,7 @@ from shallop.errors import ApiError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, is_deleting, key_of
 from shallop.pipelines import tables
-from shallop.pipelines.run import Driver
+from shallop.pipelines.driver import Driver
 from shallop.pipelines.runs_api import RunsApi
 from shallop.settings import Settings
 from shallop.store.database import Database

@@ -1,0 +1,169 @@
+"""
+The driver: the one task of the platform that owns all active runs.
+
+It hears of Pods through a watch and of clients' wishes through signals; nothing is polled. Each run is driven by a
+coroutine of its own, see ``run.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+
+from shallop.controller import Informer, Services
+from shallop.controller.informer import Change
+from shallop.errors import ApiError, NotFoundError
+from shallop.kube.objects import Key, key_of, labels_of
+from shallop.pipelines import tables
+from shallop.pipelines.experiments_api import ensure_default_experiment
+from shallop.pipelines.messages import to_micros
+from shallop.pipelines.podends import NAMESPACE, is_over
+from shallop.pipelines.render import RUN_LABEL
+from shallop.pipelines.run import POD, PodChange, RunDriver
+from shallop.pipelines.signals import signals_of
+
+__all__ = ["Driver"]
+
+log = logging.getLogger(__name__)
+
+_ACTIVE = ("PENDING", "RUNNING", "CANCELING")
+# Finished Pods stay visible, but not for ever; their logs and records do.
+_KEPT_PODS = 100
+_STOP_GRACE_S = 10
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+
+
+class Driver:
+    """Owns all active runs; ``run`` lives as long as the platform."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.client = services.client
+        self.database = services.database
+        self.signals = signals_of(services.database)
+        self.pods = Informer(services.client, POD)
+        self._runs: dict[str, RunDriver] = {}
+        self._finished: deque[Key] = deque()
+        self._too_many = asyncio.Event()
+        self._execution = self._artifact = 0
+        self._group: asyncio.TaskGroup | None = None
+
+    def now(self) -> int:
+        return to_micros(self.services.now())
+
+    def next_execution(self) -> int:
+        self._execution += 1
+        return self._execution
+
+    def next_artifact(self) -> str:
+        self._artifact += 1
+        return str(self._artifact)
+
+    async def store(self, fn: Callable[[sa.Connection], None]) -> None:
+        """Write; while the disk is full or the database away, wait: what was decided must not be lost."""
+        delay = _FIRST_WAIT_S
+        while True:
+            try:
+                return await self.database.write(fn)
+            except OperationalError as error:
+                log.error("rows cannot be written, next try in %.0f s: %s", delay, error.orig)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LONGEST_WAIT_S)
+
+    async def run(self) -> None:
+        """Resume what was active, then serve requests until cancelled."""
+        await self.database.write(lambda c: ensure_default_experiment(c, self.now()))
+        self._execution, self._artifact = await self.database.read(tables.last_numbers)
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self.pods.add_handler(self._pod_changed)
+            group.create_task(self.pods.run(), name="pipelines: informer of Pods")
+            await self.pods.synced.wait()
+            active = await self.database.read(tables.active_runs)
+            await self._tidy_pods({row["id"] for row in active})
+            for row in active:
+                self._start(row["id"])
+            group.create_task(self._prune(), name="pipelines: finished Pods")
+            while True:
+                for run_id in await self.signals.requested():
+                    self._start(run_id)
+
+    def _start(self, run_id: str) -> None:
+        """Drive a run, or wake the coroutine that does."""
+        if run_id in self._runs:
+            self._runs[run_id].inbox.put_nowait(None)
+            return
+        run = self._runs[run_id] = RunDriver(self, run_id)
+        if self._group is not None:
+            self._group.create_task(self._drive(run), name=f"run {run_id}")
+
+    async def _drive(self, run: RunDriver) -> None:
+        try:
+            while True:
+                row = await self.database.read(lambda c: tables.get_run(c, run.run_id))
+                if row is not None and row["state"] in _ACTIVE:
+                    await self._drive_once(run, row)
+                elif run.inbox.empty():
+                    return
+                while not run.inbox.empty():
+                    run.inbox.get_nowait()
+        finally:
+            del self._runs[run.run_id]
+
+    async def _drive_once(self, run: RunDriver, row: dict[str, Any]) -> None:
+        try:
+            await run.drive(row)
+        except Exception as error:
+            # A defect met by one run, or the deletion of the run while it was written, must not end all the others.
+            log.exception("run %s: the driver failed", run.run_id)
+            await run.stop_pods()
+            message = f"internal error while driving the run: {error!r}; the server's log has more."
+            status = {"code": 13, "message": message}
+            await self.store(lambda c: tables.set_run_state(c, run.run_id, "FAILED", status, self.now()))
+        self.signals.notify(run.run_id)
+
+    def _pod_changed(self, change: Change) -> None:
+        pod = change.new or change.old or {}
+        run = self._runs.get(labels_of(pod).get(RUN_LABEL, ""))
+        if run is not None and key_of(pod).namespace == NAMESPACE:
+            run.inbox.put_nowait(PodChange(key_of(pod).name, change.new))
+
+    def retire(self, name: str) -> None:
+        """Note that the Pod has ended and its result is stored: from now on it may be removed."""
+        self._finished.append(Key(NAMESPACE, name))
+        if len(self._finished) > _KEPT_PODS:
+            self._too_many.set()
+
+    async def _tidy_pods(self, active: set[str]) -> None:
+        """Stop Pods of runs that are over or deleted; let the others of them age."""
+        pods = [pod for pod in self.pods.store.list(NAMESPACE) if RUN_LABEL in labels_of(pod)]
+        for pod in sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", "")):
+            if labels_of(pod)[RUN_LABEL] in active:
+                continue
+            if is_over(pod):
+                self.retire(pod["metadata"]["name"])
+            else:
+                await self.delete_pod(pod["metadata"]["name"])
+
+    async def _prune(self) -> None:
+        while True:
+            await self._too_many.wait()
+            self._too_many.clear()
+            while len(self._finished) > _KEPT_PODS:
+                await self.delete_pod(self._finished.popleft().name)
+
+    async def delete_pod(self, name: str) -> bool:
+        """Delete a Pod; False when there is none."""
+        try:
+            await self.client.delete(POD, name, NAMESPACE, grace_period_s=_STOP_GRACE_S)
+        except NotFoundError:
+            return False
+        except ApiError as error:
+            log.warning("Pod %s/%s: cannot be deleted: %s", NAMESPACE, name, error)
+        return True
