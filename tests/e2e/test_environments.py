@@ -186,6 +186,20 @@ def test_leftovers_of_killed_builds_are_removed(environments: Environments, tmp_
     assert not leftover.exists() and environment.python.exists()
 
 
+def test_compiled_modules_are_shared_between_environments(environments: Environments) -> None:
+    first, second = ensure(environments, "alpha==2.0"), ensure(environments, "beta")
+    paths = [run(environment, "import alpha; print(alpha.__cached__)") for environment in (first, second)]
+    assert paths[0] != paths[1] and os.path.samefile(*paths)
+    assert run(second, "import beta; import os; print(os.path.exists(beta.__cached__))") == "True"
+    other = ensure(environments, "alpha==1.0")
+    assert not os.path.samefile(paths[0], run(other, "import alpha; print(alpha.__cached__)"))
+    environments.remove(first.key)
+    assert (
+        run(second, "import alpha; print(alpha.version, alpha.main.__code__.co_filename == alpha.__file__)")
+        == "2.0 True"
+    )
+
+
 def test_a_vanished_interpreter_means_a_new_build(environments: Environments) -> None:
     environment = ensure(environments, "alpha")
     environment.python.unlink()
