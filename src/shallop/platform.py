@@ -149,8 +149,9 @@ class Platform:
         for part in PARTS:
             tasks += part.tasks(services) if part.tasks else ()
         started = asyncio.Event()
-        await self._start_tasks(stack, [lambda: manager.run(started), *tasks])
+        # Undone in reverse: first nobody starts processes any more, then those of Pods are ended.
         stack.push_async_callback(self._stop_node, node)
+        await self._start_tasks(stack, [lambda: manager.run(started), *tasks])
         await self._serve_web(stack, settings, services, sockets)
         await _first_of(started.wait(), self.failed.wait())
 

@@ -141,6 +141,7 @@ class Network:
         self._listeners: dict[tuple[str, int], asyncio.Server] = {}
         self._targets: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self._service_addresses: dict[tuple[str, str], str] = {}
+        self._known: tuple[list[Object], list[Object], dict[tuple[str, str], str]] = ([], [], {})
 
     @property
     def gateway(self) -> str:
@@ -205,6 +206,7 @@ class Network:
         for key in wanted:
             if key not in self._listeners:
                 await self._listen(key)
+        self._known = (services, pods, addresses)
         self._write_hosts(services, pods, addresses)
 
     def _address_of(self, port: ServicePort) -> str:
@@ -252,13 +254,12 @@ class Network:
         path = self._settings.run / "hosts" / namespace
         if not path.exists():
             path.parent.mkdir(mode=0o755, exist_ok=True)
-            path.write_text("127.0.0.1 localhost\n")
+            path.write_text(render_hosts(namespace, *self._known))
         return path
 
     def _write_hosts(self, services: list[Object], pods: list[Object], addresses: dict[tuple[str, str], str]) -> None:
-        namespaces = {pod["metadata"]["namespace"] for pod in pods}
-        for namespace in namespaces:
-            path = self.hosts_file(namespace)
+        for path in (self._settings.run / "hosts").glob("*"):
+            namespace = path.name
             text = render_hosts(namespace, services, pods, addresses)
             if path.read_text() != text:
                 # In place, not by rename: Pods have this very file mounted.

@@ -268,10 +268,12 @@ class Node:
         resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_kib()}Ki", "pods": "250"}
         if gpus := _gpus():
             resources["nvidia.com/gpu"] = str(gpus)
+        # CPU is shared gladly, memory and GPUs are not.
+        allocatable = resources | {"cpu": str(int((os.cpu_count() or 1) * self.settings.cpu_overcommit))}
         release = platform.uname()
         return {
             "capacity": resources,
-            "allocatable": resources,
+            "allocatable": allocatable,
             "conditions": [
                 {
                     "type": "Ready",
