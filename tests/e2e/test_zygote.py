@@ -294,7 +294,7 @@ def test_long_paths_work(tmp_path: Path) -> None:
 
 def test_pods_see_the_pod_package_and_nothing_else(tmp_path: Path) -> None:
     folder = link_pod_package(Settings(home=tmp_path))
-    assert [path.name for path in folder.iterdir()] == ["shallop_pod"]
+    assert sorted(path.name for path in folder.iterdir()) == ["shallop_pod", "sitecustomize.py"]
     assert (folder / "shallop_pod" / "zygote.py").exists()
     assert link_pod_package(Settings(home=tmp_path)) == folder
 
