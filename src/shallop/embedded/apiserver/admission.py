@@ -222,7 +222,11 @@ def _only_status(resource: Resource, obj: Object, old: Object) -> Object:
 
 def _with_defaults(resource: Resource, obj: Object, old: Object | None) -> Object:
     if not resource.custom:
-        return defaults.apply_defaults(resource, obj, old)
+        try:
+            return defaults.apply_defaults(resource, obj, old)
+        except BadRequestError as error:
+            # A value that cannot even be read, such as a quantity.
+            raise cannot_handle(resource, error.message) from error
     if resource.default is not None:
         obj = _private(resource.default(obj))
     return obj

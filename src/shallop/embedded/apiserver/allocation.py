@@ -1,4 +1,4 @@
-"""What a new Service gets from the cluster: an address and node ports."""
+"""What a new object gets from the cluster: addresses and node ports of a Service, priority of a Pod."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from shallop.kube.objects import Object
 __all__ = ["KUBERNETES_IP", "allocate"]
 
 _NETWORK = ipaddress.ip_network("10.96.0.0/16")
+_PRIORITY_CLASSES = "priorityclasses.scheduling.k8s.io"
 KUBERNETES_IP = "10.96.0.1"
 _NODE_PORTS = range(30000, 32768)
 
 
 def allocate(store: ObjectsStore, resource: Resource, obj: Object, old: Object | None) -> Object:
     """
-    Return a Service with the addresses it is due; everything else unchanged.
+    Return a Service with the addresses it is due, a new Pod with its priority; everything else unchanged.
 
     Raises:
         InvalidError: a wanted address or port is taken or outside the range.
     """
+    if resource.storage == "pods" and old is None:
+        return _with_priority(store, resource, obj)
     if resource.storage != "services" or obj["spec"].get("type") == "ExternalName":
         return obj
     spec = dict(obj["spec"])
@@ -39,6 +42,27 @@ def allocate(store: ObjectsStore, resource: Resource, obj: Object, old: Object |
     if spec.get("type") in ("NodePort", "LoadBalancer"):
         spec["ports"] = _with_node_ports(store, obj, spec.get("ports") or [])
     return obj | {"spec": spec}
+
+
+def _with_priority(store: ObjectsStore, resource: Resource, pod: Object) -> Object:
+    """Give a new Pod the value of its PriorityClass, or of the class that is the default."""
+    name = pod["spec"].get("priorityClassName", "")
+    if name:
+        found = store.get(_PRIORITY_CLASSES, "", name)
+        if found is None:
+            why = f"no PriorityClass with name {name} was found"
+            raise failures.forbidden(resource, pod["metadata"]["name"], why)
+        chosen = found.object
+    else:
+        defaults = [stored.object for stored in store.list(_PRIORITY_CLASSES) if stored.object.get("globalDefault")]
+        if not defaults:
+            return pod
+        chosen = defaults[0]
+        name = chosen["metadata"]["name"]
+    policy = chosen.get("preemptionPolicy", "PreemptLowerPriority")
+    return pod | {
+        "spec": pod["spec"] | {"priorityClassName": name, "priority": chosen.get("value", 0), "preemptionPolicy": policy}
+    }
 
 
 def _specs(store: ObjectsStore, obj: Object | None = None) -> Iterator[Object]:
@@ -66,7 +90,7 @@ def _check_address(store: ObjectsStore, resource: Resource, obj: Object, wanted:
     except ValueError:
         inside = False
     if not inside:
-        text = f"failed to allocate IP {wanted}: the provided IP is not in the valid range. The range of valid IPs is {_NETWORK}"
+        text = f"failed to allocate IP {wanted}: the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {_NETWORK}"
     elif any(spec.get("clusterIP") == wanted for spec in _specs(store, obj)):
         text = f"failed to allocate IP {wanted}: provided IP is already allocated"
     else:

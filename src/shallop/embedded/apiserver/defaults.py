@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 
 from shallop.embedded.apiserver.pod_defaults import complete_pod, default_pod, default_template
+from shallop.embedded.apiserver.quantities import canonical_quantities
 from shallop.embedded.apiserver.resources import Resource
 from shallop.kube.objects import Object
 
@@ -88,7 +89,12 @@ def _service_port(port: Object, *, headless: bool) -> Object:
 
 
 def _claim(obj: Object, old: Object | None) -> Object:
-    return obj | {"spec": _missing(obj.get("spec") or {}, volumeMode="Filesystem")}
+    spec = _missing(obj.get("spec") or {}, volumeMode="Filesystem")
+    resources = spec.get("resources") or {}
+    spec["resources"] = resources | {
+        key: canonical_quantities(resources[key]) for key in ("limits", "requests") if resources.get(key)
+    }
+    return obj | {"spec": spec}
 
 
 def _protected(name: str) -> Callable[[Object], Object]:
@@ -214,6 +220,7 @@ def _cronjob(obj: Object, old: Object | None) -> Object:
     job = dict(template.get("spec") or {})
     job["template"] = default_template(job.get("template") or {})
     template["spec"] = job
+    template["metadata"] = template.get("metadata") or {}
     spec["jobTemplate"] = template
     return obj | {"spec": spec}
 

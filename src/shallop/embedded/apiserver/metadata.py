@@ -48,7 +48,6 @@ _MAX_ANNOTATIONS = 256 * 1024
 
 # Kinds whose names are not DNS subdomains.
 _LABEL_NAMES = {"Namespace"}
-_LABEL_1035_NAMES = {"Service"}
 _PATH_NAMES = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
 # The last one is what the server itself puts on CustomResourceDefinitions.
 _STANDARD_FINALIZERS = {"kubernetes", "orphan", "foregroundDeletion", "customresourcecleanup.apiextensions.k8s.io"}
@@ -61,6 +60,13 @@ def check_dns_subdomain(name: str) -> list[str]:
 
 def check_dns_label(name: str) -> list[str]:
     problems = [] if len(name) <= 63 else ["must be no more than 63 characters"]
+    return problems if _LABEL_RE.fullmatch(name) else [*problems, _LABEL_TEXT]
+
+
+def check_service_name(name: str) -> list[str]:
+    problems = [] if len(name) <= 63 else ["must be no more than 63 characters"]
+    if "." in name:
+        return [*problems, "must not contain dots"]
     return problems if _LABEL_RE.fullmatch(name) else [*problems, _LABEL_TEXT]
 
 
@@ -113,8 +119,8 @@ def name_check(resource: Resource) -> Callable[[str], list[str]]:
     if not resource.custom:
         if resource.kind in _LABEL_NAMES:
             return check_dns_label
-        if resource.kind in _LABEL_1035_NAMES and resource.group == "":
-            return check_dns_label_1035
+        if resource.storage == "services":
+            return check_service_name
         if resource.kind in _PATH_NAMES:
             return check_path_segment
     return check_dns_subdomain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from shallop.embedded.apiserver.quantities import canonical_quantities
 from shallop.kube.objects import Object, parse_quantity
 
 __all__ = ["complete_pod", "default_pod", "default_template", "qos_class"]
@@ -19,7 +20,10 @@ def default_pod(obj: Object, old: Object | None) -> Object:
     spec = default_pod_spec(obj.get("spec") or {})
     spec.setdefault("enableServiceLinks", True)
     if old is not None:
-        return obj | {"spec": spec, "status": obj.get("status") or {}}
+        status = obj.get("status") or {}
+        if status.get("podIP") and not status.get("podIPs"):
+            status = status | {"podIPs": [{"ip": status["podIP"]}]}
+        return obj | {"spec": spec, "status": status}
     for key in ("containers", "initContainers"):
         if spec.get(key):
             spec[key] = [_requests_from_limits(container) for container in spec[key]]
@@ -36,7 +40,17 @@ def complete_pod(obj: Object) -> Object:
     spec["tolerations"] = _with_tolerations(spec.get("tolerations") or [])
     if spec.get("automountServiceAccountToken") is not False:
         spec = _with_token(spec)
-    status = {"phase": "Pending", "qosClass": qos_class(spec)}
+    status: Object = {"phase": "Pending", "qosClass": qos_class(spec)}
+    if spec.get("schedulingGates"):
+        gated = {
+            "type": "PodScheduled",
+            "status": "False",
+            "lastProbeTime": None,
+            "lastTransitionTime": obj["metadata"]["creationTimestamp"],
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }
+        status["conditions"] = [gated]
     return obj | {"spec": spec, "status": status}
 
 
@@ -68,7 +82,7 @@ def default_pod_spec(spec: Object) -> Object:
 
 def default_container(container: Object, *, host_network: bool = False) -> Object:
     container = dict(container)
-    container.setdefault("resources", {})
+    container["resources"] = _canonical_resources(container.get("resources") or {})
     container.setdefault("terminationMessagePath", "/dev/termination-log")
     container.setdefault("terminationMessagePolicy", "File")
     container.setdefault("imagePullPolicy", _pull_policy(container.get("image", "")))
@@ -85,6 +99,11 @@ def default_container(container: Object, *, host_network: bool = False) -> Objec
     if container.get("env"):
         container["env"] = [_default_env(variable) for variable in container["env"]]
     return container
+
+
+def _canonical_resources(resources: Object) -> Object:
+    found = {key: canonical_quantities(resources[key]) for key in ("limits", "requests") if resources.get(key)}
+    return resources | found
 
 
 def _pull_policy(image: str) -> str:
@@ -242,6 +261,6 @@ def _positive(quantities: Object | None) -> dict[str, Any]:
     found = {}
     for name in ("cpu", "memory"):
         value = (quantities or {}).get(name)
-        if value is not None and parse_quantity(value) > 0:
-            found[name] = parse_quantity(value)
+        if value is not None and (amount := parse_quantity(value)) > 0:
+            found[name] = amount
     return found

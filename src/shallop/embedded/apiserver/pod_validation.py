@@ -118,10 +118,6 @@ def _pod_fields(spec: Object, field: str) -> list[FieldError]:
     if deadline is not None and not 1 <= deadline <= 2147483647:
         text = "must be between 1 and 2147483647, inclusive"
         errors.append(FieldError.invalid(f"{field}.activeDeadlineSeconds", deadline, text))
-    grace = spec.get("terminationGracePeriodSeconds")
-    if grace is not None and grace < 0:
-        text = "must be greater than or equal to 0"
-        errors.append(FieldError.invalid(f"{field}.terminationGracePeriodSeconds", grace, text))
     for index, toleration in enumerate(spec.get("tolerations") or ()):
         errors += _toleration(toleration, f"{field}.tolerations[{index}]")
     required = (

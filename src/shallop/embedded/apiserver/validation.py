@@ -218,14 +218,24 @@ def _job(obj: Object, old: Object | None) -> list[FieldError]:
     if old is None:
         return errors + _selector_errors(spec)
     before = old.get("spec") or {}
-    suspended = before.get("suspend") and not (old.get("status") or {}).get("startTime")
-    if not suspended:
-        new_template, old_template = (s.get("template", {}).get("spec") for s in (spec, before))
-        if new_template != old_template:
-            errors.append(_invalid_json("spec.template.spec", new_template, _IMMUTABLE))
+    new_template, old_template = (s.get("template", {}).get("spec") or {} for s in (spec, before))
+    if before.get("suspend") and not (old.get("status") or {}).get("startTime"):
+        # A Job that has not started may still be given another place to run.
+        new_template, old_template = ({k: v for k, v in t.items() if k not in _PLACING} for t in (new_template, old_template))
+        new_template, old_template = _without_resources(new_template), _without_resources(old_template)
+    if new_template != old_template:
+        errors.append(_invalid_json("spec.template.spec", new_template, _IMMUTABLE))
     indexed = spec.get("completionMode") == "Indexed" and spec.get("completions") == spec.get("parallelism")
     fixed = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"]
     return errors + _immutable(spec, old, "spec", fixed if indexed else ["completions", *fixed])
+
+
+_PLACING = {"nodeSelector", "affinity", "tolerations", "schedulingGates", "topologySpreadConstraints"}
+
+
+def _without_resources(template: Object) -> Object:
+    containers = [{k: v for k, v in c.items() if k != "resources"} for c in template.get("containers") or ()]
+    return template | {"containers": containers}
 
 
 def _job_spec(spec: Object, field: str) -> list[FieldError]:

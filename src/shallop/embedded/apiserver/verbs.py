@@ -251,8 +251,13 @@ class Verbs:
             return Written(new)
         obj = conversion.to_storage(resource, new)
         if new["metadata"].get("deletionTimestamp") and not _is_held(resource, new):
-            stored = await self.store.remove(resource.storage, namespace, name, obj)
-            return Written(conversion.to_version(resource, stored.object))
+            # As on a real server: the last event still shows the finalizers, the answer does not.
+            last = obj | {"metadata": dict(obj["metadata"])}
+            if old["metadata"].get("finalizers"):
+                last["metadata"]["finalizers"] = old["metadata"]["finalizers"]
+            stored = await self.store.remove(resource.storage, namespace, name, last)
+            gone = new | {"metadata": new["metadata"] | {"resourceVersion": str(stored.revision)}}
+            return Written(gone)
         stored = await self.store.put(resource.storage, namespace, name, obj)
         return Written(conversion.to_version(resource, stored.object))
 
@@ -386,7 +391,7 @@ class Verbs:
                 metadata["deletionGracePeriodSeconds"] = grace_s
         else:
             held = bool(finalizers or grace_s or (old.get("spec") or {}).get("finalizers"))
-            if held or _returns_object(resource):
+            if held or resource.storage == "pods":
                 metadata["deletionTimestamp"] = format_time(self.now() + timedelta(seconds=grace_s))
                 if resource.storage != _NAMESPACES:
                     metadata["deletionGracePeriodSeconds"] = grace_s
@@ -456,7 +461,11 @@ def _parse_continue(text: str) -> tuple[int, tuple[str, str]]:
 def patched_object(resource: Resource, patch_type: str, old: Object, patch: Any) -> Object:
     """Return ``old`` with a patch applied; parts are shared with ``old``."""
     if patch_type == "json":
-        return json_patch(old, patch)
+        try:
+            return json_patch(old, patch)
+        except InvalidError as error:
+            error.details = {}
+            raise
     if patch_type == "merge":
         return merge_patch(old, patch)
     if patch_type != "strategic" or resource.custom:

@@ -75,7 +75,7 @@ async def _run(
                 for stored in store.list(resource.storage, namespace)
                 if predicate is None or predicate(conversion.to_version(resource, stored.object))
             ]
-        if query.initial_events:
+        if query.initial_events and query.bookmarks:
             initial.append(Event("BOOKMARK", None, _bookmark(resource, store.revision, initial_end=True)))
         # The first batch may be empty: it says that the watch is set up.
         yield initial
