@@ -30,7 +30,7 @@ DEPLOYMENT = Gvk("apps/v1", "Deployment")
 
 
 async def _roll_out(client: Client) -> None:
-    """Play the Deployment controller: every Deployment is available at once."""
+    """Play the controllers of Deployments and of endpoints: every Deployment is available at once."""
     while True:
         for deployment in (await client.list(DEPLOYMENT)).items:
             wanted = deployment["spec"]["replicas"]
@@ -40,7 +40,17 @@ async def _roll_out(client: Client) -> None:
                 "conditions": [{"type": "Available", "status": "True"}],
                 **counts,
             }
+            metadata = deployment["metadata"]
+            name, labels = metadata["name"], {"kubernetes.io/service-name": metadata["name"], **metadata["labels"]}
+            endpoints = {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": name, "namespace": metadata["namespace"], "labels": labels},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}],
+            }
             try:
+                await client.apply(endpoints, owner=deployment)
                 await client.patch_status(deployment, status)
             except ApiError:
                 continue  # deleted meanwhile

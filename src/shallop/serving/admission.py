@@ -8,7 +8,7 @@ from typing import Any
 
 from shallop.errors import FieldError
 from shallop.kube.objects import Object, annotations_of
-from shallop.serving.podtemplate import CONTAINER
+from shallop.serving.podtemplate import CONTAINER, workload_name
 from shallop.serving.schemas import FRAMEWORKS
 from shallop.serving.storage import check_uri
 
@@ -19,6 +19,7 @@ AUTOSCALER = "serving.kserve.io/autoscalerClass"
 _LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 _MODES = ("Standard", "Knative", "ModelMesh")
 _V2_BY_DEFAULT = ("triton", "onnx", "huggingface", "vLLM")
+_MAX_NAME = 63
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -67,7 +68,7 @@ def validate(service: Object, old: Object | None) -> list[FieldError]:
     """Check what a schema cannot say; one error per thing to put right."""
     spec = service.get("spec") or {}
     predictor = spec.get("predictor") or {}
-    errors = _check_name(service)
+    errors = _check_name(service) if predictor else []
     errors += _check_implementation(predictor)
     errors += _check_storage(predictor)
     errors += _check_replicas("spec.predictor", predictor)
@@ -81,6 +82,11 @@ def _check_name(service: Object) -> list[FieldError]:
     if name and not _NAME.fullmatch(name):
         detail = "must match [a-z]([-a-z0-9]*[a-z0-9])?: lower case letters, digits and '-', starting with a letter"
         return [FieldError.invalid("metadata.name", name, detail)]
+    if len(workload_name(service)) > _MAX_NAME:
+        detail = (
+            f"too long: its Service would be named {workload_name(service)}; a Service's name has at most {_MAX_NAME}"
+        )
+        return [FieldError.invalid("metadata.name", name, f"{detail} characters")]
     return []
 
 

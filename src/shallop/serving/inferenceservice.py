@@ -38,6 +38,7 @@ from shallop.serving.storage import REGISTRY, local_path
 __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
 
 DEPLOYMENT, SERVICE, POD = Gvk("apps/v1", "Deployment"), Gvk("v1", "Service"), Gvk("v1", "Pod")
+ENDPOINT_SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
 HTTP_ROUTE = Gvk("gateway.networking.k8s.io/v1", "HTTPRoute")
 RUNTIME = Gvk("serving.kserve.io/v1alpha1", "ServingRuntime")
 CLUSTER_RUNTIME = Gvk("serving.kserve.io/v1alpha1", "ClusterServingRuntime")
@@ -160,6 +161,11 @@ async def _apply(
     return Observed(
         deployment=deployment,
         pods=[pod for pod in ctx.cache(POD).list(namespace) if labels_of(pod).get(LABEL) == name],
+        slices=[
+            item
+            for item in ctx.cache(ENDPOINT_SLICE).list(namespace)
+            if labels_of(item).get("kubernetes.io/service-name") == workload_name(service)
+        ],
         routes=routes,
         runtime=runtime,
         url=ctx.settings.gateway_url + render.path_prefix(service),
@@ -204,9 +210,10 @@ async def _set_status(ctx: Context, service: Object, status: dict[str, Any]) -> 
         ctx.events.record(service, "InferenceServiceNotReady", text, "Warning")
 
 
-def _service_of_pod(pod: Object) -> Iterable[Key]:
-    name = labels_of(pod).get(LABEL)
-    return [Key(pod["metadata"]["namespace"], name)] if name else []
+def _labelled_service(obj: Object) -> Iterable[Key]:
+    """Pods carry the label by their template, EndpointSlices as a copy of their Service's."""
+    name = labels_of(obj).get(LABEL)
+    return [Key(obj["metadata"]["namespace"], name)] if name else []
 
 
 _PREV = "?(@.tag=='prev')"
@@ -233,5 +240,5 @@ INFERENCE_SERVICE = Kind(
     validate=validate,
     reconcile=reconcile,
     owns=(DEPLOYMENT, SERVICE, HTTP_ROUTE),
-    watches=(Watch(POD, _service_of_pod),),
+    watches=(Watch(POD, _labelled_service), Watch(ENDPOINT_SLICE, _labelled_service)),
 )

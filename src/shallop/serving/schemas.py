@@ -27,6 +27,15 @@ def _object(properties: dict[str, Schema], *required: str) -> Schema:
     return schema | ({"required": list(required)} if required else {})
 
 
+def _described(schema: Schema, **texts: str) -> Schema:
+    """Return an object schema with descriptions of some of its fields, for ``kubectl explain``."""
+    properties = {
+        name: child | ({"description": texts[name]} if name in texts else {})
+        for name, child in schema["properties"].items()
+    }
+    return schema | {"properties": properties}
+
+
 def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
@@ -140,7 +149,19 @@ FRAMEWORKS = (
     "lightgbm",
     "paddle",
 )
-_PREDICTOR = _object(
+_MODEL_SPEC = _described(
+    _object(
+        {**_MODEL, "modelFormat": _object({"name": STRING, "version": STRING}, "name"), "runtime": STRING},
+        "modelFormat",
+    ),
+    modelFormat="Format of the model, such as sklearn or xgboost; chooses the runtime.",
+    storageUri="Where the model is: /PATH, file:///PATH, pvc://CLAIM/PATH, model-registry://MODEL/VERSION, ...",
+    runtime="Name of a ServingRuntime or ClusterServingRuntime; chosen by format and protocol when absent.",
+    runtimeVersion="Tag of the runtime's image.",
+    protocolVersion="Protocol that the runtime must speak; v1 when absent.",
+    storage="Model by key of the storage-config Secret. Stored, without effect.",
+)
+_PREDICTOR_SPEC = _object(
     {
         **_POD,
         **_EXTENSION,
@@ -148,11 +169,24 @@ _PREDICTOR = _object(
         "name": STRING,
         "storageContainerName": STRING,
         "workerSpec": ANY,
-        "model": _object(
-            {**_MODEL, "modelFormat": _object({"name": STRING, "version": STRING}, "name"), "runtime": STRING},
-            "modelFormat",
-        ),
+        "model": _MODEL_SPEC,
     }
+)
+_PREDICTOR = _described(
+    _PREDICTOR_SPEC,
+    model="The model and, merged into the runtime's container, whatever a container can have.",
+    containers="Containers of a predictor without runtime, or beside it; the one that serves is kserve-container.",
+    minReplicas="Number of replicas; 1 when absent.",
+    timeout="Seconds that one request may take.",
+    labels="Labels of the Pods.",
+    annotations="Annotations of the Pods.",
+    name="Renames the workload to INFERENCESERVICE-NAME-predictor.",
+    deploymentStrategy="Strategy of the Deployment; rolling by a quarter when absent.",
+    canaryTrafficPercent="Stored, without effect.",
+    logger="Stored, without effect.",
+    batcher="Stored, without effect.",
+    containerConcurrency="Stored, without effect.",
+    **{name: f"A model of the format {name}; short for model.modelFormat.name={name}." for name in FRAMEWORKS},
 )
 _EXPLAINER = _object({**_POD, **_EXTENSION, "art": _object({**_MODEL, "type": STRING, "config": _map(STRING)}, "type")})
 
@@ -163,10 +197,11 @@ INFERENCE_SERVICE = _object(
         "metadata": {"type": "object"},
         "spec": _object(
             {
-                "predictor": _PREDICTOR,
-                "transformer": _object({**_POD, **_EXTENSION}),
-                "explainer": _EXPLAINER,
-                "canary": _list(_object({"predictor": _PREDICTOR, "trafficPercent": INT32}, "predictor")),
+                "predictor": _PREDICTOR | {"description": "What predicts."},
+                "transformer": _object({**_POD, **_EXTENSION}) | {"description": "Stored, without effect."},
+                "explainer": _EXPLAINER | {"description": "Stored, without effect."},
+                "canary": _list(_object({"predictor": _PREDICTOR, "trafficPercent": INT32}, "predictor"))
+                | {"description": "Stored, without effect."},
             },
             "predictor",
         ),

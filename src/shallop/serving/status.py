@@ -48,6 +48,7 @@ class Observed(NamedTuple):
     Args:
         deployment: as last seen; its status may be of an older generation.
         pods: of every revision.
+        slices: EndpointSlices of the predictor's Service.
         url: where clients reach the service.
         address: where Pods reach it.
         runtime: what serves the model; None for a predictor of its own making.
@@ -55,6 +56,7 @@ class Observed(NamedTuple):
 
     deployment: Object
     pods: Sequence[Object]
+    slices: Sequence[Object]
     routes: Sequence[Object]
     runtime: Object | None
     url: str
@@ -67,7 +69,7 @@ def render_status(service: Object, observed: Observed, now: datetime) -> dict[st
     failure = find_failure(observed.pods)
     available = (find_condition(deployment, "Available") or {}).get("status") == "True"
     predictor = ("True", "", "") if available else _not_available(deployment, observed.pods, failure)
-    ingress = _ingress(observed.routes, available=available)
+    ingress = _ingress(observed, available=available)
     revision = (deployment["metadata"].get("annotations") or {}).get("deployment.kubernetes.io/revision", "1")
     component = {"latestCreatedRevision": revision, "url": observed.url, "restUrl": observed.url}
     component |= {"address": {"url": observed.address}}
@@ -212,19 +214,24 @@ def _progress(pods: Sequence[Object]) -> str:
     return "waiting for the first Pod"
 
 
-def _ingress(routes: Sequence[Object], *, available: bool) -> tuple[str, str, str]:
-    """Judge the routes: what a gateway refused is False; before the predictor is there it is Unknown."""
-    for route in routes:
+def _ingress(observed: Observed, *, available: bool) -> tuple[str, str, str]:
+    """Judge the way in: False when a gateway refused a route, Unknown until the gateway can have an endpoint."""
+    for route in observed.routes:
         for parent in (route.get("status") or {}).get("parents") or ():
             for condition in parent.get("conditions") or ():
                 if condition.get("type") in ("Accepted", "ResolvedRefs") and condition.get("status") == "False":
-                    name = route["metadata"]["name"]
-                    return (
-                        "False",
-                        condition.get("reason") or "HTTPRouteNotReady",
-                        (f"HTTPRoute {name}: {condition.get('message') or 'refused by the gateway'}"),
-                    )
-    return ("True", "", "") if available else ("Unknown", "PredictorNotReady", "")
+                    said = condition.get("message") or "refused by the gateway"
+                    message = f"HTTPRoute {route['metadata']['name']}: {said}"
+                    return "False", condition.get("reason") or "HTTPRouteNotReady", message
+    if not available:
+        return "Unknown", "PredictorNotReady", ""
+    if not any(_has_ready_endpoint(item) for item in observed.slices):
+        return "Unknown", "NoReadyEndpoint", "the Service of the predictor has no ready endpoint yet"
+    return "True", "", ""
+
+
+def _has_ready_endpoint(item: Object) -> bool:
+    return any((endpoint.get("conditions") or {}).get("ready", True) for endpoint in item.get("endpoints") or ())
 
 
 def _conditions(

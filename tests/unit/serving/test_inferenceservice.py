@@ -68,10 +68,19 @@ class World:
                 await asyncio.sleep(0.005)
 
     async def roll_out(self, name: str = "iris-predictor") -> None:
-        """Do what the Deployment controller does when every Pod is ready."""
+        """Do what the controllers of Deployments and of endpoints do when every Pod is ready."""
         deployment = await self.until(DEPLOYMENT, name, lambda _: True)
         counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
         available = {"type": "Available", "status": "True"}
+        labels = {"kubernetes.io/service-name": name, "serving.kserve.io/inferenceservice": "iris"}
+        endpoints = {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": "default", "labels": labels},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}],
+        }
+        await self.client.apply(endpoints)
         generation = deployment["metadata"]["generation"]
         await self.client.patch_status(
             deployment, {"observedGeneration": generation, "conditions": [available], **counts}

@@ -69,6 +69,7 @@ def test_defaults_survive_what_the_schema_will_refuse(spec: Any) -> None:
     ("bad", "field"),
     [
         (service(model(), name="Iris"), "metadata.name"),
+        (service(model(), name="x" * 60), "metadata.name"),
         (service({}), "spec.predictor.model"),
         (service({"sklearn": {}, "xgboost": {}}), "spec.predictor.xgboost"),
         (service(model(name="x")), "spec.predictor.model.name"),

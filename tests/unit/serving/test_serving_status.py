@@ -55,10 +55,15 @@ def ended(message: str, code: int = 1) -> dict[str, Any]:
     }
 
 
-def status_of(deployment_: Object, *pods: Object, old: Object | None = None, **route: Any) -> dict[str, Any]:
+def status_of(
+    deployment_: Object, *pods: Object, old: Object | None = None, reachable: bool = True, **route: Any
+) -> dict[str, Any]:
     runtime = {"kind": "ClusterServingRuntime", "metadata": {"name": "kserve-sklearnserver"}}
     routes = [{"metadata": {"name": "iris"}, "status": route}]
-    observed = Observed(deployment_, pods, routes, runtime, "http://g/serving/team/iris", "http://iris-predictor")
+    slices = [{"endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": reachable}}]}]
+    observed = Observed(
+        deployment_, pods, slices, routes, runtime, "http://g/serving/team/iris", "http://iris-predictor"
+    )
     return render_status(old or service(), observed, NOW)
 
 
@@ -163,6 +168,12 @@ def test_a_route_that_the_gateway_refuses_is_told() -> None:
     status = status_of(deployment(available=True), parents=[{"conditions": [refused]}])
     assert condition(status, "IngressReady") == ("False", "NoGateway", "HTTPRoute iris: no such gateway")
     assert condition(status, "Ready")[0] == "False"
+
+
+def test_a_service_is_not_ready_before_the_gateway_can_reach_it() -> None:
+    status = status_of(deployment(available=True), reachable=False)
+    assert condition(status, "PredictorReady")[0] == "True"
+    assert condition(status, "Ready")[:2] == ("Unknown", "NoReadyEndpoint")
 
 
 def test_a_blocked_service_keeps_its_address() -> None:
