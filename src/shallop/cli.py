@@ -160,6 +160,9 @@ def _add_env(commands: _Commands, common: argparse.ArgumentParser) -> None:
     add.add_argument("--python", default="3.11", metavar="X.Y", help="interpreter version (default %(default)s)")
     add.add_argument("--requirements", type=Path, metavar="FILE", help="a pip requirements file")
     add.set_defaults(command=_env_add)
+    remove = env.add_parser("remove", parents=[common], help="remove a built environment")
+    remove.add_argument("key", help="the first characters of its name in 'shallop env list'")
+    remove.set_defaults(command=_env_remove)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -171,13 +174,10 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     names = ("api_port", "web_port", "gateway_port", "content_port")
     automatic = 0 if options.port == "auto" else None
+    settings = replace(settings, host=options.host, isolation=options.isolation)
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
-    settings = replace(
-        settings,
-        host=options.host,
-        isolation=options.isolation,
-        **{name: port for name, port in given.items() if port is not None},
-    )
+    ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
+    settings = replace(settings, **ports)
     if options.detach:
         arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-d")]
         _print_status(instance.start_detached([*arguments, "--home", str(settings.home)], settings))
@@ -271,17 +271,17 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _env_list(options: argparse.Namespace) -> int:
-    from shallop.embedded.kubelet import environments, images
+    from shallop.embedded.kubelet.environments import Environments
+    from shallop.embedded.kubelet.images import ImageTable
 
     settings = _settings(options)
-    built = environments.list_environments(settings)
     print(f"{'ENVIRONMENT':<18}{'PYTHON':<9}{'SIZE':>10}  REQUIREMENTS")
-    for item in built:
+    for item in Environments.of(settings).list_all():
         requirements = " ".join(item.requirements) or "-"
         print(f"{item.key[:16]:<18}{item.python:<9}{item.size_bytes / 1e6:>7.0f} MB  {requirements[:90]}")
     print("\nImages that have an environment:")
-    for pattern in images.known_images(settings):
-        print(f"  {pattern}")
+    for entry in ImageTable(settings.home / "images.yaml").entries:
+        print(f"  {entry.image}")
     return 0
 
 
@@ -289,9 +289,22 @@ def _env_add(options: argparse.Namespace) -> int:
     from shallop.embedded.kubelet import images
 
     settings = _settings(options)
-    lines = options.requirements.read_text().splitlines() if options.requirements else []
-    images.add_image(settings, options.image, python=options.python, requirements=lines)
-    print(f"{options.image} -> Python {options.python}, {len(lines)} requirement line(s). It is built on first use.")
+    lines = images.read_requirements(options.requirements) if options.requirements else ()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    images.add_image(settings.home / "images.yaml", options.image, python=options.python, requirements=lines)
+    print(f"{options.image} -> Python {options.python}, {len(lines)} requirement(s). It is built on first use.")
+    return 0
+
+
+def _env_remove(options: argparse.Namespace) -> int:
+    from shallop.embedded.kubelet.environments import Environments
+
+    environments = Environments.of(_settings(options))
+    keys = [item.key for item in environments.list_all() if item.key.startswith(options.key)]
+    if len(keys) != 1:
+        raise SettingsError(f"environment {options.key!r}: {len(keys)} match; see 'shallop env list'.")
+    environments.remove(keys[0])
+    print(f"{keys[0]} is removed. It is built again when it is needed.")
     return 0
 
 

@@ -60,8 +60,8 @@ class Client(Protocol):
 
     async def create(self, obj: Object) -> Object: ...
 
-    async def update(self, obj: Object) -> Object:
-        """Replace an object; ConflictError when its resourceVersion is stale."""
+    async def update(self, obj: Object, *, subresource: str = "") -> Object:
+        """Replace an object, or what a subresource such as ``finalize`` sets; ConflictError when it is stale."""
         ...
 
     async def patch(

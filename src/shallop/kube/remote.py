@@ -34,6 +34,8 @@ _PAGE = 500
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 # A watch may be silent for long; the server ends it after timeoutSeconds at the latest.
 _WATCH_S = 300
+_LOG_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
+_POD = Gvk("v1", "Pod")
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_S + 30)
 
 
@@ -208,9 +210,9 @@ class RemoteClient:
         path = await self._path(gvk, obj["metadata"].get("namespace", ""))
         return await self._send("POST", path, body=obj)
 
-    async def update(self, obj: Object) -> Object:
+    async def update(self, obj: Object, *, subresource: str = "") -> Object:
         metadata = obj["metadata"]
-        path = await self._path(gvk_of(obj), metadata.get("namespace", ""), metadata["name"])
+        path = await self._path(gvk_of(obj), metadata.get("namespace", ""), metadata["name"], subresource)
         return await self._send("PUT", path, body=obj)
 
     async def patch(
@@ -253,6 +255,30 @@ class RemoteClient:
 
     async def create_subresource(self, gvk: Gvk, name: str, namespace: str, subresource: str, body: Object) -> Object:
         return await self._send("POST", await self._path(gvk, namespace, name, subresource), body=body)
+
+    async def logs(
+        self,
+        pod: str,
+        namespace: str,
+        *,
+        container: str = "",
+        follow: bool = False,
+        previous: bool = False,
+        tail_lines: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        """Yield what a container printed, as it comes."""
+        query = {"container": container, "follow": "true" if follow else "", "previous": "true" if previous else ""}
+        query |= {"tailLines": "" if tail_lines is None else str(tail_lines)}
+        path = await self._path(_POD, namespace, pod, "log")
+        async with self._open().get(
+            self._access.server + path,
+            params={name: value for name, value in query.items() if value},
+            headers=self._access.headers(),
+            timeout=_LOG_TIMEOUT,
+        ) as response:
+            await _raise_for(response)
+            async for chunk in response.content.iter_any():
+                yield chunk
 
     async def resource_types(self) -> builtins.list[ResourceType]:
         groups = await self._send("GET", "/apis")

@@ -87,10 +87,11 @@ class LocalClient:
         resource = self._resource(gvk_of(obj))
         return (await self._verbs.create(resource, _namespace(resource, obj), obj, self._options())).object
 
-    async def update(self, obj: Object) -> Object:
+    async def update(self, obj: Object, *, subresource: str = "") -> Object:
         resource = self._resource(gvk_of(obj))
-        name = obj["metadata"]["name"]
-        return (await self._verbs.update(resource, _namespace(resource, obj), name, obj, self._options())).object
+        name, namespace = obj["metadata"]["name"], _namespace(resource, obj)
+        written = await self._verbs.update(resource, namespace, name, obj, self._options(), subresource)
+        return written.object
 
     async def patch(
         self, gvk: Gvk, name: str, namespace: str, patch: Any, *, patch_type: str = "merge", subresource: str = ""

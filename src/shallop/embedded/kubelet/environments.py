@@ -53,7 +53,14 @@ _USED_FILE = "shallop-used"
 # Raise it when the layout changes: older environments are then not found, and age out.
 _LAYOUT = 1
 _NOT_COMPILED = "/tests?/"
-_PRELOADS = {"numpy": "numpy", "pandas": "pandas", "scikit-learn": "sklearn", "xgboost": "xgboost", "torch": "torch"}
+_PRELOADS = {
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scikit-learn": "sklearn",
+    "xgboost": "xgboost",
+    "xgboost-cpu": "xgboost",
+    "torch": "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,24 @@ def _layered(base: Iterable[str], over: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({*kept, *over}))
 
 
+def _without_cuda(requirements: Iterable[str]) -> list[str]:
+    """
+    Take the build for CPUs of what would otherwise bring CUDA libraries, on a machine without an NVIDIA GPU.
+
+    Only for what we choose ourselves (images, models), never for what a component asks for. ``xgboost-cpu`` is the
+    same project's; it has releases from 2.1.1 on, and is 5 MB where ``xgboost`` brings 290 MB of NCCL.
+    """
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return list(requirements)
+    result = []
+    for requirement in requirements:
+        exact = re.match(r"xgboost\s*(==\s*([\d.]+))?", requirement)
+        old = exact is not None and exact[2] and tuple(map(int, exact[2].strip(".").split(".")[:3])) < (2, 1, 1)
+        is_xgboost = _package_of(requirement) == "xgboost" and not old
+        result.append(re.sub(r"^xgboost", "xgboost-cpu", requirement) if is_xgboost else requirement)
+    return result
+
+
 class Environments:
     """
     The environments of one cache folder, for the images of one home.
@@ -204,7 +229,7 @@ class Environments:
         interpreter, warning = self._choose(wanted)
         install = recognise_install(argv) or Install()
         needs_pip = installs_at_run_time(argv)
-        base = _layered(entry.requirements, install.requirements)
+        base = _layered(_without_cuda(entry.requirements), install.requirements)
         if needs_pip:
             base = _layered(base, ["pip"])
         component = PackageOptions(
@@ -214,7 +239,7 @@ class Environments:
             image=image,
             python=interpreter.version,
             interpreter=interpreter.path,
-            requirements=_layered(base, requirements),
+            requirements=_layered(base, _without_cuda(requirements)),
             no_deps=_layered((), install.no_deps),
             options=machine_options(self._environ, self._pip).merged(component),
             command=entry.command,

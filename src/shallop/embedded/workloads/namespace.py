@@ -73,8 +73,7 @@ async def reconcile(ctx: Context, namespace: Resource[dict[str, Any]]) -> Result
             await ctx.client.patch_status(raw, {"conditions": conditions})
         return Result(requeue_after_s=_LOOK_AGAIN_S)
     rest = [name for name in namespace.spec["finalizers"] if name != "kubernetes"]
-    patch = {"metadata": {"uid": raw["metadata"]["uid"]}, "spec": {"finalizers": rest or None}}
-    await ctx.client.patch(_NAMESPACE, namespace.name, "", patch, subresource="finalize")
+    await ctx.client.update({**raw, "spec": {**raw["spec"], "finalizers": rest}}, subresource="finalize")
     return Result()
 
 
