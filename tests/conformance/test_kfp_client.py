@@ -9,26 +9,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from uv import find_uv_bin
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def kfp_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+def kfp_python(client_env: Callable[[str], Path]) -> str:
     """The interpreter of an environment with kfp 2.17.0, for clients and for the tasks' Pods."""
-    folder = tmp_path_factory.mktemp("kfp-env") / "env"
-    uv = find_uv_bin()
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, folder], check=True, timeout=60)
-    packages = ["kfp==2.17.0", "requests", "pandas"]
-    install = [uv, "pip", "install", "-q", "--python", f"{folder}/bin/python", *packages]
-    subprocess.run(install, check=True, timeout=300)
-    return f"{folder}/bin/python"
+    return str(client_env("demo"))
 
 
 class Server:

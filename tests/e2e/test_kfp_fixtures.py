@@ -60,7 +60,11 @@ class Kfp:
             return json.load(answer)
 
     def submit(self, file: Path) -> str:
-        documents = list(yaml.safe_load_all(file.read_text()))
+        text = file.read_text()
+        if file.stem == "embedded_artifact":
+            # Its own pin has no dsl.EmbeddedInput; upstream's tests, too, put a newer kfp in its place.
+            text = text.replace("kfp==2.14.3", "kfp==2.17.0")
+        documents = list(yaml.safe_load_all(text))
         spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
         wanted = documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
         parameters = {
