@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from uv import find_uv_bin
 from shallop.controller.kind import Services
 from shallop.kube.client import Client
 from shallop.registry import PART
+from shallop.serving.registrymodels import ModelNotFoundError, http_fetch, resolve_model
 from shallop.settings import Settings
 from shallop.store.database import Database
 
@@ -48,9 +50,14 @@ def registry_port(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("release", ["0.3.11", "0.3.18"], ids=["v1alpha3", "v1"])
-def test_the_client_registers_and_reads_back(registry_port: int, release: str) -> None:
+def test_the_client_registers_and_reads_back_and_serving_resolves(registry_port: int, release: str) -> None:
     command = [find_uv_bin(), "run", "--no-project", "--isolated", "--python", sys.executable]
     command += ["--with", f"model-registry=={release}", "python", str(SESSION), str(registry_port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")
+    fetch = http_fetch(f"http://127.0.0.1:{registry_port}")
+    assert asyncio.run(resolve_model("model-registry://flights/1", fetch)) == "/models/flights/moved"
+    assert asyncio.run(resolve_model("model-registry://flights", fetch)) == "/models/7"
+    with pytest.raises(ModelNotFoundError):
+        asyncio.run(resolve_model("model-registry://flights/8", fetch))
