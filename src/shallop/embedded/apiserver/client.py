@@ -90,8 +90,9 @@ class LocalClient:
     async def update(self, obj: Object, *, subresource: str = "") -> Object:
         resource = self._resource(gvk_of(obj))
         name, namespace = obj["metadata"]["name"], _namespace(resource, obj)
-        written = await self._verbs.update(resource, namespace, name, obj, self._options(), subresource)
-        return written.object
+        if subresource:
+            return await self._subresources.update(resource, namespace, name, subresource, obj, self._options())
+        return (await self._verbs.update(resource, namespace, name, obj, self._options())).object
 
     async def patch(
         self, gvk: Gvk, name: str, namespace: str, patch: Any, *, patch_type: str = "merge", subresource: str = ""
