@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -52,7 +53,12 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
             "metadata must be an object"
         )
     if resource.custom and not found[1]:
-        raise BadRequestError(f"Object 'Kind' is missing in '{_plain_json(obj)}'")
+        raise BadRequestError(
+            f"the object provided is unrecognized (must be of type {resource.kind}): "
+            f"Object 'Kind' is missing in '{_plain_json(obj)}'"
+        )
+    if resource.custom and not found[0]:
+        raise BadRequestError(f"the object provided is unrecognized (must be of type {resource.kind}): apiVersion is missing")
     if found[0] not in ("", resource.api_version) or found[1] not in ("", resource.kind):
         group, _, version = found[0].rpartition("/")
         raise BadRequestError(
@@ -83,8 +89,6 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
 
 
 def _plain_json(obj: Object) -> str:
-    import json
-
     return json.dumps(obj, separators=(",", ":"))
 
 

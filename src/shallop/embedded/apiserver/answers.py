@@ -45,6 +45,9 @@ class Answer:
 
     def compressed(self, accept_encoding: str) -> tuple[bytes, Headers]:
         """Return body and headers as they go on the wire."""
+        if self.status == 304:
+            # Caches copy the headers of a 304 over those they keep: it must not carry another content type.
+            return b"", list(self.headers)
         headers = [(b"content-type", self.content_type.encode()), *self.headers]
         body = self.body
         if len(body) > _GZIP_OVER and "gzip" in accept_encoding:
@@ -79,7 +82,7 @@ def encode_list(resource: Resource, page: Page, form: Form, include: str, now: d
         metadata["continue"] = page.continue_
         if page.remaining is not None:
             metadata["remainingItemCount"] = page.remaining
-    elif resource.custom:
+    elif resource.custom and not form.as_:
         metadata["continue"] = ""
     if form.as_ == "Table":
         objects = [conversion.to_version(resource, stored.object) for stored in page.items]

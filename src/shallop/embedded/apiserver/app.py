@@ -313,6 +313,16 @@ class App:
             raise failures.forbidden(resource, address.name, attributes.describe(request.user))
 
     async def _plain(self, request: Request, address: Address, verb: str) -> Answer:
+        resource = address.resource
+        answer = await self._verb_answer(request, address, verb)
+        version = resource.crd_version or {}
+        if version.get("deprecated"):
+            default = f"{resource.api_version} {resource.kind} is deprecated"
+            text = version.get("deprecationWarning") or default
+            answer.headers = [*answer.headers, (b"warning", f'299 - "{text}"'.encode())]
+        return answer
+
+    async def _verb_answer(self, request: Request, address: Address, verb: str) -> Answer:
         resource, namespace, name = address.resource, address.namespace, address.name
         form = negotiate(request.accept)
         include = request.first("includeObject")

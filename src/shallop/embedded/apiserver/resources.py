@@ -14,6 +14,8 @@ from shallop.kube.objects import Gvk, Object
 __all__ = ["BUILTINS", "Registry", "Resource", "Subresource"]
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+# The order in which a real server lists them for custom resources.
+_CUSTOM_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 _STATUS_VERBS = ("get", "patch", "update")
 
 
@@ -322,6 +324,7 @@ def crd_resources(crd: Object) -> list[Resource]:
             singular=names.get("singular") or names["kind"].lower(),
             namespaced=spec["scope"] == "Namespaced",
             list_kind=names.get("listKind") or f"{names['kind']}List",
+            verbs=_CUSTOM_VERBS,
             short_names=tuple(names.get("shortNames") or ()),
             categories=tuple(names.get("categories") or ()),
             subresources=_crd_subresources(version.get("subresources") or {}),

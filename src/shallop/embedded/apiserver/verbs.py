@@ -22,6 +22,7 @@ from shallop.errors import (
     FieldError,
     ForbiddenError,
     InvalidError,
+    MethodNotAllowedError,
     NotFoundError,
     TimeoutStatusError,
     UnsupportedMediaTypeError,
@@ -154,6 +155,7 @@ class Verbs:
         obj = admission.check_body(resource, namespace, "", body)
         prepared = admission.prepare_create(resource, obj, options, self.now())
         self._check_namespace(resource, namespace, prepared)
+        self._check_type_stays(resource)
         for attempt in range(_GENERATE_ATTEMPTS):
             try:
                 return await self._create(resource, namespace, prepared, options)
@@ -184,6 +186,13 @@ class Verbs:
             resource.storage, namespace, obj["metadata"]["name"], conversion.to_storage(resource, obj)
         )
         return Written(conversion.to_version(resource, stored.object), created=True)
+
+    def _check_type_stays(self, resource: Resource) -> None:
+        if resource.custom:
+            crd = self.store.get("customresourcedefinitions.apiextensions.k8s.io", "", resource.storage)
+            if crd is not None and crd.object["metadata"].get("deletionTimestamp"):
+                message = "create not allowed while custom resource definition is terminating"
+                raise MethodNotAllowedError(message, details=failures.details_of(resource))
 
     def _check_namespace(self, resource: Resource, namespace: str, obj: Object) -> None:
         if not namespace:
