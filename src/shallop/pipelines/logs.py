@@ -18,7 +18,7 @@ from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint
 from shallop.pipelines.signals import signals_of
 
-__all__ = ["LogsApi", "find_log"]
+__all__ = ["LogsApi", "find_log", "read_log"]
 
 _CHUNK_BYTES = 1 << 20
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "CACHED", "SKIPPED", "OMITTED")
@@ -38,6 +38,15 @@ def find_log(logs: Path, namespace: str, pod: str) -> list[LogFile]:
     files = [(path.stat(), path) for path in (logs / namespace).glob(f"{pod}_*/*/*.log*")]
     files.sort(key=lambda file: (file[0].st_mtime_ns, file[1].name))
     return [LogFile(path, status.st_ino) for status, path in files]
+
+
+async def read_log(logs: Path, namespace: str, pod: str) -> AsyncIterator[bytes]:
+    """Yield what a Pod has printed until now; nothing for a Pod without a name."""
+    for file in await asyncio.to_thread(find_log, logs, namespace, pod) if pod else ():
+        position = 0
+        while (chunk := await asyncio.to_thread(_read_from, file.path, position)).size:
+            position += chunk.size
+            yield chunk.text
 
 
 class LogsApi:
@@ -63,17 +72,10 @@ class LogsApi:
         if task is None:
             raise NotFoundError(f"task_id: no task {task_id!r} in run {run_id!r}; GET the run for its task_details.")
         pod = _choose_pod(task, task_id, request.query_params.get("attempt", ""))
-        text = self._follow(task, pod) if follow else self._read(pod)
+        text = self._follow(task, pod) if follow else read_log(self._logs, self._namespace, pod)
         # Plain text that a browser must not take for HTML.
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
-
-    async def _read(self, pod: str) -> AsyncIterator[bytes]:
-        for file in await asyncio.to_thread(find_log, self._logs, self._namespace, pod) if pod else ():
-            position = 0
-            while (chunk := await asyncio.to_thread(_read_from, file.path, position)).size:
-                position += chunk.size
-                yield chunk.text
 
     async def _follow(self, task: Mapping[str, Any], pod: str) -> AsyncIterator[bytes]:
         positions: dict[int, int] = {}

@@ -22,7 +22,7 @@ from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.http import empty, read_message, reply
 from shallop.pipelines.listing import RUN_KEYS, parse_page
 from shallop.pipelines.macros import MacroContext, expand_macros
-from shallop.pipelines.messages import RUN, RUN_LIST, to_micros
+from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
 from shallop.pipelines.pipelines_api import checked_pipeline, spec_digest
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.taskdetails import task_messages
@@ -148,20 +148,11 @@ class RunsApi:
     async def get(self, request: Request) -> Response:
         id_ = request.path_params["run_id"]
 
-        def read(connection: sa.Connection) -> tuple[dict[str, Any] | None, dict[str, Any], list[Any], list[Any]]:
-            row = tables.get_run(connection, id_)
-            if row is None:
-                return None, {}, [], []
-            specs = tables.get_specs(connection, _own_specs([row]))
-            return row, specs, tables.get_tasks(connection, id_), tables.get_run_links(connection, id_)
-
-        row, specs, tasks, links = await self._database.read(read)
-        if row is None:
+        # Rendered in the reader's thread: a run may have thousands of tasks.
+        text = await self._database.read(lambda c: _run_text(c, id_))
+        if text is None:
             raise _no_run(id_)
-        message = run_message(row, specs)
-        if tasks:
-            message["run_details"] = {"task_details": task_messages(tasks, links)}
-        return reply(RUN, message)
+        return Response(text, media_type="application/json")
 
     async def delete(self, request: Request) -> Response:
         row = await self._find(request)
@@ -217,6 +208,16 @@ class RunsApi:
         if row is None:
             raise _no_run(id_)
         return row
+
+
+def _run_text(connection: sa.Connection, id_: str) -> str | None:
+    row = tables.get_run(connection, id_)
+    if row is None:
+        return None
+    message = run_message(row, tables.get_specs(connection, _own_specs([row])))
+    if tasks := tables.get_tasks(connection, id_):
+        message["run_details"] = {"task_details": task_messages(tasks, tables.get_run_links(connection, id_))}
+    return json.dumps(render(RUN, message))
 
 
 def _no_run(id_: str) -> NotFoundError:

@@ -6,11 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
@@ -48,10 +48,10 @@ class WatchApi:
     async def tasks(self, request: Request) -> Response:
         """Send the tasks of a run with parameters, attempts and cache notes, and the outputs of the run."""
         run_id = request.path_params["run_id"]
-        run, outputs, tasks = await self._database.read(lambda c: _look(c, run_id))
-        if run is None:
+        text = await self._database.read(lambda c: _tasks_text(c, run_id))
+        if text is None:
             raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
-        return JSONResponse({"run": run, "outputs": outputs, "tasks": tasks})
+        return Response(text, media_type="application/json")
 
     async def watch(self, request: Request) -> Response:
         """
@@ -72,23 +72,18 @@ class WatchApi:
             while True:
                 changed.clear()
                 began = time.monotonic()
-                run, _, tasks = await self._database.read(lambda c: _look(c, run_id))
-                if run is None:
+                look = await self._database.read(lambda c: _look(c, run_id))
+                if look is None:
                     yield "event: end\ndata: {}\n\n"
                     return
-                text = json.dumps(run)
-                if sent.get("") != text:
-                    sent[""] = text
-                    yield f"event: run\ndata: {text}\n\n"
-                fresh = []
-                for task in tasks:
-                    text = json.dumps(task)
-                    if sent.get(task["task_id"]) != text:
-                        sent[task["task_id"]] = text
-                        fresh.append(text)
+                if sent.get("") != look.run:
+                    sent[""] = look.run
+                    yield f"event: run\ndata: {look.run}\n\n"
+                fresh = {id_: text for id_, text in look.tasks.items() if sent.get(id_) != text}
                 if fresh:
-                    yield f"event: tasks\ndata: [{','.join(fresh)}]\n\n"
-                if run["state"] in _ENDED:
+                    sent |= fresh
+                    yield f"event: tasks\ndata: [{','.join(fresh.values())}]\n\n"
+                if look.is_over:
                     yield "event: end\ndata: {}\n\n"
                     return
                 await asyncio.sleep(max(_MIN_PAUSE_S, 4 * (time.monotonic() - began)))
@@ -99,11 +94,28 @@ class WatchApi:
                     yield ": still here\n\n"
 
 
-def _look(connection: sa.Connection, run_id: str) -> tuple[dict[str, Any] | None, dict[str, Any], list[dict[str, Any]]]:
+class _Look(NamedTuple):
+    """A run at one moment as JSON texts; made in the reader's thread, a run may have thousands of tasks."""
+
+    run: str
+    tasks: dict[str, str]
+    is_over: bool
+
+
+def _look(connection: sa.Connection, run_id: str) -> _Look | None:
     row = tables.get_run(connection, run_id)
     if row is None:
-        return None, {}, []
+        return None
     # The document does not change and may be large: a watcher gets it with GET.
-    run = render(RUN, run_message(row, {}))
-    tasks = task_views(tables.get_tasks(connection, run_id), tables.get_run_links(connection, run_id))
-    return run, row["outputs"], tasks
+    run = json.dumps(render(RUN, run_message(row, {})))
+    views = task_views(tables.get_tasks(connection, run_id), tables.get_run_links(connection, run_id))
+    return _Look(run, {view["task_id"]: json.dumps(view) for view in views}, row["state"] in _ENDED)
+
+
+def _tasks_text(connection: sa.Connection, run_id: str) -> str | None:
+    look = _look(connection, run_id)
+    row = tables.get_run(connection, run_id)
+    if look is None or row is None:
+        return None
+    tasks = ",".join(look.tasks.values())
+    return f'{{"run": {look.run}, "outputs": {json.dumps(row["outputs"])}, "tasks": [{tasks}]}}'

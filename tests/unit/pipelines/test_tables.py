@@ -1,0 +1,130 @@
+"""Rows: lists, states of runs, documents that are stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shallop.pipelines import tables
+from shallop.pipelines.listing import RUN_KEYS, parse_page
+
+
+def run(id_: str, **values: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": id_, "experiment_id": "e", "name": id_, "created_at": 1, "state": "PENDING"}
+    row |= {"storage_state": "AVAILABLE", "parameters": {}, "plugins_input": {}, "outputs": {}, "error": None}
+    return row | {"state_history": [{"update_time": 1, "state": "PENDING"}], "spec_digest": ""} | values
+
+
+def memory() -> sa.Connection:
+    connection = sa.create_engine("sqlite://").connect()
+    for migration in tables.MIGRATIONS:
+        migration(connection)
+    return connection
+
+
+@pytest.fixture
+def connection() -> Iterator[sa.Connection]:
+    with memory() as connection:
+        yield connection
+
+
+@given(
+    times=st.lists(st.integers(1, 3), max_size=12),
+    size=st.integers(1, 5),
+    order=st.sampled_from(["created_at", "created_at desc", "state desc", "id"]),
+)
+def test_pages_hold_every_row_once_and_in_order(times: list[int], size: int, order: str) -> None:
+    with memory() as connection:
+        for number, time in enumerate(times):
+            tables.insert_run(connection, run(f"r{number:02}", created_at=time))
+        seen: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            query = {"sort_by": order, "page_size": str(size), "page_token": token}
+            listed = tables.list_runs(connection, parse_page(query, RUN_KEYS), "")
+            assert listed.total == len(times)
+            assert len(listed.rows) <= size
+            seen += listed.rows
+            token = listed.next_page_token
+            if not token:
+                break
+        column = order.split()[0]
+        keys = [(row[column], row["id"]) for row in seen]
+        assert keys == sorted(keys, reverse=order.endswith("desc"))
+        assert len({row["id"] for row in seen}) == len(times)
+
+
+def test_states_are_kept_in_order_and_ends_have_a_time(connection: sa.Connection) -> None:
+    tables.insert_run(connection, run("r"))
+    tables.start_run(connection, "r", 5)
+    tables.start_run(connection, "r", 6)
+    tables.set_run_state(connection, "r", "FAILED", {"code": 13, "message": "no"}, 7)
+    row = tables.get_run(connection, "r")
+    assert row is not None
+    assert [(entry["update_time"], entry["state"]) for entry in row["state_history"]] == [
+        (1, "PENDING"),
+        (5, "RUNNING"),
+        (7, "FAILED"),
+    ]
+    assert (row["finished_at"], row["error"]["message"]) == (7, "no")
+    tables.cancel_run(connection, "r", 8)
+    tables.set_run_state(connection, "r", "RUNNING", None, 9)
+    row = tables.get_run(connection, "r")
+    assert row is not None
+    assert (row["state"], row["finished_at"], row["error"]) == ("RUNNING", 0, None)
+
+
+def test_a_document_is_stored_once_and_goes_with_its_last_run(connection: sa.Connection) -> None:
+    for id_ in ("a", "b"):
+        tables.put_spec(connection, "digest", '{"x": 1}')
+        tables.insert_run(connection, run(id_, spec_digest="digest"))
+    tables.delete_run(connection, "a")
+    assert tables.get_specs(connection, ["digest"]) == {"digest": {"x": 1}}
+    tables.delete_run(connection, "b")
+    assert tables.get_specs(connection, ["digest"]) == {}
+
+
+def test_an_experiment_knows_its_newest_run(connection: sa.Connection) -> None:
+    experiment = {"id": "e", "name": "n", "description": "", "created_at": 1, "last_run_created_at": 0}
+    tables.insert_experiment(connection, experiment | {"storage_state": "AVAILABLE"})
+    for time in (5, 3):
+        tables.insert_run(connection, run(f"r{time}", created_at=time))
+    found = tables.get_experiment(connection, "e")
+    assert found is not None
+    assert found["last_run_created_at"] == 5
+
+
+def test_every_filter_has_a_meaning_in_sql(connection: sa.Connection) -> None:
+    second = 1_000_000
+    for number in range(4):
+        tables.insert_run(connection, run(f"r{number}", created_at=number * second + 5))
+    expected = {
+        ("EQUALS", "2"): ["r2"],
+        ("NOT_EQUALS", "2"): ["r0", "r1", "r3"],
+        ("GREATER_THAN", "2"): ["r3"],
+        ("GREATER_THAN_EQUALS", "2"): ["r2", "r3"],
+        ("LESS_THAN", "2"): ["r0", "r1"],
+        ("LESS_THAN_EQUALS", "2"): ["r0", "r1", "r2"],
+    }
+    for (operation, value), ids in expected.items():
+        text = f'{{"predicates": [{{"operation": "{operation}", "key": "created_at", "string_value": "{value}"}}]}}'
+        assert _ids(connection, text) == ids, operation
+    for operation, key, field, value, ids in (
+        ("IN", "id", "string_values", '{"values": ["r1", "r3"]}', ["r1", "r3"]),
+        ("IN", "created_at", "long_values", '{"values": ["0", "3"]}', ["r0", "r3"]),
+        ("IS_SUBSTRING", "name", "string_value", '"R2"', ["r2"]),
+        ("IS_SUBSTRING", "name", "string_value", '"%"', []),
+        ("EQUALS", "namespace", "string_value", '""', ["r0", "r1", "r2", "r3"]),
+        ("GREATER_THAN", "name", "string_value", '"r1"', ["r2", "r3"]),
+    ):
+        text = f'{{"predicates": [{{"operation": "{operation}", "key": "{key}", "{field}": {value}}}]}}'
+        assert _ids(connection, text) == ids, (operation, key)
+
+
+def _ids(connection: sa.Connection, text: str) -> list[str]:
+    return [row["id"] for row in tables.list_runs(connection, parse_page({"filter": text}, RUN_KEYS), "").rows]
