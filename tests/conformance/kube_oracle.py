@@ -42,8 +42,17 @@ async def running(home: Path) -> AsyncIterator[ApiServer]:
     await server.start()
     # The recorded cluster had no scheduler.
     kinds = [kind for kind in workloads.PART.kinds if kind.kind != "Pod"]
-    manager = Manager(server.client(field_manager="kube-controller-manager"), settings, database, kinds, component="kube-controller-manager")
-    tasks = [asyncio.create_task(manager.run()), asyncio.create_task(GarbageCollector(server.client(field_manager="kube-controller-manager")).run())]
+    manager = Manager(
+        server.client(field_manager="kube-controller-manager"),
+        settings,
+        database,
+        kinds,
+        component="kube-controller-manager",
+    )
+    tasks = [
+        asyncio.create_task(manager.run()),
+        asyncio.create_task(GarbageCollector(server.client(field_manager="kube-controller-manager")).run()),
+    ]
     try:
         yield server
     finally:
@@ -208,7 +217,9 @@ class Normaliser:
         text = _API_ACCESS.sub("kube-api-access-<suffix>", text)
         text = _EVENT_NAME.sub(".<suffix>", text)
         text = re.sub(r'(resourceVersion\\*"?[:=] ?\\*"?)\d+', r"\1<rv>", text)
-        text = re.sub(r"((?:resource version|current|ResourceVersion in precondition|in object meta): )\d+", r"\1<rv>", text)
+        text = re.sub(
+            r"((?:resource version|current|ResourceVersion in precondition|in object meta): )\d+", r"\1<rv>", text
+        )
         text = re.sub(r"(too old resource version: )\S+ \(\d+\)", r"\1<rv> (<rv>)", text)
         for prefix in self.prefixes:
             text = re.sub(re.escape(prefix) + _SUFFIX + r"\b", prefix + "<suffix>", text)
@@ -222,7 +233,10 @@ def _is_foreign(item: Any) -> bool:
     if not isinstance(item, dict):
         return False
     name = (item.get("metadata") or {}).get("name") if isinstance(item.get("metadata"), dict) else None
-    return "openshift-service-ca.crt" in (name, (item.get("configMap") or {}).get("name") if "configMap" in item else None)
+    return "openshift-service-ca.crt" in (
+        name,
+        (item.get("configMap") or {}).get("name") if "configMap" in item else None,
+    )
 
 
 # Tails of decode errors are Go's: what stands before them is compared.
@@ -235,7 +249,14 @@ _TAILS = re.compile(
 
 def _without_tail(value: Any) -> Any:
     if isinstance(value, dict) and value.get("kind") == "Status" and value.get("code") == 400:
-        return {**value, "message": re.sub(r"^(unable to parse requirement: )?found .*|^unable to parse.*", "selector", _TAILS.sub(r"\1", value["message"]))}
+        return {
+            **value,
+            "message": re.sub(
+                r"^(unable to parse requirement: )?found .*|^unable to parse.*",
+                "selector",
+                _TAILS.sub(r"\1", value["message"]),
+            ),
+        }
     return value
 
 
@@ -244,7 +265,9 @@ def _ages(body: Any, recorded: Any) -> Any:
     if isinstance(recorded, dict) and isinstance(body, dict):
         # Texts that describe columns are our own.
         return {
-            key: recorded[key] if key == "description" and key in recorded and "priority" in body else _ages(value, recorded.get(key))
+            key: recorded[key]
+            if key == "description" and key in recorded and "priority" in body
+            else _ages(value, recorded.get(key))
             for key, value in body.items()
         }
     if isinstance(recorded, list) and isinstance(body, list) and len(recorded) == len(body):
@@ -413,7 +436,9 @@ def _short(value: Any) -> str:
 # ---- Watches
 
 
-async def run_watch(server: ApiServer, entry: Mapping[str, Any], answers: dict[str, Any], norm: Normaliser) -> list[str]:
+async def run_watch(
+    server: ApiServer, entry: Mapping[str, Any], answers: dict[str, Any], norm: Normaliser
+) -> list[str]:
     """Run one watch scenario."""
     for step in entry.get("setup") or ():
         setup = {"setup_of": "*", "response": {"status": 0}, **step}

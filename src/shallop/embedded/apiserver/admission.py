@@ -58,7 +58,9 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
             f"Object 'Kind' is missing in '{_plain_json(obj)}'"
         )
     if resource.custom and not found[0]:
-        raise BadRequestError(f"the object provided is unrecognized (must be of type {resource.kind}): apiVersion is missing")
+        raise BadRequestError(
+            f"the object provided is unrecognized (must be of type {resource.kind}): apiVersion is missing"
+        )
     if found[0] not in ("", resource.api_version) or found[1] not in ("", resource.kind):
         group, _, version = found[0].rpartition("/")
         raise BadRequestError(

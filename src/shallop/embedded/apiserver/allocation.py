@@ -61,7 +61,8 @@ def _with_priority(store: ObjectsStore, resource: Resource, pod: Object) -> Obje
         name = chosen["metadata"]["name"]
     policy = chosen.get("preemptionPolicy", "PreemptLowerPriority")
     return pod | {
-        "spec": pod["spec"] | {"priorityClassName": name, "priority": chosen.get("value", 0), "preemptionPolicy": policy}
+        "spec": pod["spec"]
+        | {"priorityClassName": name, "priority": chosen.get("value", 0), "preemptionPolicy": policy}
     }
 
 

@@ -45,7 +45,9 @@ def validate_crd(crd: Object, old: Object | None) -> list[FieldError]:
 
 
 def _invalid(field: str, value: Any, detail: str) -> FieldError:
-    return FieldError("FieldValueInvalid", f"Invalid value: {json.dumps(value, separators=(',', ':'))}: {detail}", field)
+    return FieldError(
+        "FieldValueInvalid", f"Invalid value: {json.dumps(value, separators=(',', ':'))}: {detail}", field
+    )
 
 
 def _go_version(version: Object) -> Object:
@@ -165,7 +167,10 @@ def _changes(crd: Object, spec: Object, old: Object) -> list[FieldError]:
     stored = (old.get("status") or {}).get("storedVersions") or []
     for index, name in enumerate(stored):
         if name not in names:
-            text = "missing from spec.versions; " + f"{name} was previously a storage version, and must remain in spec.versions "
+            text = (
+                "missing from spec.versions; "
+                + f"{name} was previously a storage version, and must remain in spec.versions "
+            )
             text += "until a storage migration ensures no data remains persisted in "
             text += f"{name} and removes {name} from status.storedVersions"
             errors.append(FieldError.invalid(f"status.storedVersions[{index}]", name, text))

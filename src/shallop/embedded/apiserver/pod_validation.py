@@ -95,6 +95,10 @@ def validate_pod_spec(spec: Object, field: str) -> list[FieldError]:
         else:
             errors += [FieldError.invalid(path, name, text) for text in check_dns_label(name)]
         volumes.add(name)
+        sources = [key for key, value in volume.items() if key != "name" and value is not None]
+        for extra in sources[1:]:
+            where = f"{field}.volumes[{index}].{extra}"
+            errors.append(FieldError.forbidden(where, "may not specify more than 1 volume type"))
     containers = spec.get("containers") or []
     if not containers:
         errors.append(FieldError.required(f"{field}.containers"))
@@ -120,8 +124,8 @@ def _pod_fields(spec: Object, field: str) -> list[FieldError]:
         errors.append(FieldError.invalid(f"{field}.activeDeadlineSeconds", deadline, text))
     for index, toleration in enumerate(spec.get("tolerations") or ()):
         errors += _toleration(toleration, f"{field}.tolerations[{index}]")
-    required = (
-        ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
     )
     if required is not None and not required.get("nodeSelectorTerms"):
         path = f"{field}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
@@ -133,7 +137,7 @@ def _toleration(toleration: Object, path: str) -> list[FieldError]:
     operator = toleration.get("operator", "")
     errors = []
     if not toleration.get("key") and operator != "Exists":
-        text = "operator must be Exists when `key` is empty, which means \"match all values and all keys\""
+        text = 'operator must be Exists when `key` is empty, which means "match all values and all keys"'
         errors.append(FieldError.invalid(f"{path}.operator", operator, text))
     if operator not in ("", "Equal", "Exists"):
         errors.append(FieldError.not_supported(f"{path}.operator", operator, ("Equal", "Exists")))

@@ -71,6 +71,9 @@ class Subresources:
     async def create(
         self, resource: Resource, namespace: str, name: str, subresource: str, body: Object, options: WriteOptions
     ) -> Object:
+        given = (body.get("metadata") or {}).get("name")
+        if given and given != name:
+            raise BadRequestError(f"name in URL does not match name in {body.get('kind', 'object')} object")
         if (resource.storage, subresource) == ("pods", "binding"):
             return await self._bind(resource, namespace, name, body)
         if (resource.storage, subresource) == ("pods", "eviction"):
@@ -100,6 +103,9 @@ class Subresources:
                 'Scale in version "v1" cannot be handled as a Scale: spec.replicas must be a whole number'
             )
         if replicas < 0:
+            if resource.custom:
+                problem = FieldError.invalid(".spec.replicas", replicas, "should be a non-negative integer")
+                raise failures.invalid(resource, name, [problem])
             problem = FieldError.invalid("spec.replicas", replicas, "must be greater than or equal to 0")
             raise InvalidError.of("Scale", "autoscaling", name, [problem])
         patch = scale.render_patch(resource, replicas)

@@ -70,7 +70,9 @@ def _config_map(obj: Object, old: Object | None) -> list[FieldError]:
     data, binary = obj.get("data") or {}, obj.get("binaryData") or {}
     errors = _data_keys(data, "data") + _data_keys(binary, "binaryData")
     errors += [
-        FieldError.invalid(f"data[{key}]", key, "duplicate of key present in binaryData") for key in data if key in binary
+        FieldError.invalid(f"data[{key}]", key, "duplicate of key present in binaryData")
+        for key in data
+        if key in binary
     ]
     size = sum(len(value) for value in data.values()) + sum(len(value) * 3 // 4 for value in binary.values())
     errors += _too_long("[]", size)
@@ -93,9 +95,7 @@ def _locked(obj: Object, old: Object | None, keys: Iterable[str]) -> list[FieldE
         return []
     text = "field is immutable when `immutable` is set"
     errors = [] if obj.get("immutable") else [FieldError.forbidden("immutable", text)]
-    return errors + [
-        FieldError.forbidden(key, text) for key in keys if (obj.get(key) or {}) != (old.get(key) or {})
-    ]
+    return errors + [FieldError.forbidden(key, text) for key in keys if (obj.get(key) or {}) != (old.get(key) or {})]
 
 
 _SECRET_KEYS = {
@@ -221,7 +221,9 @@ def _job(obj: Object, old: Object | None) -> list[FieldError]:
     new_template, old_template = (s.get("template", {}).get("spec") or {} for s in (spec, before))
     if before.get("suspend") and not (old.get("status") or {}).get("startTime"):
         # A Job that has not started may still be given another place to run.
-        new_template, old_template = ({k: v for k, v in t.items() if k not in _PLACING} for t in (new_template, old_template))
+        new_template, old_template = (
+            {k: v for k, v in t.items() if k not in _PLACING} for t in (new_template, old_template)
+        )
         new_template, old_template = _without_resources(new_template), _without_resources(old_template)
     if new_template != old_template:
         errors.append(_invalid_json("spec.template.spec", new_template, _IMMUTABLE))
@@ -354,11 +356,11 @@ def _claim_change(spec: Object, old: Object) -> list[FieldError]:
     once = {key for key in ("volumeName", "storageClassName") if not before.get(key)}
     ignored = {"resources", "volumeAttributesClassName", *once}
     fixed = ({key: value for key, value in each.items() if key not in ignored} for each in (spec, before))
-    new, known = (parse_quantity((s.get("resources") or {}).get("requests", {}).get("storage", "0")) for s in (spec, before))
-    bound = (old.get("status") or {}).get("phase") == "Bound"
-    text = (
-        "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+    new, known = (
+        parse_quantity((s.get("resources") or {}).get("requests", {}).get("storage", "0")) for s in (spec, before)
     )
+    bound = (old.get("status") or {}).get("phase") == "Bound"
+    text = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
     left, right = fixed
     if left != right or (new != known and not bound):
         return [FieldError.forbidden("spec", text)]

@@ -381,7 +381,9 @@ class Verbs:
         """Return the object as its deletion leaves it; None when it was being deleted already and nothing changes."""
         metadata = dict(old["metadata"])
         finalizers = [name for name in metadata.get("finalizers") or () if name not in ("orphan", "foregroundDeletion")]
-        if resource.storage == "customresourcedefinitions.apiextensions.k8s.io" and not metadata.get("deletionTimestamp"):
+        if resource.storage == "customresourcedefinitions.apiextensions.k8s.io" and not metadata.get(
+            "deletionTimestamp"
+        ):
             finalizers.append(CRD_CLEANUP)
         propagation = delete.propagation or _default_propagation(resource, options)
         if not delete.propagation and metadata.get("deletionTimestamp"):

@@ -1,0 +1,161 @@
+"""The object store: durable, ordered, resumable."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shallop.embedded.apiserver import objects_store
+from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.errors import ExpiredError
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name, "namespace": "ns"}, "data": data}
+
+
+def run(path: Path | None, test: Callable[[ObjectsStore], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        store = ObjectsStore(path)
+        store.start()
+        try:
+            await test(store)
+        finally:
+            await store.stop()
+
+    asyncio.run(inside())
+
+
+async def put(store: ObjectsStore, name: str, **data: str) -> int:
+    async with store.lock("configmaps", "ns", name):
+        return (await store.put("configmaps", "ns", name, config_map(name, **data))).revision
+
+
+async def remove(store: ObjectsStore, name: str) -> int:
+    async with store.lock("configmaps", "ns", name):
+        return (await store.remove("configmaps", "ns", name, config_map(name))).revision
+
+
+def names(store: ObjectsStore) -> list[str]:
+    return [stored.name for stored in store.list("configmaps", "ns")]
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    async def write(store: ObjectsStore) -> None:
+        await put(store, "a", k="1")
+        await put(store, "b", k="1")
+        await put(store, "a", k="2")
+        await remove(store, "b")
+
+    async def read(store: ObjectsStore) -> None:
+        assert names(store) == ["a"]
+        stored = store.get("configmaps", "ns", "a")
+        assert stored is not None
+        assert stored.object["data"] == {"k": "2"}
+        assert store.revision == 1004
+        assert await put(store, "c") == 1005
+
+    run(tmp_path / "objects.db", write)
+    run(tmp_path / "objects.db", read)
+
+
+def test_a_watch_resumes_across_a_restart(tmp_path: Path) -> None:
+    async def write(store: ObjectsStore) -> None:
+        await put(store, "a", k="1")
+        await put(store, "a", k="2")
+        await remove(store, "a")
+
+    async def read(store: ObjectsStore) -> None:
+        changes = await store.subscribe("configmaps", "ns", after=1001).next()
+        assert [(change.revision, change.deleted) for change in changes] == [(1002, False), (1003, True)]
+        assert changes[0].old is not None
+        assert changes[0].old.object["data"] == {"k": "1"}
+
+    run(tmp_path / "objects.db", write)
+    run(tmp_path / "objects.db", read)
+
+
+def test_watchers_see_every_revision_once_and_in_order() -> None:
+    async def test(store: ObjectsStore) -> None:
+        subscription = store.subscribe("configmaps")
+        await asyncio.gather(*(put(store, f"n{number}") for number in range(200)))
+        seen = [change.revision for change in await subscription.next()]
+        assert seen == list(range(1001, 1201))
+
+    run(None, test)
+
+
+def test_nobody_hears_of_a_write_before_it_is_committed(tmp_path: Path) -> None:
+    import sqlite3
+
+    async def test(store: ObjectsStore) -> None:
+        other = sqlite3.connect(tmp_path / "objects.db")
+        found = []
+        store.listeners.append(
+            lambda change: found.append(
+                other.execute("SELECT count(*) FROM versions WHERE revision = ?", (change.revision,)).fetchone()[0]
+            )
+        )
+        for number in range(20):
+            await put(store, f"n{number}")
+        other.close()
+        assert found == [1] * 20
+
+    run(tmp_path / "objects.db", test)
+
+
+def test_a_failing_listener_does_not_stop_writers() -> None:
+    async def test(store: ObjectsStore) -> None:
+        store.listeners.append(lambda change: 1 / 0)
+        await asyncio.wait_for(put(store, "a"), 2)
+        assert names(store) == ["a"]
+
+    run(None, test)
+
+
+def test_history_that_was_dropped_is_expired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects_store, "KEEP_REVISIONS", 10)
+    monkeypatch.setattr(objects_store, "MAX_REVISIONS", 10)
+
+    async def write(store: ObjectsStore) -> None:
+        for number in range(30):
+            await put(store, "a", k=str(number))
+        with pytest.raises(ExpiredError):
+            store.subscribe("configmaps", after=1005)
+        assert len(await store.subscribe("configmaps", after=1025).next()) == 5
+
+    async def read(store: ObjectsStore) -> None:
+        assert names(store) == ["a"]
+        with pytest.raises(ExpiredError):
+            store.subscribe("configmaps", after=1005)
+        assert store.list_at("configmaps", "ns", 1025)[0].object["data"] == {"k": "24"}
+
+    run(tmp_path / "objects.db", write)
+    run(tmp_path / "objects.db", read)
+
+
+def test_lists_of_the_past_are_those_of_the_past() -> None:
+    async def test(store: ObjectsStore) -> None:
+        await put(store, "a")
+        await put(store, "b")
+        await remove(store, "a")
+        await put(store, "c")
+        at = {revision: [s.name for s in store.list_at("configmaps", "ns", revision)] for revision in range(1001, 1005)}
+        assert at == {1001: ["a"], 1002: ["a", "b"], 1003: ["b"], 1004: ["b", "c"]}
+
+    run(None, test)
+
+
+def test_owners_are_indexed_through_changes() -> None:
+    async def test(store: ObjectsStore) -> None:
+        obj = config_map("child")
+        obj["metadata"]["ownerReferences"] = [{"uid": "u1"}]
+        async with store.lock("configmaps", "ns", "child"):
+            await store.put("configmaps", "ns", "child", obj)
+        assert [stored.name for stored in store.by_owner("u1")] == ["child"]
+        await put(store, "child")
+        assert store.by_owner("u1") == []
+
+    run(None, test)
