@@ -59,7 +59,7 @@ class Netlink:
         self._request(_NEWLINK, _CREATE | _EXCL, _link(0) + _text(_IFLA_IFNAME, name) + info)
 
     def add_veth(self, name: str, master: int, peer: str, peer_namespace: int) -> None:
-        """Create a pair: ``name``, up and part of the bridge ``master``, here; ``peer`` in another namespace (a descriptor)."""
+        """Create a pair: ``name`` here, up and in the bridge ``master``; ``peer`` in the namespace of a descriptor."""
         far = _link(0) + _text(_IFLA_IFNAME, peer) + _number(_IFLA_NET_NS_FD, peer_namespace)
         data = _attribute(_INFO_DATA, _attribute(_VETH_PEER, far))
         info = _attribute(_IFLA_LINKINFO, _text(_INFO_KIND, "veth") + data)

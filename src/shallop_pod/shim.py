@@ -1,9 +1,9 @@
 """
 The shim of one Pod: holds its network, starts its containers, writes their logs, remembers how they ended.
 
-``python3 -m shallop_pod.shim --folder <home>/pods/<uid> [--bridge NAME --veth NAME --address A --prefix N --gateway G]``,
-forked from the control plane's own zygote. It outlives the control plane, which finds it again by its socket
-``<folder>/shim.sock`` and ``<folder>/shim.json`` (``pid``, ``start`` = start time of /proc/PID/stat).
+``python3 -m shallop_pod.shim --folder <home>/pods/<uid> [--bridge NAME --veth NAME --address A --prefix N
+--gateway G]``, forked from the control plane's own zygote. It outlives the control plane, which finds it again by its
+socket ``<folder>/shim.sock`` and ``<folder>/shim.json`` (``pid``, ``start`` = start time of /proc/PID/stat).
 
 Lines of JSON on the socket; the newest connection is the one that is told. Asking:
 
@@ -12,8 +12,8 @@ Lines of JSON on the socket; the newest connection is the one that is told. Aski
 - ``{"op": "signal", "id": ..., "signal": 15}``; ``{"op": "quit"}``: kill everything and end.
 
 Told: ``{"event": "state", "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed`` (``id,
-error``), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit`` before
-it is told, so that it is known even when the shim itself is killed afterwards.
+error``), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit``
+before it is told, so that it is known even when the shim itself is killed afterwards.
 
 Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; a file of 10 MB is renamed to ``.1`` ... ``.4``.
 """
@@ -42,7 +42,7 @@ _MAX_LINE = 16 * 1024
 
 
 def process_start(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None when there is none: with the pid it names one process."""
+    """Return when a process began, in clock ticks since boot, None when there is none; with the pid it names one."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])
@@ -100,8 +100,7 @@ class _Stream:
         except BlockingIOError:
             return True
         if not data:
-            if self._rest:
-                self._log.write(self._name, [self._rest])
+            self.flush()
             return False
         *lines, self._rest = (self._rest + data).split(b"\n")
         part = b""
@@ -110,6 +109,12 @@ class _Stream:
         if lines or part:
             self._log.write(self._name, lines, part)
         return True
+
+    def flush(self) -> None:
+        """Write a last line that has no end."""
+        if self._rest:
+            self._log.write(self._name, [self._rest])
+            self._rest = b""
 
 
 class _Container:
@@ -261,6 +266,7 @@ class _Shim:
                 self._read(stream)
                 continue
             # Someone who escaped the process group may hold the pipe open for ever.
+            stream.flush()
             self._selector.unregister(stream.descriptor)
             os.close(stream.descriptor)
             stream.descriptor = -1
@@ -285,12 +291,14 @@ def _has_data(descriptor: int) -> bool:
 
 
 def _kill(pid: int, number: int) -> None:
-    """Signal a container: its session's process group, which in a PID namespace is led by its first process."""
+    """
+    Signal a container: its first process, as a container engine does; SIGKILL takes the whole process group.
+
+    In a PID namespace everything in it dies with its first process.
+    """
+    send = os.killpg if number == signal.SIGKILL else os.kill
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+        send(pid, number)
 
 
 def _enter_network(options: argparse.Namespace) -> None:

@@ -29,9 +29,9 @@ code; an uncaught exception prints its traceback and exits with 1. Threads are j
 flushed.
 
 Namespaces: ``shallop_pod.isolation.enter(plan)`` runs in the forked child; an error there means that nothing starts.
-When it returns True a PID namespace waits for the next fork: the zygote's child then forks once more, stays outside as
-the one who reaps and reports, and the process is the grandchild (PID 1 of its namespace, ``child.pid`` is its number
-outside); it calls ``isolation.finish(plan)`` first.
+When it returns True the plan (a PID namespace) waits for the next fork: the zygote's child then forks once more, stays
+outside as the one who reaps and reports, and the process is the grandchild (PID 1 of its namespace, ``child.pid`` is
+its number outside); it calls ``isolation.finish(plan)`` first. The one outside calls ``isolation.end(plan)`` after it.
 
 A shim that was itself forked from a zygote needs no socket for a container of the same environment: it calls
 :func:`become` in a child that it forks itself, and reaps that child.
@@ -463,6 +463,7 @@ def _enter(request: Request, connection: socket.socket | None) -> None:
         return
     _, status, usage = os.wait4(pid, 0)
     ended = _exit_of(status, usage)
+    isolation.end(request.plan or {})
     if connection is not None:
         with contextlib.suppress(OSError):
             _report(connection, ended, final=True)

@@ -11,7 +11,8 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import AsyncIterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -217,9 +218,12 @@ class Node:
         """Return how a container's process is kept apart: a plan, or argv and env with paths of this machine."""
         hostname = str(pod["spec"].get("hostname") or pod["metadata"]["name"])[:63]
         level = self.isolation.level
+        plan: dict[str, Any] | None
         if level == "none":
-            return None, *_rewrite(mounts, argv, env | self._shim_variables(pod, env))
-        plan: dict[str, Any] = {"pid": True, "hostname": hostname, "mounts": mounts}
+            argv, env = _rewrite(mounts, argv, env, keep=(self.settings.home, self.settings.cache))
+            plan = {"reap": True} if sys.platform.startswith("linux") else None
+            return plan, argv, env | self._shim_variables(pod, env)
+        plan = {"pid": True, "hostname": hostname, "mounts": mounts}
         if level == "user":
             plan["user"] = True
             return plan, argv, env | self._shim_variables(pod, env)
@@ -367,8 +371,15 @@ def _runs(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.log") if path.stem.isdigit())
 
 
-def _rewrite(mounts: list[dict[str, Any]], argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Replace mount paths by the folders behind them, in whole path segments and once."""
+def _rewrite(
+    mounts: list[dict[str, Any]], argv: list[str], env: dict[str, str], *, keep: Iterable[Path]
+) -> tuple[list[str], dict[str, str]]:
+    """
+    Replace mount paths by the folders behind them, in whole path segments and once.
+
+    Args:
+        keep: folders of the platform, which may lie below a mount path such as /tmp and stay what they are.
+    """
     table = {
         mount["target"].rstrip("/"): mount["source"]
         for mount in mounts
@@ -376,6 +387,8 @@ def _rewrite(mounts: list[dict[str, Any]], argv: list[str], env: dict[str, str])
     }
     if not table:
         return argv, env
+    shown = dict(table)
+    table |= {str(path): str(path) for path in keep}
     names = "|".join(re.escape(target) for target in sorted(table, key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w./-])({names})(?=/|$|[^\w.-])")
 
@@ -383,7 +396,7 @@ def _rewrite(mounts: list[dict[str, Any]], argv: list[str], env: dict[str, str])
         return pattern.sub(lambda match: table[match[1]], text)
 
     changed = {name: value if name in ("PATH", "PYTHONPATH") else change(value) for name, value in env.items()}
-    return [change(word) for word in argv], changed | {"SHALLOP_MOUNTS": json.dumps(table)}
+    return [change(word) for word in argv], changed | {"SHALLOP_MOUNTS": json.dumps(shown)}
 
 
 def _memory_kib() -> int:
