@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ from shallop.serving.status import (
     render_status,
     stopped_status,
 )
-from shallop.serving.storage import REGISTRY, local_path
+from shallop.serving.storage import REGISTRY, claim_of, local_path
 
 __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
 
@@ -134,17 +135,24 @@ async def _resolve_storage(ctx: Context, service: Resource[InferenceServiceSpec]
     pins = annotations_of(deployment or {})
     if pins.get(PINNED_GENERATION) == generation:
         kept = {key: pins[key] for key in (PINNED_GENERATION, PINNED_URI, PINNED_REQUIREMENTS) if key in pins}
-        return Storage(pins.get(PINNED_URI, uri), tuple(pins.get(PINNED_REQUIREMENTS, "").splitlines())), kept
+        uri, requirements = pins.get(PINNED_URI, uri), tuple(pins.get(PINNED_REQUIREMENTS, "").splitlines())
+        return Storage(uri, requirements, _host_path(uri)), kept
     if uri.startswith(REGISTRY):
         uri = await resolve_model(uri, http_fetch(ctx.settings.web_url))
     path = local_path(uri, service.namespace, ctx.settings.volumes)
     inspection = await asyncio.to_thread(inspect_model, path) if path else None
-    requirements = inspection.requirements if inspection else ()
+    found_requirements = inspection.requirements if inspection else ()
     if path and inspection is None:
         # Not there yet: the storage initializer will say so; look again when something changes.
         return Storage(uri), {}
-    found = {PINNED_GENERATION: generation, PINNED_URI: uri, PINNED_REQUIREMENTS: "\n".join(requirements)}
-    return Storage(uri, requirements), found
+    found = {PINNED_GENERATION: generation, PINNED_URI: uri, PINNED_REQUIREMENTS: "\n".join(found_requirements)}
+    return Storage(uri, found_requirements, _host_path(uri)), found
+
+
+def _host_path(uri: str) -> str:
+    """Return the folder or file of a plain path or ``file://``, empty for other URIs."""
+    path = None if claim_of(uri) else local_path(uri, "", Path())
+    return str(path) if path else ""
 
 
 async def _apply(

@@ -59,10 +59,13 @@ class Storage(NamedTuple):
     Args:
         uri: where it really lies; empty when the predictor brings its own model.
         requirements: pip requirement lines that it needs; empty for the runtime's own.
+        host_path: where ``uri`` is on this machine; the initializer gets it mounted at the same place, because a Pod
+            does not see all of the machine's folders (its /tmp is its own).
     """
 
     uri: str = ""
     requirements: Sequence[str] = ()
+    host_path: str = ""
 
 
 def workload_name(service: Object) -> str:
@@ -186,7 +189,11 @@ def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dic
         mount["subPath"] = claim.path
     read_only = annotations_of(service).get(READ_ONLY, "true") != "false"
     containers = [_mount(container, {**mount, "readOnly": read_only}) for container in spec["containers"]]
-    result = {**spec, "containers": containers, "volumes": [*(spec.get("volumes") or []), volume]}
+    volumes, mounts = [*(spec.get("volumes") or []), volume], [mount]
+    if storage.host_path:
+        volumes.append({"name": "kserve-host-source", "hostPath": {"path": storage.host_path}})
+        mounts.append({"name": "kserve-host-source", "mountPath": storage.host_path, "readOnly": True})
+    result = {**spec, "containers": containers, "volumes": volumes}
     if not claim:
         initializer = {
             "name": "storage-initializer",
@@ -194,7 +201,7 @@ def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dic
             "args": [storage.uri, MODEL_PATH],
             "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}, "limits": {"memory": "1Gi"}},
             "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": [mount],
+            "volumeMounts": mounts,
         }
         result["initContainers"] = [initializer, *(spec.get("initContainers") or [])]
     return result

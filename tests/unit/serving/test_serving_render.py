@@ -79,6 +79,14 @@ def test_a_path_is_copied_by_the_storage_initializer() -> None:
     assert "readOnly" not in spec["initContainers"][0]["volumeMounts"][0]
 
 
+def test_a_folder_of_this_machine_is_mounted_where_the_initializer_looks_for_it() -> None:
+    spec = render_pod_template(service(), SKLEARN, Storage("file:///tmp/iris", host_path="/tmp/iris"))["spec"]
+    assert spec["volumes"][1] == {"name": "kserve-host-source", "hostPath": {"path": "/tmp/iris"}}
+    mount = {"name": "kserve-host-source", "mountPath": "/tmp/iris", "readOnly": True}
+    assert mount in spec["initContainers"][0]["volumeMounts"]
+    assert mount not in spec["containers"][0]["volumeMounts"]
+
+
 def test_a_claim_is_mounted_and_not_copied() -> None:
     spec = render_pod_template(service(), SKLEARN, Storage("pvc://models/iris/1"))["spec"]
     assert "initContainers" not in spec
