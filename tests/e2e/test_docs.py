@@ -61,7 +61,7 @@ def test_the_readme_works_as_written(tmp_path: Path, client_env: Callable[[str],
 
 
 ENDPOINT = """\
-export KF_PIPELINES_ENDPOINT=$(shallop status -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["web"])')
+export KF_PIPELINES_ENDPOINT=$(shallop status -o json | python3 -c 'import json,sys;print(json.load(sys.stdin)["web"])')
 """
 
 
