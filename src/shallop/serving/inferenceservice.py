@@ -211,11 +211,12 @@ async def _set_status(ctx: Context, service: Object, status: dict[str, Any]) -> 
     name, message = service["metadata"]["name"], after.get("message") or after.get("reason") or ""
     if after.get("status") == "True" and before.get("status") != "True":
         ctx.events.record(service, "InferenceServiceReady", f"InferenceService [{name}] is Ready")
-    elif after.get("status") == "False" and (before.get("status"), before.get("message")) != ("False", message):
-        text = f"InferenceService [{name}] is no longer Ready because of: {message}"
-        if before.get("status") != "True":
-            text = f"InferenceService [{name}] is not Ready: {message}"
-        ctx.events.record(service, "InferenceServiceNotReady", text, "Warning")
+    elif after.get("status") == "False":
+        if (before.get("status"), before.get("message") or before.get("reason")) == ("False", message):
+            return
+        lost = "no longer Ready because of" if before.get("status") == "True" else "not Ready"
+        kind = "Normal" if after.get("reason") == "Stopped" else "Warning"
+        ctx.events.record(service, "InferenceServiceNotReady", f"InferenceService [{name}] is {lost}: {message}", kind)
 
 
 def _labelled_service(obj: Object) -> Iterable[Key]:

@@ -239,6 +239,7 @@ async def test_a_stopped_service_loses_its_objects_and_starts_again(tmp_path: Pa
         assert "url" not in stopped["status"]
         for gvk, name in ((DEPLOYMENT, "iris-predictor"), (SERVICE, "iris-predictor"), (ROUTE, "iris")):
             await w.until_gone(gvk, name)
+        assert (await w.event("InferenceServiceNotReady"))["type"] == "Normal"
         stop["metadata"]["annotations"]["serving.kserve.io/stop"] = "false"
         await w.client.patch(ISVC, "iris", "default", stop)
         await w.until(DEPLOYMENT, "iris-predictor", lambda _: True)
