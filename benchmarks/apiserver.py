@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import platform
 import ssl
 import statistics
 import sys
 import tempfile
-import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import aiohttp
@@ -28,7 +29,7 @@ _TOKEN = "benchmark"
 _DATA = {"payload": "x" * 1300}
 
 
-def _serve(home: Path, ready: threading.Event, address: dict[str, str], stop: threading.Event) -> None:
+def _serve(home: Path, pipe: Connection) -> None:
     async def run() -> None:
         tls = ensure_tls(home / "tls")
         server = ApiServer(home / "objects.db", admin_token=_TOKEN)
@@ -36,10 +37,8 @@ def _serve(home: Path, ready: threading.Event, address: dict[str, str], stop: th
         sock = bind("127.0.0.1", 0, "api_port")
         http = Server(server.asgi, sock, tls=(str(tls.certificate), str(tls.key)))
         await http.start()
-        address["url"] = f"https://127.0.0.1:{sock.getsockname()[1]}"
-        address["ca"] = str(tls.ca)
-        ready.set()
-        await asyncio.to_thread(stop.wait)
+        pipe.send({"url": f"https://127.0.0.1:{sock.getsockname()[1]}", "ca": str(tls.ca)})
+        await asyncio.to_thread(pipe.recv)
         await server.stop()
         await http.stop()
 
@@ -63,14 +62,16 @@ async def _create(session: aiohttp.ClientSession, url: str, name: str) -> float:
     return time.perf_counter() - begun
 
 
-async def _creates(session: aiohttp.ClientSession, url: str, connections: int, seconds: float) -> dict[str, float]:
+async def _creates(
+    session: aiohttp.ClientSession, url: str, connections: int, seconds: float, run: str
+) -> dict[str, float]:
     samples: list[float] = []
     end = time.perf_counter() + seconds
 
     async def client(number: int) -> None:
         count = 0
         while time.perf_counter() < end:
-            samples.append(await _create(session, url, f"c{connections}-{number}-{count}"))
+            samples.append(await _create(session, url, f"{run}-{number}-{count}"))
             count += 1
 
     begun = time.perf_counter()
@@ -110,28 +111,26 @@ async def _measure(address: dict[str, str], seconds: float) -> dict[str, object]
     connector = aiohttp.TCPConnector(ssl=context, limit=64)
     async with aiohttp.ClientSession(headers=headers, connector=connector, read_bufsize=2**20) as session:
         url = address["url"]
-        await _creates(session, url, 1, 0.5)
+        await _creates(session, url, 1, 0.5, "warm")
         return {
-            "create_1_connection": await _creates(session, url, 2 - 1, seconds),
-            "create_16_connections": await _creates(session, url, 16, seconds),
+            "create_1_connection": await _creates(session, url, 1, seconds, "one"),
+            "create_16_connections": await _creates(session, url, 16, seconds, "many"),
             "write_to_watch_event": await _watch_lag(session, url, 1000),
         }
 
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
-    address: dict[str, str] = {}
-    ready, stop = threading.Event(), threading.Event()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
-        # A thread of its own only separates the loops: client and server share the interpreter and its lock.
-        thread = threading.Thread(target=_serve, args=(Path(folder), ready, address, stop))
-        thread.start()
-        ready.wait()
+        process = context.Process(target=_serve, args=(Path(folder), theirs))
+        process.start()
         try:
-            results = uvloop.run(_measure(address, seconds))
+            results = uvloop.run(_measure(ours.recv(), seconds))
         finally:
-            stop.set()
-            thread.join()
+            ours.send("stop")
+            process.join()
     print(json.dumps({"machine": platform.platform(), "python": platform.python_version(), **results}, indent=2))
 
 

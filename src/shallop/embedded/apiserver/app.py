@@ -29,6 +29,7 @@ from shallop.embedded.apiserver.requests import (
     parse_write_options,
 )
 from shallop.embedded.apiserver.resources import Registry, Resource
+from shallop.embedded.apiserver.schema import Schema
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.tokens import Tokens
 from shallop.embedded.apiserver.verbs import DeleteOptions, Verbs
@@ -56,6 +57,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1", "kubernetes", "10.96.0.1")
 _CLUSTER_NAMES = ("kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 _HEALTH = ("/healthz", "/livez", "/readyz")
 _COMMON = [(b"cache-control", b"no-cache, private")]
+# Kinds without a table of fields (CRDs) still need a place in OpenAPI: kubectl apply looks for it.
+_ANYTHING = Schema(type="object", preserve=True)
 Query = dict[str, list[str]]
 
 
@@ -544,11 +547,10 @@ class _Documents:
                     resource.plural,
                     resource.namespaced,
                     resource.verbs,
-                    resource.schema.schema,
+                    resource.schema.schema if resource.schema is not None else _ANYTHING,
                     tuple(sub.name for sub in resource.subresources),
                 )
                 for resource in resources
-                if resource.schema is not None
             ]
             cached = self._openapi[version] = (resources, openapi.render_document(version, served))
         return cached[1]
