@@ -10,10 +10,12 @@ Lines of JSON on the socket; the newest connection is the one that is told. Aski
 - ``{"op": "start", "id": "main-0", "socket": zygote, "log": file, "request": {...}}``: ``request`` as
   ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network.
 - ``{"op": "signal", "id": ..., "signal": 15}``; ``{"op": "quit"}``: kill everything and end.
+- ``{"op": "folder", "folder": path}``: its files have been moved there.
 
 Told: ``{"event": "state", "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed`` (``id,
 error``), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit``
-before it is told, so that it is known even when the shim itself is killed afterwards.
+before it is told, so that it is known even when the shim itself is killed afterwards; until then ``<folder>/<id>.pid`` says
+which process it is, so that the node can end it should the shim be killed.
 
 Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; a file of 10 MB is renamed to ``.1`` ... ``.4``.
 """
@@ -133,6 +135,8 @@ class _Shim:
         self._containers: dict[str, _Container] = {}
         self._connection: socket.socket | None = None
         self._received = b""
+        # Before the socket: who finds a shim must be able to end it.
+        self._write("shim.json", {"pid": os.getpid(), "start": process_start(os.getpid())})
         self._listener = listen(os.path.join(folder, "shim.sock"))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._quitting = False
@@ -187,12 +191,14 @@ class _Shim:
             container = self._containers.get(order["id"])
             if container is not None:
                 _kill(container.child.pid, order["signal"])
+        elif order["op"] == "folder":
+            self._folder = order["folder"]
         elif order["op"] == "quit":
             self._quitting = True
 
     def _start(self, order: dict[str, Any]) -> None:
         name = order["id"]
-        if name in self._containers or os.path.exists(self._exit_file(name)):
+        if name in self._containers or os.path.exists(os.path.join(self._folder, f"{name}.exit")):
             # Asked twice: the control plane was killed between asking and remembering.
             return
         request = Request(**order["request"])
@@ -219,6 +225,7 @@ class _Shim:
             for stream, pipe in zip(("stdout", "stderr"), pipes)  # noqa: B905
         ]
         container = self._containers[name] = _Container(child, streams, log, time.time())
+        self._write(f"{name}.pid", {"pid": child.pid, "start": process_start(child.pid)})
         for stream in streams:
             os.set_blocking(stream.descriptor, False)
             self._selector.register(stream.descriptor, selectors.EVENT_READ, lambda s=stream: self._read(s))
@@ -253,11 +260,9 @@ class _Shim:
             "cpu_s": ended.cpu_s,
             "max_rss_bytes": ended.max_rss_bytes,
         }
-        temporary = self._exit_file(name) + ".new"
+        self._write(f"{name}.exit", record)
         with contextlib.suppress(OSError):
-            with open(temporary, "w") as file:
-                json.dump(record, file)
-            os.replace(temporary, self._exit_file(name))
+            os.unlink(os.path.join(self._folder, f"{name}.pid"))
         self._tell({"event": "exited", **record})
 
     def _drain(self, stream: _Stream) -> None:
@@ -271,8 +276,12 @@ class _Shim:
             os.close(stream.descriptor)
             stream.descriptor = -1
 
-    def _exit_file(self, name: str) -> str:
-        return os.path.join(self._folder, f"{name}.exit")
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        path = os.path.join(self._folder, name)
+        with contextlib.suppress(OSError):  # a full disk must not stop the container
+            with open(path + ".new", "w") as file:
+                json.dump(record, file)
+            os.replace(path + ".new", path)
 
     def _kill_all(self) -> None:
         for container in self._containers.values():
@@ -336,9 +345,5 @@ def main(argv: Sequence[str]) -> int:
     if options.bridge:
         _enter_network(options)
     shim = _Shim(options.folder)
-    temporary = os.path.join(options.folder, "shim.json.new")
-    with open(temporary, "w") as file:
-        json.dump({"pid": os.getpid(), "start": process_start(os.getpid()), "address": options.address}, file)
-    os.replace(temporary, os.path.join(options.folder, "shim.json"))
     shim.run()
     return 0

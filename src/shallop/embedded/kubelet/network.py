@@ -188,6 +188,10 @@ class Network:
         self._used[uid] = address
         return address
 
+    def hand_over(self, name: str, uid: str) -> None:
+        """Let a Pod have the address that was kept under another name."""
+        self._used[uid] = self._used.pop(name)
+
     def release(self, uid: str) -> None:
         self._used.pop(uid, None)
 

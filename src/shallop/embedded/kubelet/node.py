@@ -25,7 +25,8 @@ from shallop.embedded.kubelet.environments import Environments
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
 from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
-from shallop.embedded.kubelet.sandbox import Sandbox, kill_shim
+from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim
+from shallop.embedded.kubelet.spares import Spares
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
 from shallop.errors import AlreadyExistsError, BadRequestError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, parse_quantity
@@ -68,6 +69,7 @@ class Node:
         self.zygotes = Zygotes.of(self.settings)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self.base_socket = Path()
+        self.spares = Spares(self.settings.run / "sandboxes", self.network, self.base_zygote)
         self._python_path = link_pod_package(self.settings)
         self._informers = {kind: Informer(self.client, gvk) for kind, gvk in _WATCHED.items()}
         self._pods = Informer(self.client, _POD)
@@ -94,6 +96,8 @@ class Node:
                 group.create_task(self._pods.run(), name="node Pod")
                 await self._pods.synced.wait()
                 await self._remove_strangers()
+                await self.spares.end_all()
+                group.create_task(self.spares.run(), name="spare sandboxes")
                 group.create_task(self._heartbeat(), name="node heartbeat")
         finally:
             for task in self._tasks.values():
@@ -103,6 +107,7 @@ class Node:
 
     async def stop(self, *, keep_pods: bool) -> None:
         """Call after ``run`` has ended: end the processes of all Pods, or leave them for the next start."""
+        await self.spares.end_all()
         if keep_pods:
             return
         folders = [folder for folder in self.settings.pods.iterdir() if folder.is_dir()]
@@ -122,6 +127,7 @@ class Node:
                         await asyncio.sleep(0.01)
             await sandbox.quit()
         kill_shim(folder)
+        await asyncio.to_thread(end_orphans, folder)
 
     # Pods -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from shallop.embedded.kubelet.containerenv import container_environment, expand_
 from shallop.embedded.kubelet.environments import Environment
 from shallop.embedded.kubelet.logs import last_lines, log_path
 from shallop.embedded.kubelet.probes import check, watch_probe
-from shallop.embedded.kubelet.sandbox import Ended, NetworkOptions, Sandbox, kill_shim, read_ended
+from shallop.embedded.kubelet.sandbox import Ended, NetworkOptions, Sandbox, end_orphans, kill_shim, read_ended
 from shallop.embedded.kubelet.status import ContainerRecord, render_status, seconds_time, terminated_state
 from shallop.embedded.kubelet.volumes import container_mounts, prepare_volumes
 from shallop.errors import ApiError, EnvironmentBuildError, ImageResolutionError, NodeError, NotFoundError
@@ -121,6 +121,12 @@ class PodWorker:
         """Make volumes, environments and the sandbox; False when the Pod went away before."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._adopt()
+        if await self._prepare_with_retries():
+            return True
+        await self._clean_up()
+        return False
+
+    async def _prepare_with_retries(self) -> bool:
         attempt = 0
         while not self._gone:
             if is_deleting(self._pod):
@@ -137,12 +143,13 @@ class PodWorker:
                         await self._wake.wait()
                 continue
             return True
-        await self._clean_up()
         return False
 
     async def _adopt(self) -> None:
         """Take over what an earlier process of the platform started."""
         self._sandbox = await Sandbox.adopt(self._folder, self._told)
+        if self._sandbox is None:
+            await asyncio.to_thread(end_orphans, self._folder)
         ended = await asyncio.to_thread(read_ended, self._folder)
         started = self._sandbox.started if self._sandbox else {}
         known = (self._pod.get("status") or {}).get("podIP") or ""
@@ -150,11 +157,11 @@ class PodWorker:
             self._address = known
         for record in self._records:
             runs = [int(id_.rpartition("-")[2]) for id_ in (*started, *ended) if id_.rpartition("-")[0] == record.name]
+            if "running" in record.state and record.restarts not in runs:
+                now = time.time()
+                self._end(record, Ended(record.id, 137, 9, now, now), "it was killed together with its shim")
+                continue
             if not runs:
-                if "running" in record.state:
-                    self._end(
-                        record, Ended(record.id, 137, 9, time.time(), time.time()), "lost with its machine's last run"
-                    )
                 continue
             record.restarts = max(runs)
             if record.id in started:
@@ -164,6 +171,9 @@ class PodWorker:
 
     async def _prepare(self) -> None:
         node, pod = self._node, self._pod
+        own_network = node.network.own_network and not pod["spec"].get("hostNetwork")
+        if self._sandbox is None and not self._address and own_network == node.network.own_network:
+            self._sandbox = node.spares.take(self._uid, self._folder, self._told)
         self._address = node.network.allocate(self._uid, self._address)
         self._volumes = await prepare_volumes(pod, node.settings, self._lookup, node.token, node.ca_pem)
         names = [record.name for record in self._records if not record.finished]
@@ -171,7 +181,7 @@ class PodWorker:
         self._environments.update(zip(names, environments, strict=True))
         if self._sandbox is None:
             network = NetworkOptions("", self._address, 0, "")
-            if node.network.own_network and not pod["spec"].get("hostNetwork"):
+            if own_network:
                 network = NetworkOptions(node.network.bridge, self._address, node.network.prefix, node.network.gateway)
             zygote = await node.base_zygote()
             self._sandbox = await Sandbox.create(self._folder, zygote, network, self._told)
@@ -605,12 +615,9 @@ class PodWorker:
         """The shim was killed: what it ran may still run without anybody to write its log, so it is ended."""
         self._lost = False
         kill_shim(self._folder)
+        await asyncio.to_thread(end_orphans, self._folder)
         ended = await asyncio.to_thread(read_ended, self._folder)
         if self._sandbox is not None:
-            for id_, started in self._sandbox.started.items():
-                if id_ not in ended:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(started["pid"], signal.SIGKILL)
             self._sandbox.leave()
         self._sandbox = None
         (self._folder / "shim.sock").unlink(missing_ok=True)
@@ -618,9 +625,8 @@ class PodWorker:
         for record in self._records:
             if record.running:
                 self._end(record, ended.get(record.id) or Ended(record.id, 137, 9, now, now), "its shim was killed")
-        if not is_deleting(self._pod) and not self._is_over():
-            with contextlib.suppress(NodeError, OSError, ApiError):
-                await self._prepare()
+        if not self._is_over():
+            await self._prepare_with_retries()
 
     async def _finish(self) -> None:
         """Write the last status, then free everything but the logs."""
@@ -647,6 +653,8 @@ class PodWorker:
         if self._sandbox is not None:
             sandbox, self._sandbox = self._sandbox, None
             await sandbox.quit()
+        if self._node.isolation.level == "none":
+            await asyncio.to_thread(end_orphans, self._folder)
         self._node.network.release(self._uid)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from shallop.errors import NodeError
 from shallop_pod.shim import process_start
 from shallop_pod.zygote import Request, ZygoteError, spawn
 
-__all__ = ["Ended", "NetworkOptions", "Sandbox", "read_ended"]
+__all__ = ["Ended", "NetworkOptions", "Sandbox", "end_orphans", "kill_shim", "read_ended"]
 
 _CONNECT_S = 10.0
 
@@ -121,13 +122,31 @@ class Sandbox:
             reader, writer = await asyncio.open_unix_connection(_short(folder / "shim.sock"))
         except OSError:
             return None
-        line = await reader.readline()
+        line = b""
+        try:
+            line = await reader.readline()
+        finally:
+            if not line:
+                writer.close()
         if not line:
-            writer.close()
             return None
         sandbox = cls(folder, reader, writer, tell)
         sandbox.started = json.loads(line)["started"]
+        # It may have been a spare whose move was cut short.
+        sandbox._send({"op": "folder", "folder": str(folder)})
         return sandbox
+
+    @property
+    def alive(self) -> bool:
+        return not self._task.done()
+
+    def move(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
+        """Become the sandbox of the Pod whose files are in ``folder``."""
+        for path in list(self.folder.iterdir()):
+            path.rename(folder / path.name)
+        self.folder.rmdir()
+        self.folder, self._tell = folder, tell
+        self._send({"op": "folder", "folder": str(folder)})
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while line := await _next_line(reader):
@@ -153,14 +172,16 @@ class Sandbox:
     async def quit(self) -> None:
         """Kill what is left and end the shim."""
         self._tell = lambda _: None
-        with contextlib.suppress(OSError):
-            self._send({"op": "quit"})
-            await self._writer.drain()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(8):
-                await self._task
-        kill_shim(self.folder)
-        self._writer.close()
+        try:
+            with contextlib.suppress(OSError):
+                self._send({"op": "quit"})
+                await self._writer.drain()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(8):
+                    await self._task
+            kill_shim(self.folder)
+        finally:
+            self._writer.close()
 
     def leave(self) -> None:
         """Disconnect; shim and containers go on."""
@@ -182,6 +203,43 @@ def kill_shim(folder: Path) -> None:
         record = json.loads((folder / "shim.json").read_text())
         if process_start(record["pid"]) == record["start"]:
             os.kill(record["pid"], signal.SIGKILL)
+
+
+def end_orphans(folder: Path) -> None:
+    """
+    Kill what a Pod's shim no longer holds: it was killed itself, or a process left its container's group.
+
+    A process is known by what the shim noted of it, or by the Pod's folder in its environment.
+    """
+    for path in folder.glob("*.pid"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = json.loads(path.read_text())
+            if process_start(record["pid"]) == record["start"]:
+                for kill in (os.killpg, os.kill):
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(record["pid"], signal.SIGKILL)
+        path.unlink(missing_ok=True)
+    mark = os.fsencode(folder) + b"/"
+    # Again until none is found: one may have forked while we looked.
+    for _ in range(5):
+        found = [pid for pid in _own_processes() if mark in _environment_of(pid)]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
+        time.sleep(0.01)
+
+
+def _own_processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def _environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def _short(path: Path) -> str:
