@@ -83,4 +83,6 @@ def render_table(table: dict[str, Any]) -> str:
     lines = [[table["columnDefinitions"][index]["name"].upper() for index in columns]]
     lines += [[str(row["cells"][index]) for index in columns] for row in table.get("rows") or []]
     widths = [max(len(line[position]) for line in lines) for position in range(len(columns))]
-    return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

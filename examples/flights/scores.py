@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 
 def accuracy(truth: Sequence[int], probability: Sequence[float]) -> float:
-    """Return the share of right guesses at a threshold of one half; over as many as there are probabilities."""
-    return sum((p >= 0.5) == bool(t) for t, p in zip(truth, probability, strict=False)) / len(probability)
+    """Return the share of right guesses at a threshold of one half."""
+    return sum((p >= 0.5) == bool(t) for t, p in zip(truth, probability, strict=True)) / len(probability)
 
 
 def roc_auc(truth: Sequence[int], probability: Sequence[float]) -> float:
@@ -14,7 +14,7 @@ def roc_auc(truth: Sequence[int], probability: Sequence[float]) -> float:
 
     Source: Mann-Whitney U. NaN when only one class is there.
     """
-    pairs = sorted(zip(probability, truth, strict=False))
+    pairs = sorted(zip(probability, truth, strict=True))
     ones = sum(t for _, t in pairs)
     zeros = len(pairs) - ones
     if not ones or not zeros:
