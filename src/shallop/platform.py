@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -142,6 +143,7 @@ class Platform:
         manager = Manager(client, settings, database, kinds)
         services = Services(settings, client, database, _utc_now, sockets)
         node = Node(services)
+        services = replace(services, cannot_run=node.cannot_run)
         server.node = node
         await self._serve(stack, settings, server, sockets, token)
         await _apply_objects(client, settings)

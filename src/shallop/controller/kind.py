@@ -189,6 +189,7 @@ class Services:
     Args:
         now: gives aware UTC time.
         sockets: listening sockets that the platform has bound, by the name of their setting: ``gateway``.
+        cannot_run: why this node cannot run an image with a command, in words for users; None when it can.
     """
 
     settings: Settings
@@ -196,6 +197,7 @@ class Services:
     database: Database
     now: Callable[[], datetime]
     sockets: Mapping[str, socket.socket] = field(default_factory=dict)
+    cannot_run: Callable[[str, Sequence[str]], str | None] = lambda image, argv: None
 
 
 @dataclass(frozen=True)

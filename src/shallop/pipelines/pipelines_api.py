@@ -31,7 +31,7 @@ from shallop.pipelines.messages import (
     PIPELINE_VERSION_LIST,
     to_micros,
 )
-from shallop.pipelines.validation import check_pipeline, refuse
+from shallop.pipelines.validation import CanResolve, check_pipeline, refuse
 
 __all__ = ["PipelinesApi", "checked_pipeline", "document_of", "spec_digest"]
 
@@ -58,16 +58,20 @@ def _check_package(content: bytes, filename: str) -> dict[str, Any]:
     return document_of(spec, platform)
 
 
-def checked_pipeline(document: dict[str, Any]) -> Pipeline:
-    """Parse a document as clients send it; BadRequestError names every field that is wrong."""
-    pipeline = parse_pipeline(document)
-    refuse(check_pipeline(pipeline, _any_image), f"Pipeline {pipeline.name!r}")
-    return pipeline
-
-
 def _any_image(image: str, argv: Sequence[str]) -> str | None:
-    # Only the node knows which images it can run; it says so on the Pod, and the task then fails with its words.
     return None
+
+
+def checked_pipeline(document: dict[str, Any], cannot_run: CanResolve = _any_image) -> Pipeline:
+    """
+    Parse a document as clients send it; BadRequestError names every field that is wrong.
+
+    Args:
+        cannot_run: why an image cannot run here; asked for a run, not for an upload, which may be for later.
+    """
+    pipeline = parse_pipeline(document)
+    refuse(check_pipeline(pipeline, cannot_run), f"Pipeline {pipeline.name!r}")
+    return pipeline
 
 
 def _check_tags(value: Any) -> dict[str, str]:

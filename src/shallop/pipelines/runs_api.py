@@ -6,7 +6,6 @@ import asyncio
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -100,7 +99,7 @@ class RunsApi:
             raise BadRequestError(f"run.display_name: {len(name)} characters; at most {_MAX_NAME} are allowed.")
         reference, document = await self._source(given)
         experiment_id = given.get("experiment_id") or request.query_params.get("experiment_id", "")
-        row = await asyncio.to_thread(_new_run, given, reference, document, self._services.now())
+        row = await asyncio.to_thread(_new_run, given, reference, document, self._services)
         specs = {row["spec_digest"]: document}
         text = json.dumps(document)
 
@@ -244,11 +243,12 @@ def _open_experiment(connection: sa.Connection, id_: str, now: int) -> str:
 
 
 def _new_run(
-    given: Mapping[str, Any], reference: Mapping[str, str], document: dict[str, Any], now: datetime
+    given: Mapping[str, Any], reference: Mapping[str, str], document: dict[str, Any], services: Services
 ) -> dict[str, Any]:
     """Check what was submitted (slow for big pipelines: call it in a thread) and return the row."""
+    now = services.now()
     run_id, micros = str(uuid.uuid4()), to_micros(now)
-    pipeline = checked_pipeline(document)
+    pipeline = checked_pipeline(document, services.cannot_run)
     config = given.get("runtime_config", {})
     root = config.get("pipeline_root") or pipeline.default_root
     if root and not root.startswith("/"):

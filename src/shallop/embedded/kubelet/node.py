@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
 from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim
 from shallop.embedded.kubelet.spares import Spares
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
-from shallop.errors import AlreadyExistsError, BadRequestError, NotFoundError
+from shallop.errors import AlreadyExistsError, BadRequestError, NodeError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, parse_quantity
 
 __all__ = ["Node"]
@@ -173,6 +173,14 @@ class Node:
             environment = await self.environments.ensure(self.environments.resolve(_BASE_IMAGE, []))
             self.base_socket = await self.zygotes.socket(environment)
             return self.base_socket
+
+    def cannot_run(self, image: str, argv: Sequence[str]) -> str | None:
+        """Say why no local environment can stand for an image; None when one can."""
+        try:
+            self.environments.resolve(image, argv)
+        except NodeError as error:
+            return str(error)
+        return None
 
     def lookup(self, kind: str, namespace: str, name: str) -> Object | None:
         return self._informers[kind].store.get(Key(namespace, name))
