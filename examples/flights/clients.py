@@ -24,7 +24,9 @@ def apply(client: DynamicClient, manifest: dict[str, Any]) -> Any:
 
 def wait_until_ready(client: DynamicClient, applied: dict[str, Any], *, timeout_s: float) -> None:
     """
-    Wait until an InferenceService is Ready in the generation that was applied; print what keeps it from that.
+    Wait until an InferenceService is Ready and serves what was applied; print what keeps it from that.
+
+    While a new model is loading, the old one still answers and the service stays Ready: the transition tells.
 
     Raises:
         SystemExit: it is not ready in time; the message is that of its conditions.
@@ -37,9 +39,11 @@ def wait_until_ready(client: DynamicClient, applied: dict[str, Any], *, timeout_
         status = found.get("status") or {}
         conditions = {one["type"]: one for one in status.get("conditions") or []}
         current = status.get("observedGeneration", 0) >= metadata["generation"]
-        if current and conditions.get("Ready", {}).get("status") == "True":
+        model = status.get("modelStatus") or {}
+        ready = conditions.get("Ready", {}).get("status") == "True"
+        if current and ready and model.get("transitionStatus") == "UpToDate":
             return
-        reasons = explain(conditions, status.get("modelStatus") or {})
+        reasons = "the old model answers until the new one is loaded" if ready else explain(conditions, model)
         if current and reasons and reasons != said:
             said = reasons
             print(f"  waiting: {said}", flush=True)
@@ -81,7 +85,9 @@ def render_table(table: dict[str, Any]) -> str:
     """Lay a Table of the Kubernetes API out in columns; those of priority 0, as kubectl does."""
     columns = [index for index, one in enumerate(table["columnDefinitions"]) if not one.get("priority")]
     lines = [[table["columnDefinitions"][index]["name"].upper() for index in columns]]
-    lines += [[str(row["cells"][index]) for index in columns] for row in table.get("rows") or []]
+    for row in table.get("rows") or []:
+        cells = [row["cells"][index] for index in columns]
+        lines.append(["" if cell is None else str(cell) for cell in cells])
     widths = [max(len(line[position]) for line in lines) for position in range(len(columns))]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

@@ -156,11 +156,12 @@ def predict(url: str, flights: list[dict[str, float]]) -> None:
         clock = f"{int(flight['departure_minute']) // 60:02}:{int(flight['departure_minute']) % 60:02}"
         truth = "late" if late[index] else "on time"
         print(f"  {clock:<9}{flight['distance']:>7.0f}{by_v1[index]:>13.3f}{by_v2[index]:>12.3f}   {truth}")
-    some_late, some_p = [late[index] for index in some], list(by_v1.values())
-    print(
-        f"  V1, {len(some):>6,} flights: accuracy {accuracy(some_late, some_p):.4f}, AUC {roc_auc(some_late, some_p):.4f}"
-    )
-    print(f"  V2, {len(rows):>6,} flights: accuracy {accuracy(late, by_v2):.4f}, AUC {roc_auc(late, by_v2):.4f}")
+    for protocol, truth, answers in (
+        ("V1", [late[index] for index in some], list(by_v1.values())),
+        ("V2", late, by_v2),
+    ):
+        figures = f"accuracy {accuracy(truth, answers):.4f}, AUC {roc_auc(truth, answers):.4f}"
+        print(f"  {protocol}, {len(answers):>6,} flights: {figures}")
     print(f"  always 'on time' would have had accuracy {1 - sum(late) / len(late):.4f}")
     differ = max(abs(by_v1[index] - by_v2[index]) for index in some)
     print(f"  V1 and V2 differ by {differ:.1g} at most; all flights took {seconds:.2f} s in batches of {BATCH}")
