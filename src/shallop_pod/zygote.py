@@ -211,7 +211,9 @@ def _send(connection: socket.socket, message: dict[str, Any], descriptors: Seque
     data = _HEADER.pack(len(body)) + body
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     sent = connection.sendmsg([data], rights)
-    connection.sendall(memoryview(data)[sent:])
+    # Sending nothing is not free of effect: it fails when the other side has read all and gone.
+    if sent < len(data):
+        connection.sendall(memoryview(data)[sent:])
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import itertools
 import json
 import logging
 import os
 import socket
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from shallop.embedded.kubelet.outside import close_way_out, open_way_out, reachable_resolv_conf
 from shallop.kube.objects import Object, labels_of
 from shallop.settings import Settings
 from shallop_pod.netlink import Netlink
@@ -22,8 +25,11 @@ __all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "service_po
 
 log = logging.getLogger(__name__)
 _SO_BINDTODEVICE = 25
-_LOOPBACK_PODS = ipaddress.IPv4Network("127.88.0.0/16")
-_LOOPBACK_SERVICES = ipaddress.IPv4Network("127.89.0.0/16")
+# Without networks of their own: each instance has one of 4096 shares of both, 1024 addresses large.
+_LOOPBACK_PODS = ipaddress.IPv4Network("127.64.0.0/10")
+_LOOPBACK_SERVICES = ipaddress.IPv4Network("127.128.0.0/10")
+_SHARES, _SHARE_PREFIX = 4096, 22
+_CLAIM_PORT = 61_999
 
 
 class ServicePort(NamedTuple):
@@ -135,7 +141,12 @@ class Network:
         self._settings = settings
         self.own_network = own_network
         self.bridge = ""
+        # What Pods have to see as /etc/resolv.conf; None leaves them the machine's.
+        self.resolv_conf: Path | None = None
         self._subnet = _LOOPBACK_PODS
+        self._service_subnet = _LOOPBACK_SERVICES
+        self._claim: socket.socket | None = None
+        self.problem = ""
         self._used: dict[str, str] = {}
         self._next = itertools.count()
         self._listeners: dict[tuple[str, int], asyncio.Server] = {}
@@ -154,6 +165,7 @@ class Network:
     def start(self) -> None:
         """Make the bridge, or find the one of this home's last run: Pods that go on are connected to it."""
         if not self.own_network:
+            self._claim_share()
             return
         record = self._settings.run / "network.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -167,10 +179,41 @@ class Network:
         with Netlink() as netlink:
             netlink.add_address(index, self.gateway, self.prefix)
             netlink.set_up(index)
+        try:
+            open_way_out(self.bridge, self._subnet)
+        except OSError as error:
+            self.problem = f"Pods cannot reach other machines: {error}"
+            log.warning("%s", self.problem)
+        self.resolv_conf = reachable_resolv_conf()
+
+    def _claim_share(self) -> None:
+        """Choose addresses that no other instance uses: those of this home's last run when they are free."""
+        first = zlib.crc32(os.fsencode(self._settings.home.absolute()))
+        for number in range(first, first + _SHARES):
+            offset = number % _SHARES << 32 - _SHARE_PREFIX
+            subnet = ipaddress.IPv4Network((int(_LOOPBACK_PODS[0]) + offset, _SHARE_PREFIX))
+            claim = socket.socket()
+            try:
+                claim.bind((str(subnet[1]), _CLAIM_PORT))
+                claim.listen(1)
+            except OSError as error:
+                claim.close()
+                if error.errno == errno.EADDRNOTAVAIL:
+                    # Other systems than Linux have 127.0.0.1 alone.
+                    self.problem = "all Pods share the address 127.0.0.1"
+                    self._subnet = ipaddress.IPv4Network("127.0.0.1/32")
+                    return
+                continue
+            self._claim, self._subnet = claim, subnet
+            self._service_subnet = ipaddress.IPv4Network((int(_LOOPBACK_SERVICES[0]) + offset, _SHARE_PREFIX))
+            return
+        raise OSError(f"all {_SHARES} shares of {_LOOPBACK_PODS} are in use by other instances")
 
     def remove(self) -> None:
         """Take the bridge away; nothing of this node may run any more."""
         if self.bridge and _exists(self.bridge):
+            with contextlib.suppress(OSError):
+                close_way_out(self.bridge)
             with Netlink() as netlink:
                 netlink.delete_link(socket.if_nametoindex(self.bridge))
         (self._settings.run / "network.json").unlink(missing_ok=True)
@@ -179,6 +222,8 @@ class Network:
         """Return the address of a Pod; ``wanted`` is the one it has already."""
         if uid in self._used:
             return self._used[uid]
+        if self._subnet.prefixlen == 32:
+            return str(self._subnet[0])
         taken = set(self._used.values())
         size = self._subnet.num_addresses - 3
         candidates = (str(self._subnet[2 + next(self._next) % size]) for _ in range(size))
@@ -219,8 +264,9 @@ class Network:
         key = (port.namespace, port.service)
         if key not in self._service_addresses:
             taken = set(self._service_addresses.values())
-            number = int.from_bytes(f"{self._settings.home}{key}".encode()[-8:], "big") % 60000
-            candidates = (str(_LOOPBACK_SERVICES[2 + (number + n) % 65000]) for n in range(65000))
+            # By the name, so that it stays over restarts: Pods that go on have it in use.
+            first, size = zlib.crc32(repr(key).encode()), self._service_subnet.num_addresses
+            candidates = (str(self._service_subnet[(first + n) % size]) for n in range(size))
             self._service_addresses[key] = next(address for address in candidates if address not in taken)
         return self._service_addresses[key]
 
@@ -275,6 +321,8 @@ class Network:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+        if self._claim is not None:
+            self._claim.close()
 
 
 def _exists(name: str) -> bool:
