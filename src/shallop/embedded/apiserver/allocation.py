@@ -91,7 +91,10 @@ def _check_address(store: ObjectsStore, resource: Resource, obj: Object, wanted:
     except ValueError:
         inside = False
     if not inside:
-        text = f"failed to allocate IP {wanted}: the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {_NETWORK}"
+        text = (
+            f"failed to allocate IP {wanted}: the provided IP ({wanted}) is not in the valid range. "
+            f"The range of valid IPs is {_NETWORK}"
+        )
     elif any(spec.get("clusterIP") == wanted for spec in _specs(store, obj)):
         text = f"failed to allocate IP {wanted}: provided IP is already allocated"
     else:

@@ -18,6 +18,7 @@ from shallop.embedded.apiserver import answers, bodies, discovery, failures, ope
 from shallop.embedded.apiserver.answers import Answer
 from shallop.embedded.apiserver.authorization import Attributes, Authorize, allow_authenticated
 from shallop.embedded.apiserver.negotiation import Form, negotiate
+from shallop.embedded.apiserver.objects_store import encode_object
 from shallop.embedded.apiserver.podlogs import open_logs
 from shallop.embedded.apiserver.requests import (
     User,
@@ -344,8 +345,8 @@ class App:
         options = _options(request, verb)
         if reviews.is_review(resource):
             body = await self._body(request, resource)
-            answer = reviews.review(resource, namespace, body.value, request.user, self._tokens, self._authorize)
-            return answers.negotiated(answer, form, 201)
+            reviewed = reviews.review(resource, namespace, body.value, request.user, self._tokens, self._authorize)
+            return answers.negotiated(reviewed, form, 201)
         if verb == "patch":
             type_ = bodies.patch_type(resource, request.headers.get(b"content-type", ""))
             _check_force(options, type_, request)
@@ -460,7 +461,7 @@ class App:
                 if lines:
                     await request.send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
         except ExpiredError as error:
-            line = answers.encode_object({"type": "ERROR", "object": error.status()}) + b"\n"
+            line = encode_object({"type": "ERROR", "object": error.status()}) + b"\n"
             await request.send({"type": "http.response.body", "body": line, "more_body": True})
 
     async def _logs(self, request: Request, address: Address) -> None:
@@ -523,7 +524,7 @@ class _Documents:
         self._refresh()
         cached = self._aggregated.get((core, version))
         if cached is None:
-            body = answers.encode_object(discovery.aggregated(self._registry, core=core, version=version))
+            body = encode_object(discovery.aggregated(self._registry, core=core, version=version))
             cached = (body, b'"%s"' % hashlib.sha256(body).hexdigest().upper().encode())
             self._aggregated[(core, version)] = cached
         body, etag = cached
@@ -642,7 +643,7 @@ def _failure(error: ApiError) -> Answer:
     seconds = (error.details or {}).get("retryAfterSeconds")
     if seconds:
         headers.append((b"retry-after", str(seconds).encode()))
-    return Answer(answers.encode_object(error.status()), error.code, headers=headers)
+    return Answer(encode_object(error.status()), error.code, headers=headers)
 
 
 def _version() -> Object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from shallop.embedded.apiserver.objects_store import ObjectsStore
@@ -134,7 +134,7 @@ def _covers(rule: Object, attributes: Attributes) -> bool:
     return not names or attributes.name in names
 
 
-def _has(values: list[str] | None, value: str) -> bool:
+def _has(values: Iterable[str] | None, value: str) -> bool:
     return value in (values or ()) or "*" in (values or ())
 
 

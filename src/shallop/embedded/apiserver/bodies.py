@@ -163,10 +163,8 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Object:
     return result
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)  # type: ignore[no-untyped-call]
-_Loader.add_constructor(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node)
-)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: str(node.value))
 
 
 def _parse_yaml(raw: bytes, kind: str) -> Body:
@@ -185,4 +183,4 @@ def _parse_yaml(raw: bytes, kind: str) -> Body:
         ) from error
     finally:
         if loader is not None:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()

@@ -104,7 +104,7 @@ def _version(version: Object, index: int, *, single: bool) -> list[FieldError]:
     base = "spec" if single else field
     scale = (version.get("subresources") or {}).get("scale") or {}
     for key, root in (("specReplicasPath", "spec"), ("statusReplicasPath", "status")):
-        path = scale.get(key)
+        path = str(scale.get(key) or "")
         if scale and not path:
             errors.append(FieldError.required(f"{base}.subresources.scale.{key}"))
         elif path and not path.startswith(f".{root}."):

@@ -10,13 +10,13 @@ __all__ = ["api_group", "api_groups", "api_resources", "api_versions", "aggregat
 
 def aggregated(registry: Registry, *, core: bool, version: str) -> Object:
     """Return the ``APIGroupDiscoveryList`` of the core group or of all others."""
-    items = []
+    items: list[Object] = []
     for group, versions in registry.groups().items():
         if (group == "") == core:
             ordered = sorted(versions.items(), key=lambda item: version_priority(item[0]))
             items.append(
                 {
-                    "metadata": {"name": group, "creationTimestamp": None} if group else {"creationTimestamp": None},
+                    "metadata": {"name": group} if group else {},
                     "versions": [
                         {
                             "version": name,
@@ -27,8 +27,6 @@ def aggregated(registry: Registry, *, core: bool, version: str) -> Object:
                     ],
                 }
             )
-    for item in items:
-        item["metadata"] = {key: value for key, value in item["metadata"].items() if value is not None}  # type: ignore[attr-defined]
     return {
         "kind": "APIGroupDiscoveryList",
         "apiVersion": f"apidiscovery.k8s.io/{version}",

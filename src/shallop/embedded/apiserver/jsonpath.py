@@ -1,4 +1,4 @@
-"""The JSON paths of printer columns: ``.spec.a``, ``.list[0]``, ``[*]``, ``['key']``, ``[?(@.type=="Ready")].status``."""
+"""JSON paths of printer columns: ``.spec.a``, ``.list[0]``, ``[*]``, ``['key']``, ``[?(@.type=="Ready")].status``."""
 
 from __future__ import annotations
 

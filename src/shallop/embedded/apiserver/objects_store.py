@@ -1,14 +1,15 @@
 """
 The objects of the embedded API server: durable, versioned, in memory.
 
-Every change is a row in one SQLite table, keyed by a global revision; what is newest per key is the current state, older rows
-are the history that watches resume from. One thread writes: changes that wait at the same moment share one commit, and a
-change becomes visible (to readers, watchers and its own caller) only after it is on disk.
+Every change is a row in one SQLite table, keyed by a global revision; what is newest per key is the current state,
+older rows are the history that watches resume from. One thread writes: changes that wait at the same moment share one commit,
+and a change becomes visible (to readers, watchers and its own caller) only after it is on disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import itertools
 import logging
 import os
@@ -83,7 +84,7 @@ class Stored:
 
 
 class Change(NamedTuple):
-    """One revision: ``old`` is None for a creation, ``new`` for a deletion has the last state and ``deleted`` is set."""
+    """One revision; ``old`` is None for a creation, ``new`` has the last state when ``deleted`` is set."""
 
     revision: int
     old: Stored | None
@@ -148,7 +149,8 @@ class ObjectsStore:
     """
     All objects by (resource, namespace, name); ``resource`` is ``plural.group``.
 
-    Use from one event loop. Objects given in belong to the store afterwards; objects given out are shared, do not change them.
+    Use from one event loop. Objects given in belong to the store afterwards; those given out are shared, not to be
+    changed.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -220,7 +222,7 @@ class ObjectsStore:
     def get(self, resource: str, namespace: str, name: str) -> Stored | None:
         return self._objects.get(resource, {}).get(namespace, {}).get(name)
 
-    def list(self, resource: str, namespace: str = "") -> list[Stored]:
+    def list(self, resource: str, namespace: str = "") -> builtins.list[Stored]:
         """Return the objects of one namespace or of all, in the order of (namespace, name)."""
         objects = self._objects.get(resource, {})
         if namespace:
@@ -230,19 +232,19 @@ class ObjectsStore:
     def count(self, resource: str) -> int:
         return sum(map(len, self._objects.get(resource, {}).values()))
 
-    def resources_in(self, namespace: str) -> list[str]:
+    def resources_in(self, namespace: str) -> builtins.list[str]:
         """Return the resources that have objects in a namespace."""
         return [resource for resource, objects in self._objects.items() if objects.get(namespace)]
 
-    def resources(self) -> list[str]:
+    def resources(self) -> builtins.list[str]:
         return [resource for resource, objects in self._objects.items() if any(objects.values())]
 
-    def by_owner(self, uid: str) -> list[Stored]:
+    def by_owner(self, uid: str) -> builtins.list[Stored]:
         """Return the objects that have an owner reference to ``uid``."""
         found = (self.get(*key) for key in sorted(self._owned.get(uid, ())))
         return [stored for stored in found if stored is not None]
 
-    def list_at(self, resource: str, namespace: str, revision: int) -> list[Stored]:
+    def list_at(self, resource: str, namespace: str, revision: int) -> builtins.list[Stored]:
         """
         Return the objects as they were at ``revision``.
 
@@ -320,7 +322,7 @@ class ObjectsStore:
         Write an object under a new revision, which is set in its metadata; hold its lock.
 
         Args:
-            obj: starts with ``kind`` and ``apiVersion``; top level and metadata are changed here, so they must be private.
+            obj: starts with ``kind`` and ``apiVersion``; top level and metadata are changed here: they must be private.
         """
         return await self._commit(resource, namespace, name, obj, deleted=False)
 
@@ -346,8 +348,8 @@ class ObjectsStore:
         """The writer thread: one transaction for everything that is queued at the moment."""
         last = False
         while not last:
-            writes: list[_Write] = []
-            obsolete: list[int] = []
+            writes: builtins.list[_Write] = []
+            obsolete: builtins.list[int] = []
             item = self._queue.get()
             while True:
                 if item is None:
@@ -368,7 +370,7 @@ class ObjectsStore:
             if writes and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._publish, writes, error)
 
-    def _transact(self, writes: list[_Write], obsolete: list[int]) -> None:
+    def _transact(self, writes: builtins.list[_Write], obsolete: builtins.list[int]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany(
@@ -388,7 +390,7 @@ class ObjectsStore:
             self._db.execute("ROLLBACK")
             raise
 
-    def _publish(self, writes: list[_Write], error: Exception | None) -> None:
+    def _publish(self, writes: builtins.list[_Write], error: Exception | None) -> None:
         for change, done in writes:
             if error is not None:
                 if not done.done():
@@ -446,7 +448,7 @@ class ObjectsStore:
     def _trim(self) -> None:
         """Drop history that is old and long enough; rows that nothing can ask for any more are deleted."""
         oldest = time.monotonic() - KEEP_S
-        obsolete: list[int] = []
+        obsolete: builtins.list[int] = []
         while len(self._log) > MAX_REVISIONS or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest):
             change = self._log.popleft()
             self._horizon = change.revision

@@ -115,7 +115,7 @@ def _pull_policy(image: str) -> str:
 
 
 def _default_port(port: Object, *, host_network: bool) -> Object:
-    port = {"protocol": "TCP"} | port
+    port = {"protocol": "TCP", **port}
     if host_network:
         port.setdefault("hostPort", port.get("containerPort"))
     return port

@@ -54,7 +54,8 @@ async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[
 
 
 async def _no_chunks() -> AsyncIterator[bytes]:
-    for chunk in ():
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
         yield chunk
 
 

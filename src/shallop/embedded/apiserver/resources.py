@@ -1,4 +1,4 @@
-"""Which resources the API server serves: descriptors, the built-in ones, and a registry that CRDs extend at run time."""
+"""Which resources the API server serves: descriptors, the built-in ones, a registry that CRDs extend at run time."""
 
 from __future__ import annotations
 
@@ -143,15 +143,25 @@ def _builtin(
     )
 
 
-_POD_FIELDS = (
-    "spec.nodeName spec.restartPolicy spec.schedulerName spec.serviceAccountName spec.hostNetwork status.phase "
-    "status.podIP status.podIPs status.nominatedNodeName"
-).split()
-_EVENT_FIELDS = tuple(
-    f"involvedObject.{field}"
-    for field in ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")
-) + ("reason", "reportingComponent", "source", "type")
-_REVIEW = {"verbs": _CREATE}
+_POD_FIELDS = [
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.podIP",
+    "status.podIPs",
+    "status.nominatedNodeName",
+]
+_INVOLVED_FIELDS = ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")
+_EVENT_FIELDS = (
+    *(f"involvedObject.{field}" for field in _INVOLVED_FIELDS),
+    "reason",
+    "reportingComponent",
+    "source",
+    "type",
+)
 _RBAC = "rbac.authorization.k8s.io"
 
 BUILTINS: tuple[Resource, ...] = (
@@ -220,12 +230,12 @@ BUILTINS: tuple[Resource, ...] = (
     ),
     _builtin("apps", "StatefulSet", short="sts", all_=True, status=True, scale=True, generation=True),
     _builtin("events.k8s.io", "Event", short="ev", fields=("reason", "reportingController", "type", "regarding.name")),
-    _builtin("authentication.k8s.io", "SelfSubjectReview", cluster=True, **_REVIEW),
-    _builtin("authentication.k8s.io", "TokenReview", cluster=True, **_REVIEW),
-    _builtin("authorization.k8s.io", "LocalSubjectAccessReview", **_REVIEW),
-    _builtin("authorization.k8s.io", "SelfSubjectAccessReview", cluster=True, **_REVIEW),
-    _builtin("authorization.k8s.io", "SelfSubjectRulesReview", cluster=True, **_REVIEW),
-    _builtin("authorization.k8s.io", "SubjectAccessReview", cluster=True, **_REVIEW),
+    _builtin("authentication.k8s.io", "SelfSubjectReview", cluster=True, verbs=_CREATE),
+    _builtin("authentication.k8s.io", "TokenReview", cluster=True, verbs=_CREATE),
+    _builtin("authorization.k8s.io", "LocalSubjectAccessReview", verbs=_CREATE),
+    _builtin("authorization.k8s.io", "SelfSubjectAccessReview", cluster=True, verbs=_CREATE),
+    _builtin("authorization.k8s.io", "SelfSubjectRulesReview", cluster=True, verbs=_CREATE),
+    _builtin("authorization.k8s.io", "SubjectAccessReview", cluster=True, verbs=_CREATE),
     _builtin("autoscaling", "HorizontalPodAutoscaler", short="hpa", all_=True, status=True, version="v2"),
     _builtin("autoscaling", "HorizontalPodAutoscaler", short="hpa", all_=True, status=True, version="v1"),
     _builtin("batch", "CronJob", short="cj", all_=True, status=True, generation=True),
@@ -245,8 +255,8 @@ BUILTINS: tuple[Resource, ...] = (
     _builtin("storage.k8s.io", "VolumeAttachment", cluster=True, status=True),
     _builtin("storage.k8s.io", "VolumeAttributesClass", "volumeattributesclasses", short="vac", cluster=True),
     _builtin(
-        "apiextensions.k8s.io", "CustomResourceDefinition", short="crd,crds", cluster=True, status=True, generation=True,
-        categories=("api-extensions",),
+        "apiextensions.k8s.io", "CustomResourceDefinition", short="crd,crds", cluster=True, status=True,
+        generation=True, categories=("api-extensions",),
     ),
     _builtin("scheduling.k8s.io", "PriorityClass", "priorityclasses", short="pc", cluster=True, generation=True),
     _builtin("coordination.k8s.io", "Lease"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from shallop.embedded.apiserver.authorization import Attributes, Authorize
+from shallop.embedded.apiserver.authorization import Attributes, Authorize, Rbac
 from shallop.embedded.apiserver.requests import User
 from shallop.embedded.apiserver.resources import Resource
 from shallop.embedded.apiserver.tokens import AUDIENCE, Tokens
-from shallop.errors import FieldError, InvalidError
+from shallop.errors import BadRequestError, FieldError, InvalidError
 from shallop.kube.objects import Object
 
 __all__ = ["is_review", "review"]
@@ -29,7 +29,10 @@ def review(
     if resource.kind == "TokenReview":
         return head | {"spec": spec, "status": _token_status(spec, tokens)}
     if resource.kind == "SelfSubjectRulesReview":
-        return head | {"spec": spec, "status": _rules(authorize, user)}
+        wanted = spec.get("namespace", "")
+        if not wanted:
+            raise BadRequestError("no namespace on request")
+        return head | {"spec": {}, "status": _rules(authorize, user, wanted)}
     if resource.kind != "SelfSubjectAccessReview":
         if not spec.get("user") and not spec.get("groups"):
             text = "at least one of user or group must be specified"
@@ -80,8 +83,21 @@ def _token_status(spec: Object, tokens: Tokens) -> Object:
     return {"user": {}, "error": "invalid bearer token"}
 
 
-def _rules(authorize: Authorize, user: User) -> Object:
+def _rule(rule: Object, *keys: str) -> Object:
+    return {key: rule[key] for key in ("verbs", *keys) if rule.get(key)}
+
+
+def _rules(authorize: Authorize, user: User, namespace: str) -> Object:
     everything, _ = authorize(user, Attributes(verb="*", group="*", resource="*"))
+    if isinstance(authorize, Rbac) and not everything:
+        rules = authorize.rules_of(user, namespace)
+        return {
+            "resourceRules": [
+                _rule(rule, "apiGroups", "resources", "resourceNames") for rule in rules if "resources" in rule
+            ],
+            "nonResourceRules": [_rule(rule, "nonResourceURLs") for rule in rules if "nonResourceURLs" in rule],
+            "incomplete": False,
+        }
     if everything:
         return {
             "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],

@@ -14,7 +14,8 @@ __all__ = ["Predicate", "select", "selected_name"]
 
 Predicate = Callable[[Object], bool]
 # Absent reads as these where the field has a default that is not written.
-_ABSENT = {"spec.unschedulable": "false", "spec.hostNetwork": "false", "status.successful": "0"}
+_ABSENT = {"spec.unschedulable": "false", "spec.hostNetwork": "false", "status.succeeded": "0"}
+_ALIASES = {"status.podIPs": "status.podIP", "status.successful": "status.succeeded"}
 
 
 def select(resource: Resource, label_selector: str, field_selector: str) -> Predicate | None:
@@ -58,8 +59,7 @@ def selected_name(field_selector: str) -> str:
 def _field(obj: Object, path: str) -> str:
     if path == "source":
         return str((obj.get("source") or {}).get("component", "") or obj.get("reportingComponent", ""))
-    if path == "status.podIPs":
-        path = "status.podIP"
+    path = _ALIASES.get(path, path)
     value: Any = obj
     for step in path.split("."):
         value = value.get(step) if isinstance(value, dict) else None

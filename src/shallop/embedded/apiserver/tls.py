@@ -38,7 +38,7 @@ class TlsFiles(NamedTuple):
 
 def ensure_tls(folder: Path, hosts: Iterable[str] = ()) -> TlsFiles:
     """
-    Return certificates for loopback, for the names of the API inside Pods and for ``hosts``; made or renewed when needed.
+    Return certificates for loopback, the names of the API inside Pods and ``hosts``; made or renewed when needed.
 
     The authority stays as long as it is valid, so that kubeconfigs written earlier go on working.
     """
@@ -100,7 +100,9 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: datetime, life: timedelta) -> x509.CertificateBuilder:  # fmt: skip
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
+) -> x509.CertificateBuilder:
     # An hour of slack for clocks that differ between this machine and a virtual one on it.
     return (
         x509.CertificateBuilder()

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from shallop.embedded.apiserver.objects_store import ObjectsStore
 from shallop.embedded.apiserver.requests import ADMIN, ANONYMOUS, User
 from shallop.embedded.apiserver.tls import write_private
-from shallop.errors import FieldError, InvalidError, UnauthorizedError
+from shallop.errors import ConflictError, FieldError, InvalidError, NotFoundError, UnauthorizedError
 from shallop.kube.objects import Object, format_time
 
 __all__ = ["AUDIENCE", "Tokens", "ensure_admin_token"]
@@ -117,6 +117,7 @@ class Tokens:
         }
         reference = spec.get("boundObjectRef") or {}
         if reference.get("kind"):
+            self._check_bound(metadata["namespace"], reference)
             bound[reference["kind"].lower()] = {"name": reference.get("name", ""), "uid": reference.get("uid", "")}
         claims = {
             "aud": audiences,
@@ -128,7 +129,7 @@ class Tokens:
             "nbf": int(now.timestamp()),
             "sub": f"system:serviceaccount:{metadata['namespace']}:{metadata['name']}",
         }
-        kept = {key: metadata[key] for key in ("name", "namespace", "creationTimestamp")}
+        kept = {key: metadata[key] for key in ("name", "namespace", "uid")}
         return {
             "kind": "TokenRequest",
             "apiVersion": "authentication.k8s.io/v1",
@@ -140,6 +141,23 @@ class Tokens:
             },
             "status": {"token": self._sign(claims), "expirationTimestamp": format_time(expires)},
         }
+
+    def _check_bound(self, namespace: str, reference: Object) -> None:
+        kind, name = reference["kind"], reference.get("name", "")
+        plural = {"Pod": "pods", "Secret": "secrets"}.get(kind)
+        if plural is None:
+            problem = FieldError.not_supported("spec.boundObjectRef.kind", kind, ["Pod", "Secret"])
+            raise InvalidError.of("TokenRequest", "authentication.k8s.io", "", [problem])
+        stored = self._store.get(plural, namespace, name)
+        if stored is None:
+            raise NotFoundError(f'{plural} "{name}" not found', details={"name": name, "kind": plural})
+        if reference.get("uid") and stored.object["metadata"]["uid"] != reference["uid"]:
+            message = (
+                f'Operation cannot be fulfilled on {plural} "{name}": the UID in the bound object reference '
+                f"({reference['uid']}) does not match the UID in record. The object might have been deleted and "
+                "then recreated"
+            )
+            raise ConflictError(message, details={"name": name, "kind": plural})
 
     def _account_user(self, token: str, audience: str) -> User | None:
         claims = self._verify(token)

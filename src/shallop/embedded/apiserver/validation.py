@@ -153,7 +153,8 @@ def _deployment(obj: Object, old: Object | None) -> list[FieldError]:
 def _strategy(strategy: Object) -> list[FieldError]:
     kind = strategy.get("type")
     if kind not in ("Recreate", "RollingUpdate"):
-        text = f'Unsupported value: {_compact({"Type": kind, "RollingUpdate": None})}: supported values: "Recreate", "RollingUpdate"'
+        shown = _compact({"Type": kind, "RollingUpdate": None})
+        text = f'Unsupported value: {shown}: supported values: "Recreate", "RollingUpdate"'
         return [FieldError("FieldValueNotSupported", text, "spec.strategy")]
     rolling = strategy.get("rollingUpdate")
     if kind == "Recreate" and rolling:
@@ -164,7 +165,8 @@ def _strategy(strategy: Object) -> list[FieldError]:
         value = (rolling or {}).get(key)
         if isinstance(value, str) and not _PERCENT.fullmatch(value):
             text = (
-                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex "
+                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or "
+                "'93%', regex "
                 "used for validation is '[0-9]+%')"
             )
             errors.append(FieldError.invalid(f"spec.strategy.rollingUpdate.{key}", value, text))
@@ -186,8 +188,8 @@ def _replicaset(obj: Object, old: Object | None) -> list[FieldError]:
 
 
 _STATEFULSET_MAY = {
-    "minReadySeconds", "ordinals", "persistentVolumeClaimRetentionPolicy", "replicas", "revisionHistoryLimit", "template",
-    "updateStrategy",
+    "minReadySeconds", "ordinals", "persistentVolumeClaimRetentionPolicy", "replicas", "revisionHistoryLimit",
+    "template", "updateStrategy",
 }  # fmt: skip
 
 
@@ -200,7 +202,8 @@ def _statefulset(obj: Object, old: Object | None) -> list[FieldError]:
         changed = {key for key in {*spec, *before} if spec.get(key) != before.get(key)} - _STATEFULSET_MAY
         if changed:
             text = (
-                "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', "
+                "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', "
+                "'updateStrategy', "
                 "'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"
             )
             errors.append(FieldError.forbidden("spec", text))
@@ -317,7 +320,8 @@ def _service(obj: Object, old: Object | None) -> list[FieldError]:
         identity = (port.get("protocol"), port.get("port"))
         if identity in seen:
             shown = {
-                "Name": "", "Protocol": identity[0], "AppProtocol": None, "Port": identity[1], "TargetPort": 0, "NodePort": 0,
+                "Name": "", "Protocol": identity[0], "AppProtocol": None, "Port": identity[1], "TargetPort": 0,
+                "NodePort": 0,
             }  # fmt: skip
             errors.append(FieldError("FieldValueDuplicate", f"Duplicate value: {_compact(shown)}", path))
         seen[identity] = index

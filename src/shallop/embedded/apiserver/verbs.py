@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import builtins
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -121,7 +122,7 @@ class Verbs:
 
     def _list_continued(
         self, resource: Resource, namespace: str, revision: int, after: tuple[str, str]
-    ) -> list[Stored]:
+    ) -> builtins.list[Stored]:
         if revision < 0:
             items = self.store.list(resource.storage, namespace)
         else:
@@ -130,10 +131,13 @@ class Verbs:
             except ExpiredError:
                 fresh = _encode_continue({"v": "meta.k8s.io/v1", "rv": -1, "start": "/".join(after)})
                 message = (
-                    "The provided continue parameter is too old to display a consistent list result. You can start a new "
+                    "The provided continue parameter is too old to display a consistent list result. You can "
+                    "start a new "
                     "list without the continue parameter, or use the continue token in this response to retrieve the "
-                    "remainder of the results. Continuing with the provided token results in an inconsistent list - objects "
-                    "that were created, modified, or deleted between the time the first chunk was returned and now may show "
+                    "remainder of the results. Continuing with the provided token results in an inconsistent "
+                    "list - objects "
+                    "that were created, modified, or deleted between the time the first chunk was returned and "
+                    "now may show "
                     "up in the list."
                 )
                 raise ExpiredError(message, metadata={"continue": fresh}) from None
@@ -512,8 +516,8 @@ def _default_propagation(resource: Resource, options: WriteOptions) -> str:
     if resource.storage != "jobs.batch":
         return "Background"
     options.warnings.append(
-        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set "
-        "propagationPolicy=Orphan to suppress this warning"
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them "
+        "or set propagationPolicy=Orphan to suppress this warning"
     )
     return "Orphan"
 
