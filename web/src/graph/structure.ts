@@ -1,0 +1,106 @@
+/** The DAG of a pipeline as nested groups and steps, with the state of each where there is a run. Pure. */
+
+import type { Component, DagTask, PipelineSpec, TaskView } from '../api'
+
+export type GroupKind = 'dag' | 'loop' | 'condition' | 'iteration'
+
+export interface GraphNode {
+  /** The path of the task: `root/for-loop-1[0]/train`. */
+  path: string
+  label: string
+  kind: 'step' | GroupKind
+  state: string
+  task?: TaskView
+  children: GraphNode[]
+  /** Between children, by path. */
+  edges: { from: string; to: string }[]
+  /** Of a loop: how many iterations there are, and how many are drawn. */
+  iterations?: number
+}
+
+/** More iterations than this are not drawn one by one: the chosen one stands for all. */
+const DRAWN_ITERATIONS = 4
+
+export function stateOf(task: TaskView | undefined): string {
+  return task?.own_state ?? 'WAITING'
+}
+
+/**
+ * Build the graph.
+ *
+ * @param spec the compiled pipeline.
+ * @param tasks what the run has of it so far; none for a pipeline that is only looked at.
+ * @param chosen loop path -> iteration to draw, for loops with many iterations.
+ */
+export function buildGraph(spec: PipelineSpec, tasks: TaskView[], chosen: Record<string, number> = {}): GraphNode {
+  const pipeline = spec.pipeline_spec ?? spec
+  const byPath = new Map(tasks.map((task) => [task.path, task]))
+  const iterations = countIterations(tasks)
+  const components = pipeline.components ?? {}
+
+  function dag(component: Component | undefined, path: string): Pick<GraphNode, 'children' | 'edges'> {
+    const found = component?.dag?.tasks ?? {}
+    const children = Object.entries(found).map(([name, task]) => node(name, task, `${path}/${name}`))
+    const edges = Object.entries(found).flatMap(([name, task]) =>
+      needs(task)
+        .filter((other) => other in found)
+        .map((other) => ({ from: `${path}/${other}`, to: `${path}/${name}` })),
+    )
+    return { children, edges }
+  }
+
+  function node(name: string, task: DagTask, path: string): GraphNode {
+    const component = components[task.componentRef?.name ?? '']
+    const view = byPath.get(path)
+    const label = view?.display_name || task.taskInfo?.name || name
+    const shared = { path, label, state: stateOf(view), task: view }
+    if (!component?.dag) return { ...shared, kind: 'step', children: [], edges: [] }
+    if (!task.parameterIterator && !task.artifactIterator) {
+      return { ...shared, kind: task.triggerPolicy?.condition ? 'condition' : 'dag', ...dag(component, path) }
+    }
+    const count = iterations.get(path) ?? 0
+    // Before the first iteration exists the body is shown once, as it will be.
+    if (count === 0) return { ...shared, kind: 'loop', ...dag(component, path), iterations: 0 }
+    const drawn = count <= DRAWN_ITERATIONS ? [...Array(count).keys()] : [Math.min(chosen[path] ?? 0, count - 1)]
+    const children = drawn.map((index): GraphNode => {
+      const own = `${path}[${index}]`
+      const one = byPath.get(own)
+      return { path: own, label: `${label}[${index}]`, kind: 'iteration', state: stateOf(one), task: one, ...dag(component, own) }
+    })
+    return { ...shared, kind: 'loop', children, edges: [], iterations: count }
+  }
+
+  const root = byPath.get('root')
+  return { path: 'root', label: 'root', kind: 'dag', state: stateOf(root), task: root, ...dag(pipeline.root, 'root') }
+}
+
+function countIterations(tasks: TaskView[]): Map<string, number> {
+  const counts = new Map<string, number>()
+  for (const { path } of tasks) {
+    const match = /^(.*)\[(\d+)\]$/.exec(path)
+    if (match) counts.set(match[1]!, Math.max(counts.get(match[1]!) ?? 0, Number(match[2]) + 1))
+  }
+  return counts
+}
+
+/** The names of the tasks that a task waits for: those it names, and the producers of its inputs. */
+function needs(task: DagTask): string[] {
+  const names = new Set(task.dependentTasks ?? [])
+  collectProducers(task.inputs, names)
+  return [...names]
+}
+
+function collectProducers(value: unknown, names: Set<string>): void {
+  if (Array.isArray(value)) for (const item of value) collectProducers(item, names)
+  else if (value && typeof value === 'object') {
+    for (const [key, item] of Object.entries(value)) {
+      if (key === 'producerTask' && typeof item === 'string') names.add(item)
+      else collectProducers(item, names)
+    }
+  }
+}
+
+export function* walk(node: GraphNode): Generator<GraphNode> {
+  yield node
+  for (const child of node.children) yield* walk(child)
+}

@@ -1,0 +1,12 @@
+import react from '@vitejs/plugin-react'
+import { defineConfig } from 'vite'
+
+// `npm run dev` forwards to a platform started with `shallop up`.
+const platform = process.env.SHALLOP_WEB ?? 'http://127.0.0.1:8080'
+
+export default defineConfig({
+  plugins: [react()],
+  base: './',
+  build: { outDir: '../src/shallop/dashboard/static', emptyOutDir: true, modulePreload: { polyfill: false } },
+  server: { proxy: { '/apis': platform, '/api': platform, '/ui': platform } },
+})
