@@ -11,7 +11,8 @@ Entering the namespaces of a Pod: private mounts at their absolute paths, the Po
 - ``reap``: true where there is no PID namespace: what leaves the process group is found by its parentage. ``enter``
   returns True, the caller forks once more, waits for that process and then calls ``end``.
 - ``mounts``: ``{"target": absolute path, "source": path, "readonly": bool}``, or ``{"target": path, "tmpfs": true}``
-  for an empty folder. Mount points need not exist on the machine, and nothing is ever created there.
+  for an empty folder, or ``{"target": "/dev", "devices": true}`` for the devices that a program needs, a shared memory
+  of its own and room for more. Mount points need not exist on the machine, and nothing is ever created there.
 
 Measured on Linux 6.18, 2 cores: 20 mounts and a new root 1.3 ms; see docs/design/isolation.md.
 
@@ -21,6 +22,7 @@ Source: mount_namespaces(7), user_namespaces(7), pivot_root(2).
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import signal
 import stat
@@ -35,6 +37,16 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _PR_SET_CHILD_SUBREAPER = 36
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+# What container engines give, and GPUs: their owner decides who may use them.
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "pts", "nvidia*", "kfd", "dri", "infiniband")
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -138,7 +150,7 @@ class _View:
 
     def build(self) -> None:
         for mount in self._mounts:
-            if not mount.get("tmpfs"):
+            if "source" in mount:
                 self._sources[mount["source"]] = os.open(mount["source"], os.O_PATH)
         if any(_existing(mount["target"]) == "/" and not os.path.exists(mount["target"]) for mount in self._mounts):
             self._new_root()
@@ -157,11 +169,28 @@ class _View:
             _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, mount.get("options", "mode=0755"))
             self._own.add(target)
             return
+        if mount.get("devices"):
+            self._place_devices(target)
+            return
         descriptor = self._sources[mount["source"]]
         self._make_point(target, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
         _mount(f"/proc/self/fd/{descriptor}", target, None, _MS_BIND | _MS_REC)
         if mount.get("readonly"):
             _mount("none", target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _locked_flags(target))
+
+    def _place_devices(self, target: str) -> None:
+        found = [name for pattern in _DEVICES for name in glob.glob(f"{target}/{pattern}")]
+        descriptors = {name: os.open(name, os.O_PATH) for name in found}
+        _mount("tmpfs", target, "tmpfs", _MS_NOSUID, "mode=0755")
+        self._own.add(target)
+        for name, descriptor in descriptors.items():
+            self._make_point(name, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
+            _mount(f"/proc/self/fd/{descriptor}", name, None, _MS_BIND | _MS_REC)
+            os.close(descriptor)
+        for name, place in _DEVICE_LINKS.items():
+            os.symlink(place, f"{target}/{name}")
+        os.mkdir(f"{target}/shm")
+        os.chmod(f"{target}/shm", 0o1777)
 
     def _make_point(self, target: str, *, folder: bool) -> None:
         if os.path.exists(target):

@@ -30,6 +30,7 @@ from shallop.embedded.kubelet.spares import Spares
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
 from shallop.errors import AlreadyExistsError, BadRequestError, NodeError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, parse_quantity
+from shallop_pod.zygote import Request
 
 __all__ = ["Node"]
 
@@ -145,6 +146,10 @@ class Node:
         if worker is not None:
             worker.update(pod)
             return
+        address = (pod.get("status") or {}).get("podIP")
+        if address and (self.settings.pods / uid).exists():
+            # It goes on since before a restart: no other Pod may get its address meanwhile.
+            self.network.allocate(uid, address)
         worker = self._workers[uid] = PodWorker(self, pod)
         task = self._tasks[uid] = asyncio.create_task(worker.run(), name=f"pod {key_of(pod)}")
         task.add_done_callback(lambda done: self._worker_ended(uid, done))
@@ -228,22 +233,25 @@ class Node:
         mounts: list[dict[str, Any]],
         argv: list[str],
         env: dict[str, str],
-    ) -> tuple[dict[str, Any] | None, list[str], dict[str, str]]:
-        """Return how a container's process is kept apart: a plan, or argv and env with paths of this machine."""
+    ) -> Request:
+        """Return what starts a container's process apart from others: by a plan, or by paths of this machine."""
+        folder = container.get("workingDir") or "/"
         hostname = str(pod["spec"].get("hostname") or pod["metadata"]["name"])[:63]
         level = self.isolation.level
         plan: dict[str, Any] | None
         if level == "none":
-            argv, env = _rewrite(mounts, argv, env, keep=(self.settings.home, self.settings.cache))
+            (folder, *argv), env = _rewrite(
+                mounts, [folder, *argv], env, keep=(self.settings.home, self.settings.cache)
+            )
             plan = {"reap": True} if sys.platform.startswith("linux") else None
-            return plan, argv, env | self._shim_variables(pod, env)
+            return Request("shallop_pod.execute", argv, env | self._shim_variables(pod, env), folder, plan)
         plan = {"pid": True, "hostname": hostname, "mounts": mounts}
         if level == "user":
             plan["user"] = True
-            return plan, argv, env | self._shim_variables(pod, env)
-        if not pod["spec"].get("hostNetwork"):
+            env = env | self._shim_variables(pod, env)
+        elif not pod["spec"].get("hostNetwork"):
             plan["netns"] = "pod"
-        return plan, argv, env
+        return Request("shallop_pod.execute", argv, env, folder, plan)
 
     def _shim_variables(self, pod: Object, env: Mapping[str, str]) -> dict[str, str]:
         hosts = self.network.hosts_file(pod["metadata"]["namespace"])
@@ -297,7 +305,7 @@ class Node:
                     "type": "Ready",
                     "status": "True",
                     "reason": "KubeletReady",
-                    "message": f"Pods are processes, isolation: {self.isolation.level}",
+                    "message": "; ".join(filter(None, (f"isolation: {self.isolation.level}", self.network.problem))),
                     "lastHeartbeatTime": now,
                     "lastTransitionTime": now,
                 }

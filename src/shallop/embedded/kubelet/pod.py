@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -333,11 +334,11 @@ class PodWorker:
                 "not known here; set command in the Pod"
             )
         argv = expand_all(words, env)
-        plan, argv, env = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
-        request = Request("shallop_pod.execute", argv, env, container.get("workingDir") or "/", plan)
+        request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
         zygote: Path | None = self._node.base_socket
-        if argv[0] in ("python3", "python") and argv[1:2] == ["-m"] and argv[2:3][0].startswith("shallop_pod."):
-            request = Request(argv[2], argv[3:], env, container.get("workingDir") or "/", plan)
+        program, option, module = [*request.argv, "", ""][:3]
+        if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
+            request = replace(request, module=module, argv=request.argv[3:])
             zygote = None
         record.state = {"waiting": {"reason": "ContainerCreating"}}
         record.ready = record.started = False
@@ -395,11 +396,28 @@ class PodWorker:
         if "/etc/hosts" not in taken:
             hosts = self._node.network.hosts_file(self._pod["metadata"]["namespace"])
             mounts.append({"target": "/etc/hosts", "source": str(hosts)})
-        path = container.get("terminationMessagePath") or ""
-        if path and not path.startswith("/dev/"):
-            mounts.append({"target": path, "source": str(self._message_file(record.name))})
+        if self._node.network.resolv_conf and not self._pod["spec"].get("hostNetwork"):
+            mounts.append({"target": "/etc/resolv.conf", "source": str(self._node.network.resolv_conf)})
+        mounts.append({"target": "/dev", "devices": True})
+        path = container.get("terminationMessagePath") or "/dev/termination-log"
+        mounts.append({"target": path, "source": str(self._message_file(record.name))})
+        mounts += self._working_folder(record, mounts)
         mounts += self._visible(environment, record.name, mounts)
         return mounts
+
+    def _working_folder(self, record: ContainerRecord, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Make the working directory, as container engines do: in the volume where it lies, or as a private folder."""
+        path = Path(self._specs[record.name].get("workingDir") or "/")
+        for mount in sorted(mounts, key=lambda mount: len(mount["target"]), reverse=True):
+            if path.is_relative_to(mount["target"]) and "source" in mount:
+                if not mount.get("readonly"):
+                    (Path(mount["source"]) / path.relative_to(mount["target"])).mkdir(parents=True, exist_ok=True)
+                return []
+        if path.is_dir():
+            return []
+        folder = self._folder / "private" / record.name / "workdir"
+        folder.mkdir(mode=0o755, exist_ok=True)
+        return [{"target": str(path), "source": str(folder)}]
 
     def _visible(self, environment: Environment, container: str, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hide the platform's own data, and show again what a process needs of it, or of a covered folder."""
@@ -546,12 +564,11 @@ class PodWorker:
                 return 126
             container, environment = self._specs[record.name], self._environments[record.name]
             env = self._env(container, environment)
-            plan, argv, env = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
+            request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
             id_ = f"exec.{os.urandom(4).hex()}"
             done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._executions[id_] = done
             try:
-                request = Request("shallop_pod.execute", argv, env, container.get("workingDir") or "/", plan)
                 self._sandbox.start(id_, self._node.base_socket, self._folder / "exec.log", request)
                 async with asyncio.timeout(timeout_s):
                     return await done
