@@ -1,8 +1,8 @@
 """
 Speed of the API server over TLS with one client on the same machine.
 
-Creates 1.5 KB ConfigMaps one after the other on one connection and then on sixteen, and measures how long a watch takes to
-hear of a write. Run: ``python benchmarks/apiserver.py [SECONDS]``. Prints one JSON object.
+Creates 1.5 KB ConfigMaps one after the other on one connection and then on sixteen, and measures how long a watch
+takes to hear of a write. Run: ``python benchmarks/apiserver.py [SECONDS]``. Prints one JSON object.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 The objects of the embedded API server: durable, versioned, in memory.
 
 Every change is a row in one SQLite table, keyed by a global revision; what is newest per key is the current state,
-older rows are the history that watches resume from. One thread writes: changes that wait at the same moment share one commit,
-and a change becomes visible (to readers, watchers and its own caller) only after it is on disk.
+older rows are the history that watches resume from. One thread writes: changes that wait at the same moment share one
+commit, and a change becomes visible (to readers, watchers and its own caller) only after it is on disk.
 """
 
 from __future__ import annotations
