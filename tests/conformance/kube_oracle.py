@@ -90,9 +90,13 @@ def _authorization(who: str, answers: Mapping[str, Any]) -> str | None:
 
 
 async def send(
-    server: ApiServer, request: Mapping[str, Any], who: str, answers: Mapping[str, Any], stop: asyncio.Event | None = None,
+    server: ApiServer,
+    request: Mapping[str, Any],
+    who: str,
+    answers: Mapping[str, Any],
+    stop: asyncio.Event | None = None,
     into: Answered | None = None,
-) -> Answered:  # fmt: skip
+) -> Answered:
     """Send one request of a step in process; ``stop`` plays the client that hangs up."""
     body = fill(request.get("body"), answers)
     raw = b"" if body is None else body.encode() if isinstance(body, str) else json.dumps(body).encode()

@@ -21,9 +21,9 @@ from shallop.embedded.apiserver.resources import Registry
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.tokens import Tokens
 from shallop.embedded.apiserver.verbs import Verbs
-from shallop.errors import AlreadyExistsError
+from shallop.errors import NotFoundError
 from shallop.kube.node import NodeApi
-from shallop.kube.objects import Gvk, Object
+from shallop.kube.objects import Object, gvk_of
 
 __all__ = ["ApiServer"]
 
@@ -160,10 +160,7 @@ def _first_objects() -> Iterable[Object]:
 
 async def _ensure(client: LocalClient, obj: Object) -> None:
     metadata = obj["metadata"]
-    resource = client._registry.by_gvk(Gvk(obj["apiVersion"], obj["kind"]))
-    assert resource is not None
-    if client._verbs.store.get(resource.storage, metadata.get("namespace", ""), metadata["name"]) is None:
-        try:
-            await client.create(obj)
-        except AlreadyExistsError:
-            pass
+    try:
+        await client.get(gvk_of(obj), metadata["name"], metadata.get("namespace", ""))
+    except NotFoundError:
+        await client.create(obj)
