@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from hypothesis import settings as hypothesis_settings
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+_BLOCKED_S = 0.25
 
 # On a loaded machine a property is slow now and then; its bounds are in its assertions, not in milliseconds.
 hypothesis_settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +38,29 @@ def missing(what: str) -> None:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def event_loop_never_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a unit test in which one callback of an event loop computes or waits for more than a quarter of a second."""
+    if "unit" not in request.path.parts:
+        yield
+        return
+    blocked: list[str] = []
+    original = asyncio.Handle._run
+
+    def run(handle: asyncio.Handle) -> None:
+        before, wall, cpu = resource.getrusage(resource.RUSAGE_THREAD), time.perf_counter(), time.thread_time()
+        original(handle)
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        # On a loaded machine a callback may be put aside by the kernel; that is no voluntary switch.
+        waited = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > before.ru_nvcsw and wall - cpu > _BLOCKED_S
+        if cpu > _BLOCKED_S or waited:
+            blocked.append(f"{handle!r}: {wall:.2f} s, of which {cpu:.2f} s computing")
+
+    monkeypatch.setattr(asyncio.Handle, "_run", run)
+    yield
+    assert not blocked, f"the event loop was blocked: {blocked}"
 
 
 @pytest.fixture(scope="session")
