@@ -13,9 +13,9 @@ Lines of JSON on the socket; the newest connection is the one that is told. Aski
 - ``{"op": "folder", "folder": path}``: its files have been moved there.
 
 Told: ``{"event": "state", "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed`` (``id,
-error``), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit``
-before it is told, so that it is known even when the shim itself is killed afterwards; until then ``<folder>/<id>.pid`` says
-which process it is, so that the node can end it should the shim be killed.
+error, unreachable``: no fork-server listens), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit``
+before it is told, so that it is known even when the shim itself is killed afterwards; until then ``<folder>/<id>.pid``
+says which process it is, so that the node can end it should the shim be killed.
 
 Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; a file of 10 MB is renamed to ``.1`` ... ``.4``.
 """
@@ -33,7 +33,7 @@ import socket
 import time
 from typing import Any, Sequence  # noqa: UP035  environments may be Python 3.9
 
-from shallop_pod.zygote import Child, Request, ZygoteError, listen, spawn
+from shallop_pod.zygote import Child, Request, ZygoteError, connect, listen, spawn
 
 __all__ = ["main", "process_start"]
 
@@ -214,7 +214,7 @@ class _Shim:
                 os.close(pipe[0])
             log.write("stderr", [str(error).encode()])
             log.close()
-            self._tell({"event": "failed", "id": name, "error": str(error)})
+            self._tell({"event": "failed", "id": name, "error": str(error), "unreachable": not _listens(order["socket"])})
             return
         finally:
             os.close(null)
@@ -288,6 +288,14 @@ class _Shim:
             _kill(container.child.pid, signal.SIGKILL)
         for container in self._containers.values():
             container.child.wait(timeout_s=5)
+
+
+def _listens(zygote: str) -> bool:
+    try:
+        connect(zygote).close()
+    except OSError:
+        return False
+    return True
 
 
 def _has_data(descriptor: int) -> bool:

@@ -96,8 +96,7 @@ class Sandbox:
             "shallop_pod.shim", argv, {"PATH": os.defpath, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         )
         try:
-            child = await asyncio.to_thread(spawn, str(zygote), request, (null, log, log))
-            child.close()
+            pid = await asyncio.to_thread(_spawn, str(zygote), request, (null, log, log))
         except ZygoteError as error:
             raise NodeError(f"the shim of the Pod cannot be started: {error}") from error
         finally:
@@ -109,7 +108,7 @@ class Sandbox:
             found = await cls.adopt(folder, tell)
             if found is not None:
                 return found
-            if asyncio.get_running_loop().time() > deadline or process_start(child.pid) is None:
+            if asyncio.get_running_loop().time() > deadline or process_start(pid) is None:
                 text = (folder / "shim.log").read_text(errors="replace").strip()[-500:]
                 raise NodeError(f"the shim of the Pod ended: {text or 'no message'}")
             await asyncio.sleep(delay)
@@ -195,6 +194,13 @@ async def _next_line(reader: asyncio.StreamReader) -> bytes:
         return await reader.readline()
     except ConnectionError:
         return b""  # a shim that ends with unread orders resets the connection
+
+
+def _spawn(zygote: str, request: Request, stdio: tuple[int, int, int]) -> int:
+    """Start a process that nobody waits for; returns its pid."""
+    child = spawn(zygote, request, stdio)
+    child.close()
+    return child.pid
 
 
 def kill_shim(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shallop.embedded.kubelet.network import Network
-from shallop.embedded.kubelet.sandbox import NetworkOptions, Sandbox
+from shallop.embedded.kubelet.sandbox import NetworkOptions, Sandbox, kill_shim
 from shallop.errors import NodeError
 
 __all__ = ["Spares"]
@@ -79,8 +79,8 @@ class Spares:
 
     async def end_all(self) -> None:
         """End every spare of this home, those of an earlier process too."""
-        for sandbox in (sandbox for _, sandbox in self._ready):
-            sandbox.leave()
+        for _, spare in self._ready:
+            spare.leave()
         self._ready.clear()
         if not self._folder.is_dir():
             return
@@ -88,4 +88,7 @@ class Spares:
             sandbox = await Sandbox.adopt(folder, lambda _: None)
             if sandbox is not None:
                 await sandbox.quit()
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            # One that was just forked may not listen yet: without its folder it ends, or it has written who it is.
+            gone = folder.rename(folder.with_name(f".{folder.name}"))
+            kill_shim(gone)
+            await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
