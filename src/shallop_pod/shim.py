@@ -13,9 +13,9 @@ Lines of JSON on the socket; the newest connection is the one that is told. Aski
 - ``{"op": "folder", "folder": path}``: its files have been moved there.
 
 Told: ``{"event": "state", "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed`` (``id,
-error, unreachable``: no fork-server listens), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is written to ``<folder>/<id>.exit``
-before it is told, so that it is known even when the shim itself is killed afterwards; until then ``<folder>/<id>.pid``
-says which process it is, so that the node can end it should the shim be killed.
+error, unreachable``: no fork-server listens), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is
+written to ``<folder>/<id>.exit`` before it is told, so that it is known even when the shim itself is killed afterwards;
+until then ``<folder>/<id>.pid`` says which process it is, so that the node can end it should the shim be killed.
 
 Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; a file of 10 MB is renamed to ``.1`` ... ``.4``.
 """
@@ -214,7 +214,8 @@ class _Shim:
                 os.close(pipe[0])
             log.write("stderr", [str(error).encode()])
             log.close()
-            self._tell({"event": "failed", "id": name, "error": str(error), "unreachable": not _listens(order["socket"])})
+            unreachable = not _listens(order["socket"])
+            self._tell({"event": "failed", "id": name, "error": str(error), "unreachable": unreachable})
             return
         finally:
             os.close(null)

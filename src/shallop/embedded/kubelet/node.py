@@ -21,7 +21,7 @@ from shallop import __version__
 from shallop.controller import EventRecorder, Informer, Services
 from shallop.controller.informer import Change
 from shallop.embedded.kubelet.capability import IsolationReport, probe
-from shallop.embedded.kubelet.environments import Environments
+from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
 from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
@@ -69,7 +69,7 @@ class Node:
         self.environments = Environments.of(self.settings)
         self.zygotes = Zygotes.of(self.settings)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
-        self.base_socket = Path()
+        self._base: Environment | None = None
         self.spares = Spares(self.settings.run / "sandboxes", self.network, self.base_zygote)
         self._python_path = link_pod_package(self.settings)
         self._informers = {kind: Informer(self.client, gvk) for kind, gvk in _WATCHED.items()}
@@ -175,9 +175,11 @@ class Node:
     async def base_zygote(self) -> Path:
         """Return the socket of the fork-server for shims and ordinary programs."""
         async with self._base_lock:
-            environment = await self.environments.ensure(self.environments.resolve(_BASE_IMAGE, []))
-            self.base_socket = await self.zygotes.socket(environment)
-            return self.base_socket
+            if self._base is not None:
+                with contextlib.suppress(NodeError):  # removed meanwhile: it is built again
+                    return await self.zygotes.socket(self._base)
+            self._base = await self.environments.ensure(self.environments.resolve(_BASE_IMAGE, []))
+            return await self.zygotes.socket(self._base)
 
     def cannot_run(self, image: str, argv: Sequence[str]) -> str | None:
         """Say why no local environment can stand for an image; None when one can."""

@@ -68,6 +68,7 @@ class PodWorker:
         self._probes: dict[str, list[asyncio.Task[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._executions: dict[str, asyncio.Future[int]] = {}
+        self._asked: dict[str, tuple[Environment | None, Request]] = {}
         self._address = ""
         self._start_time = (pod.get("status") or {}).get("startTime") or format_time(node.now())
         self._verdict: tuple[str, str, str] = ("", "", "")
@@ -335,26 +336,29 @@ class PodWorker:
             )
         argv = expand_all(words, env)
         request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
-        zygote: Path | None = self._node.base_socket
+        plain = True
         program, option, module = [*request.argv, "", ""][:3]
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
-            zygote = None
+            plain = False
         record.state = {"waiting": {"reason": "ContainerCreating"}}
         record.ready = record.started = False
-        asyncio.get_running_loop().create_task(self._ask_to_start(record.id, zygote, environment, request))
+        asyncio.get_running_loop().create_task(self._ask_to_start(record.id, None if plain else environment, request))
         # Between asking and being told it counts as running: it must not be asked for twice.
         record.state = {"running": {"startedAt": seconds_time(time.time())}}
 
-    async def _ask_to_start(self, id_: str, zygote: Path | None, environment: Environment, request: Request) -> None:
+    async def _ask_to_start(self, id_: str, environment: Environment | None, request: Request) -> None:
+        """Have the shim start a container by the fork-server of an environment; None: any that runs programs."""
+        node = self._node
         try:
-            socket = zygote or await self._node.zygotes.socket(environment)
-        except NodeError as error:
+            socket = await (node.base_zygote() if environment is None else node.zygotes.socket(environment))
+        except (NodeError, EnvironmentBuildError) as error:
             self._told({"event": "failed", "id": id_, "error": str(error)})
             return
         if self._sandbox is not None:
             name, _, restart = id_.rpartition("-")
-            self._sandbox.start(id_, socket, log_path(self._node.settings, self._pod, name, int(restart)), request)
+            self._asked[id_] = (environment, request)
+            self._sandbox.start(id_, socket, log_path(node.settings, self._pod, name, int(restart)), request)
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
@@ -444,9 +448,13 @@ class PodWorker:
             if event["event"] in ("exited", "failed"):
                 execution.set_result(event.get("code", 126))
         elif (record := next((r for r in self._records if r.id == event.get("id")), None)) is not None:
+            asked = self._asked.pop(record.id, None)
             if event["event"] == "started":
                 self._mark_running(record, event["at"])
                 self._event("Started", f"Started container {record.name}", container=record.name)
+            elif event["event"] == "failed" and event.get("unreachable") and asked is not None:
+                # The fork-server ended between our asking for it and the shim's; the next one is new.
+                asyncio.get_running_loop().create_task(self._ask_to_start(record.id, *asked))
             elif event["event"] == "failed":
                 now = time.time()
                 self._end(record, Ended(record.id, 128, None, 0.0, now), event["error"])
@@ -569,7 +577,8 @@ class PodWorker:
             done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._executions[id_] = done
             try:
-                self._sandbox.start(id_, self._node.base_socket, self._folder / "exec.log", request)
+                zygote = await self._node.base_zygote()
+                self._sandbox.start(id_, zygote, self._folder / "exec.log", request)
                 async with asyncio.timeout(timeout_s):
                     return await done
             finally:
