@@ -21,7 +21,7 @@ from hypothesis import settings as hypothesis_settings
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-_BLOCKED_S = 0.25
+_BLOCKED_S = 0.5
 
 # On a loaded machine a property is slow now and then; its bounds are in its assertions, not in milliseconds.
 hypothesis_settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def event_loop_never_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a unit test in which one callback of an event loop computes or waits for more than a quarter of a second."""
+    """Fail a unit test in which one callback of an event loop computes or waits for more than half a second."""
     if "unit" not in request.path.parts:
         yield
         return
