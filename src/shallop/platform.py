@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from shallop import gateway, instance, pipelines, registry, serving
+from shallop import dashboard, gateway, instance, pipelines, registry, serving
 from shallop.controller import Kind, Manager, Part, Services
 from shallop.embedded import workloads
 from shallop.embedded.apiserver.kubeconfig import write_kubeconfig
@@ -45,6 +45,7 @@ PARTS: tuple[Part, ...] = (
     registry.PART,
     pipelines.PART,
     serving.PART,
+    dashboard.PART,
 )
 _SERVICE = Gvk("v1", "Service")
 _SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
