@@ -34,13 +34,22 @@ def main() -> int:
     start = time.monotonic()
     print("building the dashboard ...", flush=True)
     environment = _node_environment()
-    _npm(environment, "ci", "--ignore-scripts", "--no-fund", "--no-audit", "--loglevel=error")
-    print(f"  packages ready after {time.monotonic() - start:.1f} s", flush=True)
+    _install_packages(environment, start)
     _npm(environment, "run", "build", "--silent", "--loglevel=error")
     pack(STATIC)
     STAMP.write_text(digest)
     print(f"  built in {time.monotonic() - start:.1f} s", flush=True)
     return 0
+
+
+def _install_packages(environment: dict[str, str], start: float) -> None:
+    stamp = WEB / "node_modules" / ".shallop-lock"
+    lock = hashlib.sha256((WEB / "package-lock.json").read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == lock:
+        return
+    _npm(environment, "ci", "--ignore-scripts", "--no-fund", "--no-audit", "--loglevel=error")
+    stamp.write_text(lock)
+    print(f"  packages ready after {time.monotonic() - start:.1f} s", flush=True)
 
 
 def sources_digest(web: Path) -> str:

@@ -39,7 +39,7 @@ export function StateIcon({ state, size = 18 }: { state: string; size?: number }
 export function StateBadge({ state }: { state: string }) {
   const { text, color } = look(state)
   return (
-    <Badge variant="light" color={color} tt="none" fw={600} size="md" leftSection={<StateIcon state={state} size={13} />}>
+    <Badge variant="light" style={{ flex: 'none' }} color={color} tt="none" fw={600} size="md" leftSection={<StateIcon state={state} size={13} />}>
       {text}
     </Badge>
   )

@@ -65,13 +65,13 @@ function Step({ data, selected }: NodeProps<StepNode>) {
   )
 }
 
-const GROUP_WORDS = { loop: 'loop', condition: 'if', dag: 'group', iteration: '' }
+const GROUP_WORDS = { loop: 'loop', condition: 'if', dag: 'group' }
 
 function Group({ data, selected }: NodeProps<GroupNode>) {
   const actions = useContext(ActionsContext)!
   const { node, collapsed } = data
   const many = (node.iterations ?? 0) > node.children.length
-  const word = node.kind === 'step' ? '' : GROUP_WORDS[node.kind]
+  const word = node.kind === 'iteration' ? node.item : node.kind === 'step' ? '' : GROUP_WORDS[node.kind]
   return (
     <div className="group" data-kind={node.kind} data-state={node.state} data-selected={selected} data-collapsed={collapsed}>
       <Handles />
@@ -91,7 +91,7 @@ function Group({ data, selected }: NodeProps<GroupNode>) {
         </ActionIcon>
         <StateIcon state={node.state} size={15} />
         <span className="step-name" title={node.label}>{node.label}</span>
-        {word && <span className="group-word">{word}{node.iterations ? ` × ${node.iterations}` : ''}</span>}
+        {word && <span className="group-word" title={word}>{word}{node.iterations ? ` × ${node.iterations}` : ''}</span>}
         {many && !collapsed && (
           <NumberInput
             className="nodrag"

@@ -1,6 +1,7 @@
 /** The DAG of a pipeline as nested groups and steps, with the state of each where there is a run. Pure. */
 
 import type { Component, DagTask, PipelineSpec, TaskView } from '../api'
+import { show } from '../format'
 
 export type GroupKind = 'dag' | 'loop' | 'condition' | 'iteration'
 
@@ -14,6 +15,8 @@ export interface GraphNode {
   children: GraphNode[]
   /** Between children, by path. */
   edges: { from: string; to: string }[]
+  /** Of an iteration: the value it is for. */
+  item?: string
   /** Of a loop: how many iterations there are, and how many are drawn. */
   iterations?: number
 }
@@ -21,8 +24,17 @@ export interface GraphNode {
 /** More iterations than this are not drawn one by one: the chosen one stands for all. */
 const DRAWN_ITERATIONS = 4
 
-export function stateOf(task: TaskView | undefined): string {
-  return task?.own_state ?? 'WAITING'
+/** What is inside of a group that did not run did not run either. */
+function stateOf(task: TaskView | undefined, around: string): string {
+  return task?.own_state ?? (NOT_RUN.has(around) ? around : 'WAITING')
+}
+
+const NOT_RUN = new Set(['SKIPPED', 'OMITTED', 'CANCELED'])
+
+/** The value of a loop that an iteration is for. */
+function itemOf(task: TaskView | undefined): string | undefined {
+  const found = Object.entries(task?.input_parameters ?? {}).find(([name]) => name.includes('loop-item'))
+  return found && show(found[1])
 }
 
 /**
@@ -38,9 +50,9 @@ export function buildGraph(spec: PipelineSpec, tasks: TaskView[], chosen: Record
   const iterations = countIterations(tasks)
   const components = pipeline.components ?? {}
 
-  function dag(component: Component | undefined, path: string): Pick<GraphNode, 'children' | 'edges'> {
+  function dag(component: Component | undefined, path: string, state: string): Pick<GraphNode, 'children' | 'edges'> {
     const found = component?.dag?.tasks ?? {}
-    const children = Object.entries(found).map(([name, task]) => node(name, task, `${path}/${name}`))
+    const children = Object.entries(found).map(([name, task]) => node(name, task, `${path}/${name}`, state))
     const edges = Object.entries(found).flatMap(([name, task]) =>
       needs(task)
         .filter((other) => other in found)
@@ -49,29 +61,39 @@ export function buildGraph(spec: PipelineSpec, tasks: TaskView[], chosen: Record
     return { children, edges }
   }
 
-  function node(name: string, task: DagTask, path: string): GraphNode {
+  function node(name: string, task: DagTask, path: string, around: string): GraphNode {
     const component = components[task.componentRef?.name ?? '']
     const view = byPath.get(path)
     const label = view?.display_name || task.taskInfo?.name || name
-    const shared = { path, label, state: stateOf(view), task: view }
+    const state = stateOf(view, around)
+    const shared = { path, label, state, task: view }
     if (!component?.dag) return { ...shared, kind: 'step', children: [], edges: [] }
     if (!task.parameterIterator && !task.artifactIterator) {
-      return { ...shared, kind: task.triggerPolicy?.condition ? 'condition' : 'dag', ...dag(component, path) }
+      return { ...shared, kind: task.triggerPolicy?.condition ? 'condition' : 'dag', ...dag(component, path, state) }
     }
     const count = iterations.get(path) ?? 0
     // Before the first iteration exists the body is shown once, as it will be.
-    if (count === 0) return { ...shared, kind: 'loop', ...dag(component, path), iterations: 0 }
+    if (count === 0) return { ...shared, kind: 'loop', ...dag(component, path, state), iterations: 0 }
     const drawn = count <= DRAWN_ITERATIONS ? [...Array(count).keys()] : [Math.min(chosen[path] ?? 0, count - 1)]
     const children = drawn.map((index): GraphNode => {
       const own = `${path}[${index}]`
       const one = byPath.get(own)
-      return { path: own, label: `${label}[${index}]`, kind: 'iteration', state: stateOf(one), task: one, ...dag(component, own) }
+      const ownState = stateOf(one, state)
+      return {
+        path: own,
+        label: `${label}[${index}]`,
+        kind: 'iteration',
+        state: ownState,
+        task: one,
+        item: itemOf(one),
+        ...dag(component, own, ownState),
+      }
     })
     return { ...shared, kind: 'loop', children, edges: [], iterations: count }
   }
 
   const root = byPath.get('root')
-  return { path: 'root', label: 'root', kind: 'dag', state: stateOf(root), task: root, ...dag(pipeline.root, 'root') }
+  return { path: 'root', label: 'root', kind: 'dag', state: stateOf(root, ''), task: root, ...dag(pipeline.root, 'root', '') }
 }
 
 function countIterations(tasks: TaskView[]): Map<string, number> {

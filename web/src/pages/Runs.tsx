@@ -38,7 +38,7 @@ export function RunTable({ runs, showExperiment = true }: { runs: RunMessage[]; 
         <Table.Thead>
           <Table.Tr>
             <Table.Th>Run</Table.Th>
-            <Table.Th w={140}>State</Table.Th>
+            <Table.Th w={150}>State</Table.Th>
             {showExperiment && <Table.Th w={170}>Experiment</Table.Th>}
             <Table.Th w={110}>Duration</Table.Th>
             <Table.Th w={140}>Started</Table.Th>

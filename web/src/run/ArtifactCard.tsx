@@ -88,9 +88,11 @@ export function ArtifactCard({ name, artifact, compact = false, from }: { name: 
             <Badge variant="light" color="gray" tt="none" fw={500} style={{ flex: 'none' }}>{SHORT[type] ?? type}</Badge>
           </Group>
         </UnstyledButton>
-        <Anchor href={kfp.downloadUrl(artifact.artifact_id)} size="xs" aria-label={`Download ${name}`} style={{ whiteSpace: 'nowrap' }}>
-          <Group gap={4} wrap="nowrap"><IconDownload size={14} />{artifact.size_bytes ? size(Number(artifact.size_bytes)) : ''}</Group>
-        </Anchor>
+        {artifact.size_bytes && (
+          <Anchor href={kfp.downloadUrl(artifact.artifact_id)} size="xs" aria-label={`Download ${name}`} style={{ whiteSpace: 'nowrap' }}>
+            <Group gap={4} wrap="nowrap"><IconDownload size={14} />{size(Number(artifact.size_bytes))}</Group>
+          </Anchor>
+        )}
       </Group>
       <Collapse expanded={open}>
         {open && (

@@ -25,7 +25,7 @@ export function Timeline({ tasks, selected, onSelect }: { tasks: TaskView[]; sel
             <Group gap="sm" wrap="nowrap" py={2} px={4}>
               <Group gap={8} w={214} wrap="nowrap"><StateIcon state={task.own_state} size={15} /><Text size="sm" truncate title={task.path}>{label(task)}</Text></Group>
               <Box className="gantt" data-state={task.own_state} flex={1}>
-                <i style={{ left: `${((from - begin) / (end - begin)) * 100}%`, width: `${((to - from) / (end - begin)) * 100}%` }} />
+                <i style={{ left: `min(${((from - begin) / (end - begin)) * 100}%, 100% - 3px)`, width: `${((to - from) / (end - begin)) * 100}%` }} />
               </Box>
               <Text size="xs" c="dimmed" w={64} ta="right" style={{ fontVariantNumeric: 'tabular-nums' }}>{between(task.start_time, task.end_time, now)}</Text>
             </Group>
