@@ -123,7 +123,7 @@ class Sandbox:
             return None
         line = b""
         try:
-            line = await reader.readline()
+            line = await _next_line(reader)
         finally:
             if not line:
                 writer.close()
