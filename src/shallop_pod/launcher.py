@@ -213,9 +213,7 @@ def _run_function(component: PythonComponent) -> None:
     folder = tempfile.mkdtemp(prefix="component-")
     try:
         component.run(os.path.join(folder, "ephemeral_component.py"))
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+        _end_threads()
     except SystemExit as error:
         _exited(error)
     except BaseException as error:
@@ -228,6 +226,15 @@ def _run_function(component: PythonComponent) -> None:
             with contextlib.suppress(Exception):
                 stream.flush()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_threads() -> None:
+    """Wait for the component's threads as the interpreter does at its end: first idle pools are told to stop."""
+    for stop in reversed(getattr(threading, "_threading_atexits", ())):
+        stop()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
 
 
 def _exited(error: SystemExit) -> None:
