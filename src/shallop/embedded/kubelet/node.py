@@ -25,7 +25,7 @@ from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
 from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
-from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim
+from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim, write_interrupted
 from shallop.embedded.kubelet.spares import Spares
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
 from shallop.errors import AlreadyExistsError, BadRequestError, NodeError, NotFoundError
@@ -84,6 +84,8 @@ class Node:
         self.network.start()
         await self.base_zygote()
         await self._register()
+        for kind in ("ConfigMap", "Secret"):
+            self._informers[kind].add_handler(self._reference_changed)
         for kind in ("Service", "EndpointSlice"):
             self._informers[kind].add_handler(lambda _: self._network_changed.set())
         try:
@@ -112,10 +114,21 @@ class Node:
         if keep_pods:
             return
         folders = [folder for folder in self.settings.pods.iterdir() if folder.is_dir()]
-        await asyncio.gather(*(self._end_sandbox(folder) for folder in folders))
+        await asyncio.gather(*(self._interrupt(folder) for folder in folders))
         self.zygotes.stop()
         if self.network.own_network:
             self.network.remove()
+
+    async def _interrupt(self, folder: Path) -> None:
+        """End a Pod's processes so that the next start runs again what had not ended by itself."""
+        sandbox = await Sandbox.adopt(folder, lambda _: None)
+        running = [] if sandbox is None else list(sandbox.started)
+        if sandbox is not None:
+            sandbox.leave()
+        write_interrupted(folder, running)
+        await self._end_sandbox(folder)
+        for id_ in running:
+            (folder / f"{id_}.exit").unlink(missing_ok=True)
 
     async def _end_sandbox(self, folder: Path) -> None:
         sandbox = await Sandbox.adopt(folder, lambda _: None)
@@ -156,6 +169,13 @@ class Node:
         if change.old is not None and change.old["metadata"]["uid"] != uid:
             # Deleted and made again under the same name while we were not looking.
             self._pod_changed(Change(change.old, None))
+
+    def _reference_changed(self, change: Change) -> None:
+        obj = change.new or change.old or {}
+        if change.new is not None and (change.old or {}).get("data") == change.new.get("data") and change.old:
+            return
+        for worker in self._workers.values():
+            worker.refresh(obj["kind"], key_of(obj))
 
     def _worker_ended(self, uid: str, task: asyncio.Task[None]) -> None:
         worker = self._workers.pop(uid, None)

@@ -18,13 +18,23 @@ from typing import TYPE_CHECKING, Any
 import shallop_pod
 from shallop.embedded.kubelet.containerenv import container_environment, expand_all
 from shallop.embedded.kubelet.environments import Environment
+from shallop.embedded.kubelet.ignored import ignored_fields
 from shallop.embedded.kubelet.logs import last_lines, log_path
+from shallop.embedded.kubelet.memory import limit_memory, ran_out_of_memory, remove_groups
 from shallop.embedded.kubelet.probes import check, watch_probe
-from shallop.embedded.kubelet.sandbox import Ended, NetworkOptions, Sandbox, end_orphans, kill_shim, read_ended
+from shallop.embedded.kubelet.sandbox import (
+    Ended,
+    NetworkOptions,
+    Sandbox,
+    end_orphans,
+    kill_shim,
+    read_ended,
+    take_interrupted,
+)
 from shallop.embedded.kubelet.status import ContainerRecord, render_status, seconds_time, terminated_state
-from shallop.embedded.kubelet.volumes import container_mounts, prepare_volumes
+from shallop.embedded.kubelet.volumes import container_mounts, prepare_volumes, references, token_seconds
 from shallop.errors import ApiError, EnvironmentBuildError, ImageResolutionError, NodeError, NotFoundError
-from shallop.kube.objects import Gvk, Object, annotations_of, format_time, is_deleting, parse_time
+from shallop.kube.objects import Gvk, Key, Object, annotations_of, format_time, is_deleting, parse_quantity, parse_time
 from shallop_pod.zygote import Request
 
 if TYPE_CHECKING:
@@ -41,6 +51,9 @@ _SETUP_RETRY_S = (1.0, 5.0, 15.0, 60.0, 300.0)
 # A container that ran this long starts its back-off anew.
 _STABLE_S = 600.0
 _FIRST_PROBE_S = 0.05
+_HOOK_S = 600.0
+# A token is replaced when this part of its life is over.
+_TOKEN_AGE = 0.8
 # Private folders that containers expect to write to.
 _PRIVATE = ("/tmp", "/var/tmp")
 
@@ -75,6 +88,7 @@ class PodWorker:
         self._kill_at: float | None = None
         self._gone = False
         self._lost = False
+        self._stale = False
         self._written: dict[str, Any] | None = None
 
     @property
@@ -87,6 +101,18 @@ class PodWorker:
             self._gone = True
         else:
             self._pod = pod
+        self._wake.set()
+
+    def refresh(self, kind: str, key: Key) -> None:
+        """A ConfigMap or Secret has changed: bring files up to date, and try again what it was missing for."""
+        if key.namespace != self._pod["metadata"]["namespace"] or (kind, key.name) not in references(self._pod):
+            return
+        for record in self._records:
+            if (record.state.get("waiting") or {}).get("reason") == "CreateContainerConfigError":
+                record.next_start = 0.0
+                if timer := self._timers.pop(record.name, None):
+                    timer.cancel()
+        self._stale = True
         self._wake.set()
 
     def is_running(self, container: str) -> bool:
@@ -123,6 +149,9 @@ class PodWorker:
         """Make volumes, environments and the sandbox; False when the Pod went away before."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._adopt()
+        if not any(record.running or record.exit_code is not None for record in self._records):
+            for text in ignored_fields(self._pod):
+                self._event("FieldIgnored", text, "Warning")
         if await self._prepare_with_retries():
             return True
         await self._clean_up()
@@ -157,7 +186,14 @@ class PodWorker:
         known = (self._pod.get("status") or {}).get("podIP") or ""
         if self._sandbox or ended:
             self._address = known
+        interrupted = await asyncio.to_thread(take_interrupted, self._folder)
+        stopped = {id_.rpartition("-")[0]: int(id_.rpartition("-")[2]) for id_ in interrupted}
         for record in self._records:
+            if record.name in stopped and self._sandbox is None:
+                # The platform was stopped under it: it has not failed, it runs again.
+                record.state, record.restarts = {"waiting": {"reason": "ContainerCreating"}}, stopped[record.name] + 1
+                record.ready = record.started = False
+                continue
             runs = [int(id_.rpartition("-")[2]) for id_ in (*started, *ended) if id_.rpartition("-")[0] == record.name]
             if "running" in record.state and record.restarts not in runs:
                 now = time.time()
@@ -177,7 +213,9 @@ class PodWorker:
         if self._sandbox is None and not self._address and own_network == node.network.own_network:
             self._sandbox = node.spares.take(self._uid, self._folder, self._told)
         self._address = node.network.allocate(self._uid, self._address)
+        self._stale = False
         self._volumes = await prepare_volumes(pod, node.settings, self._lookup, node.token, node.ca_pem)
+        self._renew_tokens()
         names = [record.name for record in self._records if not record.finished]
         environments = await asyncio.gather(*(self._environment(self._specs[name]) for name in names))
         self._environments.update(zip(names, environments, strict=True))
@@ -187,6 +225,28 @@ class PodWorker:
                 network = NetworkOptions(node.network.bridge, self._address, node.network.prefix, node.network.gateway)
             zygote = await node.base_zygote()
             self._sandbox = await Sandbox.create(self._folder, zygote, network, self._told)
+
+    async def _refresh_volumes(self) -> None:
+        self._stale = False
+        node = self._node
+        try:
+            await prepare_volumes(self._pod, node.settings, self._lookup, node.token, node.ca_pem)
+        except (NodeError, OSError, ApiError) as error:
+            # What runs goes on with what it has, as on Kubernetes.
+            self._event("FailedMount", str(error), "Warning")
+        self._renew_tokens()
+
+    def _renew_tokens(self) -> None:
+        if (seconds := token_seconds(self._pod)) is None:
+            return
+        if timer := self._timers.pop("token", None):
+            timer.cancel()
+
+        def due() -> None:
+            self._stale = True
+            self._due("token")
+
+        self._timers["token"] = asyncio.get_running_loop().call_later(_TOKEN_AGE * seconds, due)
 
     async def _environment(self, container: Object) -> Environment:
         node = self._node
@@ -240,6 +300,8 @@ class PodWorker:
             self._wake.clear()
             if self._lost:
                 await self._recover()
+            if self._stale and not is_deleting(self._pod):
+                await self._refresh_volumes()
             if is_deleting(self._pod):
                 if await self._terminate():
                     return
@@ -337,6 +399,8 @@ class PodWorker:
         argv = expand_all(words, env)
         request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
         plain = True
+        if (group := self._memory_group(record, container)) and request.plan is not None:
+            request.plan["cgroup"] = str(group)
         program, option, module = [*request.argv, "", ""][:3]
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
@@ -346,6 +410,16 @@ class PodWorker:
         asyncio.get_running_loop().create_task(self._ask_to_start(record.id, None if plain else environment, request))
         # Between asking and being told it counts as running: it must not be asked for twice.
         record.state = {"running": {"startedAt": seconds_time(time.time())}}
+
+    def _memory_group(self, record: ContainerRecord, container: Object) -> Path | None:
+        limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
+        if limit is None:
+            return None
+        group = limit_memory(self._uid, record.id, int(parse_quantity(limit)))
+        if group is None:
+            text = f"limit of {limit} is not enforced: control groups cannot be made on this machine without root"
+            self._event("MemoryLimitIgnored", text, "Warning", record.name)
+        return group
 
     async def _ask_to_start(self, id_: str, environment: Environment | None, request: Request) -> None:
         """Have the shim start a container by the fork-server of an environment; None: any that runs programs."""
@@ -450,7 +524,7 @@ class PodWorker:
         elif (record := next((r for r in self._records if r.id == event.get("id")), None)) is not None:
             asked = self._asked.pop(record.id, None)
             if event["event"] == "started":
-                self._mark_running(record, event["at"])
+                self._mark_running(record, event["at"], hook=True)
                 self._event("Started", f"Started container {record.name}", container=record.name)
             elif event["event"] == "failed" and event.get("unreachable") and asked is not None:
                 # The fork-server ended between our asking for it and the shim's; the next one is new.
@@ -463,8 +537,32 @@ class PodWorker:
                 self._end(record, Ended(**{key: value for key, value in event.items() if key != "event"}))
         self._wake.set()
 
-    def _mark_running(self, record: ContainerRecord, at: float) -> None:
+    def _mark_running(self, record: ContainerRecord, at: float, *, hook: bool = False) -> None:
         record.state = {"running": {"startedAt": seconds_time(at)}}
+        if hook and (self._specs[record.name].get("lifecycle") or {}).get("postStart"):
+            self._stop_probes(record.name)
+            self._probes[record.name] = [asyncio.create_task(self._post_start(record))]
+        else:
+            self._begin_service(record)
+
+    async def _post_start(self, record: ContainerRecord) -> None:
+        """Run the hook; until it is done the container is not started, when it fails the container ends."""
+        problem = await self._run_hook(record, self._specs[record.name]["lifecycle"]["postStart"], _HOOK_S)
+        if problem:
+            self._event("FailedPostStartHook", f"PostStartHook failed: {problem}", "Warning", record.name)
+            self._signal(record, signal.SIGKILL)
+        else:
+            self._begin_service(record)
+
+    async def _run_hook(self, record: ContainerRecord, hook: Mapping[str, Any], timeout_s: float) -> str:
+        """Do what a lifecycle hook says; returns what went wrong, empty when nothing did."""
+        if "sleep" in hook:
+            await asyncio.sleep(float(hook["sleep"]["seconds"]))
+            return ""
+        probe = {**hook, "timeoutSeconds": timeout_s}
+        return await check(probe, self._specs[record.name], self._address, self._execute_in(record))
+
+    def _begin_service(self, record: ContainerRecord) -> None:
         container = self._specs[record.name]
         record.started = "startupProbe" not in container
         record.ready = record.started and "readinessProbe" not in container
@@ -474,7 +572,9 @@ class PodWorker:
     def _end(self, record: ContainerRecord, ended: Ended, message: str = "") -> None:
         self._stop_probes(record.name)
         record.ready = record.started = False
-        record.state = terminated_state(ended, self._uid, message or self._message(record, ended))
+        out_of_memory = ended.code == 137 and ran_out_of_memory(self._uid, record.id)
+        text = message or self._message(record, ended)
+        record.state = terminated_state(ended, self._uid, text, out_of_memory=out_of_memory)
         policy = self._pod["spec"].get("restartPolicy", "Always")
         again = policy == "Always" or (policy == "OnFailure" and ended.code != 0)
         if record.init and not record.sidecar:
@@ -629,12 +729,8 @@ class PodWorker:
 
     async def _stop_container(self, record: ContainerRecord, grace: float) -> None:
         hook = ((self._specs[record.name].get("lifecycle") or {}).get("preStop")) or {}
-        if hook:
-            probe = {**hook, "timeoutSeconds": grace}
-            if "sleep" in hook:
-                await asyncio.sleep(float(hook["sleep"]["seconds"]))
-            elif problem := await check(probe, self._specs[record.name], self._address, self._execute_in(record)):
-                self._event("FailedPreStopHook", problem, "Warning", record.name)
+        if hook and (problem := await self._run_hook(record, hook, grace)):
+            self._event("FailedPreStopHook", problem, "Warning", record.name)
         self._signal(record, signal.SIGTERM)
 
     async def _recover(self) -> None:
@@ -681,6 +777,7 @@ class PodWorker:
             await sandbox.quit()
         if self._node.isolation.level == "none":
             await asyncio.to_thread(end_orphans, self._folder)
+        remove_groups(self._uid)
         self._node.network.release(self._uid)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from shallop_pod.zygote import Request, ZygoteError, spawn
 __all__ = ["Ended", "NetworkOptions", "Sandbox", "end_orphans", "kill_shim", "read_ended"]
 
 _CONNECT_S = 10.0
+_INTERRUPTED = "interrupted.json"
 
 
 class NetworkOptions(NamedTuple):
@@ -51,6 +52,22 @@ def read_ended(folder: Path) -> dict[str, Ended]:
             ended = Ended(**json.loads(path.read_text()))
             found[ended.id] = ended
     return found
+
+
+def write_interrupted(folder: Path, ids: Sequence[str]) -> None:
+    """Note which runs of containers the node itself ended, because the platform was stopped."""
+    if ids:
+        (folder / _INTERRUPTED).write_text(json.dumps(list(ids)))
+
+
+def take_interrupted(folder: Path) -> list[str]:
+    """Return what was noted, once."""
+    try:
+        ids: list[str] = json.loads((folder / _INTERRUPTED).read_text())
+    except (OSError, ValueError):
+        return []
+    (folder / _INTERRUPTED).unlink()
+    return ids
 
 
 class Sandbox:
