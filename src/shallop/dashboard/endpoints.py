@@ -64,7 +64,11 @@ def _pod_row(pod: Object) -> dict[str, Any]:
         "name": pod["metadata"]["name"],
         "phase": status.get("phase", "Pending"),
         "ready": (find_condition(pod, "Ready") or {}).get("status") == "True",
-        "restarts": sum(one.get("restartCount", 0) for one in status.get("containerStatuses") or ()),
+        "restarts": sum(
+            container.get("restartCount", 0)
+            for name in ("initContainerStatuses", "containerStatuses")
+            for container in status.get(name) or ()
+        ),
     }
 
 

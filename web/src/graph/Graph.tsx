@@ -26,7 +26,6 @@ type StepNode = Node<{ node: GraphNode }, 'step'>
 type GroupNode = Node<{ node: GraphNode; collapsed: boolean }, 'group'>
 
 interface Actions {
-  select: (path: string) => void
   toggle: (path: string) => void
   choose: (path: string, iteration: number) => void
   chosen: Record<string, number>
@@ -179,12 +178,11 @@ export default function Graph({ spec, tasks, selected, onSelect }: GraphProps) {
 
   const actions = useMemo<Actions>(
     () => ({
-      select: onSelect,
       toggle: (path) => setToggled((old) => (old.has(path) ? new Set([...old].filter((p) => p !== path)) : new Set([...old, path]))),
       choose: (path, iteration) => setChosen((old) => ({ ...old, [path]: iteration })),
       chosen,
     }),
-    [onSelect, chosen],
+    [chosen],
   )
 
   if (graph.children.length === 0) return <Text c="dimmed" p="lg">This pipeline has no steps.</Text>

@@ -22,11 +22,11 @@ function useEndpoints() {
   return useQuery({ queryKey: ['endpoints'], queryFn: ui.endpoints, refetchInterval: 5000 })
 }
 
+const READINESS = { True: ['Ready', 'green'], False: ['Not ready', 'red'], Unknown: ['Starting', 'yellow'] } as const
+
 function Readiness({ endpoint }: { endpoint: Endpoint }) {
-  const [text, color] = endpoint.ready === 'True'
-    ? ['Ready', 'green']
-    : endpoint.ready === 'False' ? [endpoint.reason || 'Not ready', 'red'] : [endpoint.reason || 'Starting', 'yellow']
-  return <Badge variant="light" color={color} tt="none" fw={600}>{text}</Badge>
+  const [text, color] = READINESS[endpoint.ready]
+  return <Badge variant="light" color={color} tt="none" fw={600} title={endpoint.reason} style={{ flex: 'none' }}>{text}</Badge>
 }
 
 export function Endpoints() {
