@@ -147,8 +147,10 @@ class PodWorker:
 
     async def _set_up(self) -> bool:
         """Make volumes, environments and the sandbox; False when the Pod went away before."""
+        known = self._folder.exists() or (self._pod.get("status") or {}).get("containerStatuses")
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await self._adopt()
+        if known:
+            await self._adopt()
         if not any(record.running or record.exit_code is not None for record in self._records):
             for text in ignored_fields(self._pod):
                 self._event("FieldIgnored", text, "Warning")
@@ -774,12 +776,17 @@ class PodWorker:
         self._stop_probes()
         if self._sandbox is not None:
             sandbox, self._sandbox = self._sandbox, None
-            await sandbox.quit()
+            if not (self._recyclable() and self._node.spares.give_back(self._uid, sandbox)):
+                await sandbox.quit()
         if self._node.isolation.level == "none":
             await asyncio.to_thread(end_orphans, self._folder)
         remove_groups(self._uid)
         self._node.network.release(self._uid)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _recyclable(self) -> bool:
+        isolated = self._node.isolation.level != "none" and not self._pod["spec"].get("hostNetwork")
+        return isolated and not self._executions
 
     # Status -----------------------------------------------------------------------------------------------------
 
@@ -801,6 +808,8 @@ class PodWorker:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            if self._is_over():
+                continue  # the last status is written by _finish
             await self._write_status(self._render())
 
     async def _write_status(self, status: dict[str, Any]) -> None:

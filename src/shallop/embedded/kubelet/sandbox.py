@@ -158,9 +158,9 @@ class Sandbox:
 
     def move(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
         """Become the sandbox of the Pod whose files are in ``folder``."""
-        for path in list(self.folder.iterdir()):
-            path.rename(folder / path.name)
-        self.folder.rmdir()
+        for name in ("shim.sock", "shim.json", "shim.log"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / name).rename(folder / name)
         self.folder, self._tell = folder, tell
         self._send({"op": "folder", "folder": str(folder)})
 

@@ -1,7 +1,7 @@
 """
 Sandboxes made in advance: a shim with its network costs 10-40 ms, which a Pod's start need not wait for.
 
-Measured on 2 cores: declaration to running process 55 ms without spares, 17 ms with them.
+Those of Pods that are over are used again, so that a chain of tasks makes none at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["Spares"]
 
 log = logging.getLogger(__name__)
 _KEPT = 3
+_MOST = 8
 
 
 class Spares:
@@ -73,9 +74,28 @@ class Spares:
                 continue
             if self._network.own_network:
                 self._network.hand_over(name, uid)
+            spare = sandbox.folder
             sandbox.move(folder, tell)
+            spare.rmdir()
             return sandbox
         return None
+
+    def give_back(self, uid: str, sandbox: Sandbox) -> bool:
+        """
+        Keep the sandbox of a Pod that is over for the next one; False when it is of no use.
+
+        All its processes must have ended with their PID namespaces; what is kept is the shim, network and address.
+        """
+        if len(self._ready) >= _MOST or not sandbox.alive or sandbox.started:
+            return False
+        name = f"spare-{os.urandom(5).hex()}"
+        folder = self._folder / name
+        folder.mkdir(mode=0o700)
+        sandbox.move(folder, lambda _: None)
+        if self._network.own_network:
+            self._network.hand_over(uid, name)
+        self._ready.append((name, sandbox))
+        return True
 
     async def end_all(self) -> None:
         """End every spare of this home, those of an earlier process too."""
