@@ -24,7 +24,7 @@ OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def main(names: list[str]) -> int:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 make may have found an older Python
         print(f"shallop needs Python 3.11 or newer; this is {OWN}. Run make with PYTHON=/path/to/python3.11.")
         return 1
     for name in names or ["runtime"]:
@@ -84,7 +84,9 @@ def _settings_module() -> ModuleType:
 
 def _pip() -> dict[str, str]:
     module = _settings_module()
-    settings: dict[str, str] = module.read_pip_settings(os.environ, module.pip_config_files(os.environ, Path(sys.prefix)))
+    settings: dict[str, str] = module.read_pip_settings(
+        os.environ, module.pip_config_files(os.environ, Path(sys.prefix))
+    )
     return settings
 
 
