@@ -306,7 +306,7 @@ class RunDriver:
         if pod is not None:
             self._running[name] = action
             return await self._pod_events(PodChange(name, pod))
-        result = await asyncio.to_thread(read_result, local_path(task_folder(self._info, action)))
+        result = read_result(local_path(task_folder(self._info, action)))
         if result is not None:
             return [self._result_event(action, result)]
         return await self._act(action, adopted=False)
@@ -348,7 +348,7 @@ class RunDriver:
         return is_over(pod) or (was_stuck and is_stuck(pod))
 
     async def _end_of(self, action: StartTask, change: PodChange) -> Event:
-        result = await asyncio.to_thread(read_result, local_path(task_folder(self._info, action)))
+        result = read_result(local_path(task_folder(self._info, action)))
         if change.pod is None:
             if result is not None:
                 return self._result_event(action, result)

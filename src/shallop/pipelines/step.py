@@ -57,6 +57,7 @@ class Journal:
         self._rows = {row["path"]: row for row in known}
         self._stored = set(self._rows)
         self._seq = seq
+        self._is_first = True
         self._clear()
 
     def _clear(self) -> None:
@@ -166,6 +167,7 @@ class Journal:
             self._run_id, self._events, self._dropped, new, changed, self._artifacts, self._links, self._cache
         )
         finish, now, run_id = self._finish, self._now(), self._run_id
+        is_first, self._is_first = self._is_first, False
         self._clear()
 
         def write(connection: sa.Connection) -> None:
@@ -177,7 +179,7 @@ class Journal:
                 if state == "SUCCEEDED":
                     # Such a run is never resumed or retried: its log has done its work.
                     tables.delete_events(connection, run_id)
-            else:
+            elif is_first:
                 tables.start_run(connection, run_id, now)
 
         return write
