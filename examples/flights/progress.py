@@ -93,11 +93,16 @@ def _time(value: datetime | None) -> datetime | None:
 
 def _explain(run: Any, web: str, failed: list[Step]) -> None:
     for step in failed:
-        print(f"\n{step.name} failed. {step.error}\nThe end of its log:")
+        print(f"\n{step.name} failed: {_last_line(step.error)}\nThe end of its log:")
         answer = requests.get(f"{web}/apis/v1alpha1/runs/{run.run_id}/nodes/{step.pod}/log", timeout=30)
         print("\n".join(f"  | {line}" for line in answer.text.splitlines()[-_LOG_LINES:]))
-    message = getattr(run.error, "message", "") or "see the steps above"
+    message = _last_line(getattr(run.error, "message", "")) or "see the steps above"
     raise SystemExit(f"run {run.run_id} ended as {run.state}: {message}")
+
+
+def _last_line(text: str | None) -> str:
+    """Return the line of a traceback that says what went wrong."""
+    return (text or "").strip().rpartition("\n")[2]
 
 
 def _clear() -> None:
