@@ -93,10 +93,11 @@ async def _serve(services: Services) -> None:
     routes, slices, ports = (Informer(services.client, gvk) for gvk in (HTTPROUTE.gvk, _SLICE, _SERVICE))
 
     def routes_changed(_: object) -> None:
-        table.routes = parse_routes(routes.store.list())
+        table.replace_routes(parse_routes(routes.store.list()))
 
     def endpoints_changed(_: object) -> None:
         table.endpoints = endpoints_by_service(slices.store.list())
+        gateway.close_idle_except(table.addresses())
 
     def services_changed(_: object) -> None:
         table.port_names = {

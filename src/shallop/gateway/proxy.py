@@ -1,27 +1,44 @@
-"""The proxy: one client connection, one pooled backend connection per request, bytes passed on as they come."""
+"""
+The proxy: one client connection, one pooled backend connection per request, bytes passed on as they come.
+
+A request is sent again only where nothing of an answer was seen: to another endpoint when a connection is refused, and
+once over a fresh connection when a backend closed one that was kept from an earlier request.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections import deque
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import cast
 
 from shallop.gateway.http1 import Body, Head, MessageError, parse_request, parse_response
+from shallop.gateway.metrics import Metrics
 from shallop.gateway.routes import Endpoint, Route, RouteTable
 
 __all__ = ["Gateway"]
 
-log = logging.getLogger(__name__)
 _MAX_HEAD = 64 * 1024
 _MAX_IDLE_PER_ENDPOINT = 64
-_HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade"})
+_HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te"})
+# No "Connection: Content-Length" may take away what tells where a message ends.
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
+_CLOSE = (b"connection: close",)
 # A request up to this size is kept until the answer starts, so that a backend that closed a kept-alive connection
 # under our hands costs nobody an error.
 _MAX_REPLAY = 1 << 20
+_MAX_ATTEMPTS = 4
 _CONNECT_S = 5.0
+# How long the rest of a refused request is read and thrown away: closing at once would reset the connection, and the
+# client might lose the answer that says why.
+_LINGER_S = 2.0
+_CLIENT_LEFT = 499
+
+
+def _hop_headers(head: Head) -> frozenset[bytes]:
+    return _HOP_HEADERS | (head.hop - _FRAMING) if head.hop else _HOP_HEADERS
 
 
 class _Backend(asyncio.Protocol):
@@ -46,7 +63,7 @@ class _Backend(asyncio.Protocol):
         client, self.client = self.client, None
         if client is None:
             return
-        if self._head is not None and self._head.length == -2:
+        if self._head is not None and self._head.length == -2 and exc is None:
             client.finish(keep_alive=False)
         else:
             client.backend_lost(self, answered=self._head is not None or bool(self._buffer))
@@ -56,6 +73,8 @@ class _Backend(asyncio.Protocol):
         self._method = method
         self._buffer = b""
         self._body = self._head = None
+        # A slow reader of the last answer may have left it paused.
+        self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         if self.client:
@@ -73,48 +92,51 @@ class _Backend(asyncio.Protocol):
         try:
             self._pass_on(self.client, data)
         except MessageError as error:
-            client, self.client = self.client, None
-            self.transport.abort()
-            client.fail(error.status, str(error))
+            self.client.fail(502, f"backend {self.endpoint[0]}:{self.endpoint[1]}: {error}")
 
     def _pass_on(self, client: _Client, data: bytes) -> None:
-        if self._body is None:
-            data = self._buffer + data if self._buffer else data
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                if len(data) > _MAX_HEAD:
-                    raise MessageError("the backend's response head is longer than 64 KiB", 502)
-                self._buffer = data
-                return
-            head = parse_response(data[:end], self._method)
-            self._buffer = b""
-            if head.start[1] == b"100":
-                client.transport.write(data[: end + 4])
-                if rest := data[end + 4 :]:
-                    self._pass_on(client, rest)
-                return
-            self._head, self._body = head, Body(head.length)
-            taken = self._body.feed(data[end + 4 :])
-            client.answered = True
-            if not head.keep_alive and head.length != -2:
-                # The client's connection may live on although the backend's does not.
-                client.transport.write(head.render(drop=_HOP_HEADERS) + data[end + 4 : end + 4 + taken])
-            else:
-                client.transport.write(data[: end + 4 + taken] if end + 4 + taken < len(data) else data)
-        else:
+        if self._body is not None:
             taken = self._body.feed(data)
             client.transport.write(data[:taken] if taken < len(data) else data)
+            if self._body.done:
+                self._end(client, surplus=taken < len(data))
+            return
+        data = self._buffer + data if self._buffer else data
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > _MAX_HEAD:
+                raise MessageError("the response head is longer than 64 KiB")
+            self._buffer = data
+            return
+        head = parse_response(data[:end], self._method)
+        self._buffer = b""
+        if head.start[1].startswith(b"1"):
+            # 100 Continue and its like announce the answer proper.
+            client.transport.write(data[: end + 4])
+            if rest := data[end + 4 :]:
+                self._pass_on(client, rest)
+            return
+        self._head, self._body = head, Body(head.length)
+        taken = end + 4 + self._body.feed(data[end + 4 :])
+        if client.begin_answer(head) and head.keep_alive:
+            client.transport.write(data[:taken] if taken < len(data) else data)
+        else:
+            # The client's connection may live on although the backend's does not, and the other way round.
+            add = () if client.keep_alive else _CLOSE
+            client.transport.write(head.render(drop=_hop_headers(head), add=add) + data[end + 4 : taken])
         if self._body.done:
-            self._end(client)
+            self._end(client, surplus=taken < len(data))
 
-    def _end(self, client: _Client) -> None:
+    def _end(self, client: _Client, *, surplus: bool) -> None:
         self.client = None
         self.used = True
-        if self._head is not None and self._head.keep_alive and client.sent_all:
+        assert self._head is not None
+        idle = client.sent_all and not surplus and not self.transport.get_write_buffer_size()
+        if idle and self._head.keep_alive and client.persistent:
             self._gateway.release(self)
         else:
             self.transport.close()
-        client.finish(keep_alive=client.sent_all)
+        client.finish(keep_alive=client.keep_alive)
 
 
 class _Client(asyncio.Protocol):
@@ -122,19 +144,25 @@ class _Client(asyncio.Protocol):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self._buffer = bytearray()
         self._body: Body | None = None
         self._route: Route | None = None
         self._backend: _Backend | None = None
         self._replay: bytearray | None = None
-        self._method = b""
-        self._keep_alive = True
         self._connecting: asyncio.Task[None] | None = None
-        self._tried: Endpoint | None = None
-        self._retries = 0
-        self.answered = False
-        self.sent_all = False
+        self._refused: set[Endpoint] = set()
+        self._attempts = 0
+        self._method = b""
+        self._code = 0
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._lingering = False
+        self.persistent = True
+        self.keep_alive = True
+        self.sent_all = True
         self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -143,127 +171,161 @@ class _Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gateway.clients.discard(self)
-        if self._connecting:
-            self._connecting.cancel()
-        if self._backend:
-            # Its answer has no reader any more.
-            self._backend.client = None
-            self._backend.transport.abort()
+        if self._timer:
+            self._timer.cancel()
+        if self.busy:
+            self._count(_CLIENT_LEFT)
+        self._drop_backend()
 
     def pause_writing(self) -> None:
+        self._paused = True
         if self._backend:
             self._backend.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._paused = False
         if self._backend:
             self._backend.transport.resume_reading()
+        self._next()
 
     def data_received(self, data: bytes) -> None:
-        if self.busy and not self.sent_all:
-            self._send_body(data)
+        if self._lingering:
+            return
+        if not self.sent_all:
+            try:
+                self._send_body(data)
+            except MessageError as error:
+                self.fail(error.status, str(error))
             return
         self._buffer += data
-        if not self.busy:
+        if self.busy or self._paused:
+            if len(self._buffer) > _MAX_HEAD:
+                # Requests sent ahead wait in the kernel until this one is answered.
+                self.transport.pause_reading()
+        else:
             self._next()
-        elif len(self._buffer) > _MAX_HEAD:
-            # Requests sent ahead wait in the kernel until this one is answered.
-            self.transport.pause_reading()
 
     def drain(self) -> None:
         """Close when idle, else after the request under way."""
-        self._keep_alive = False
+        self.keep_alive = False
         if not self.busy:
             self.transport.close()
 
     def _next(self) -> None:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > _MAX_HEAD:
-                self.fail(431, "the request head is longer than 64 KiB")
+        """Begin with the next request, if all of its head is here."""
+        if self.busy or self._paused or self._lingering or self.transport.is_closing():
             return
-        self.busy, self.answered, self.sent_all, self._retries, self._tried = True, False, False, 0, None
+        while self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0 and len(self._buffer) <= _MAX_HEAD:
+            return
+        self.busy, self.sent_all, self._code, self._attempts = True, False, 0, 0
+        self._since = self._loop.time()
+        self._refused.clear()
         try:
+            if not 0 <= end <= _MAX_HEAD:
+                raise MessageError("the request head is longer than 64 KiB", 431)
             head = parse_request(bytes(self._buffer[:end]))
-            self._start(head, bytes(self._buffer[end + 4 :]))
+            del self._buffer[: end + 4]
+            self._start(head)
         except MessageError as error:
             self.fail(error.status, str(error))
 
-    def _start(self, head: Head, rest: bytes) -> None:
-        self._buffer.clear()
+    def _start(self, head: Head) -> None:
+        self._method, self._body = head.start[0], Body(head.length)
+        self.persistent = head.start[2] == b"HTTP/1.1"
+        self.keep_alive = self.keep_alive and head.keep_alive
+        self.sent_all = self._body.done
         path = head.start[1].partition(b"?")[0]
-        if head.start[1].startswith(b"/-/"):
-            raise MessageError("paths under /-/ belong to the gateway", 404)
-        route = self._gateway.table.find(head.host, path)
-        if route is None:
+        if path == b"/-/metrics" and self._method in (b"GET", b"HEAD") and self.sent_all:
+            self._answer(200, "text/plain; version=0.0.4", self._gateway.metrics.render())
+            return
+        if path.startswith(b"/-/"):
+            raise MessageError("paths under /-/ belong to the gateway; there is 'GET /-/metrics'", 404)
+        self._route = self._gateway.table.find(head.host, path)
+        if self._route is None:
             raise MessageError(
                 f"no route for host {head.host.decode('latin-1')!r} and path {path.decode('latin-1')!r}; "
                 "see 'kubectl get inferenceservices -A' for the URLs",
                 404,
             )
-        if not head.keep_alive:
-            self._keep_alive = False
-        self._route, self._method = route, head.start[0]
-        start = (head.start[0], route.rewrite(head.start[1]), head.start[2])
-        changed = head._replace(start=start)
-        self._replay = bytearray(changed.render(drop=_HOP_HEADERS, add=route.headers))
-        self._body = Body(head.length)
-        self.sent_all = self._body.done
-        if rest:
-            self._send_body(rest)
+        start = (head.start[0], self._route.rewrite(head.start[1]), head.start[2])
+        self._replay = bytearray(head._replace(start=start).render(drop=_hop_headers(head), add=self._route.headers))
+        if self._route.timeout_s and not self._timer:
+            self._timer = self._loop.call_later(self._route.timeout_s, self._time_out)
+        if self._buffer and not self.sent_all:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self._send_body(data)
         self._connect()
+
+    def _time_out(self) -> None:
+        """Fail a request that took too long; one timer serves all requests of a connection."""
+        self._timer = None
+        limit_s = self._route.timeout_s if self._route else 0.0
+        if not self.busy or not limit_s:
+            return
+        left_s = self._since + limit_s - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._time_out)
+        else:
+            self.fail(504, f"no answer within {limit_s:g} s, the timeout of route {self._owner()}")
 
     def _send_body(self, data: bytes) -> None:
         assert self._body is not None
-        try:
-            taken = self._body.feed(data)
-        except MessageError as error:
-            self.fail(error.status, str(error))
-            return
-        part = data[:taken]
+        taken = self._body.feed(data)
         self.sent_all = self._body.done
+        part = data
         if taken < len(data):
+            part = data[:taken]
             self._buffer += data[taken:]
         if self._replay is not None:
             self._replay += part
-        if self._backend is None:
+        if self._backend is not None:
+            self._backend.transport.write(part)
             if self._replay is not None and len(self._replay) > _MAX_REPLAY:
-                self.transport.pause_reading()
-            return
-        self._backend.transport.write(part)
-        if self._replay is not None and len(self._replay) > _MAX_REPLAY:
-            self._replay = None
+                self._replay = None
+        elif self._replay is not None and len(self._replay) > _MAX_REPLAY:
+            self.transport.pause_reading()
 
     def _connect(self) -> None:
         assert self._route is not None
-        endpoint = self._gateway.table.pick(self._route, self._tried)
+        endpoint = self._gateway.table.pick(self._route, self._refused)
         if endpoint is None:
-            self.fail(503, f"no ready endpoint behind route {self._route.owner}; see 'kubectl get pods,isvc -A'")
+            self.fail(503, f"no ready endpoint behind route {self._owner()}; see 'kubectl get pods,isvc -A'")
             return
-        self._tried = endpoint
-        backend = self._gateway.take(endpoint) if not self._retries else None
+        backend = self._gateway.take(endpoint) if not self._attempts else None
         if backend is not None:
             self._attach(backend)
         else:
-            self._connecting = asyncio.get_running_loop().create_task(self._open(endpoint))
+            self._connecting = self._loop.create_task(self._open(endpoint))
 
     async def _open(self, endpoint: Endpoint) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_S):
-                _, backend = await loop.create_connection(lambda: _Backend(self._gateway, endpoint), *endpoint)
+                _, backend = await self._loop.create_connection(lambda: _Backend(self._gateway, endpoint), *endpoint)
         except (OSError, TimeoutError) as error:
             self._connecting = None
+            self._refused.add(endpoint)
             self._retry(f"backend {endpoint[0]}:{endpoint[1]} cannot be reached: {error or 'timed out'}")
             return
         self._connecting = None
-        self._attach(backend)
+        if backend.transport.is_closing():
+            self._refused.add(endpoint)
+            self._retry(f"backend {endpoint[0]}:{endpoint[1]} closed the connection at once")
+        else:
+            self._attach(backend)
 
     def _attach(self, backend: _Backend) -> None:
         assert self._replay is not None
         self._backend = backend
         backend.begin(self, self._method)
-        backend.transport.write(bytes(self._replay))
+        if self._paused:
+            backend.transport.pause_reading()
+        # Before the write, which pauses reading again where the backend is slower than the client.
         self.transport.resume_reading()
+        backend.transport.write(bytes(self._replay))
 
     def backend_lost(self, backend: _Backend, *, answered: bool) -> None:
         """Try again where nothing of an answer came over a connection that was kept from an earlier request."""
@@ -274,39 +336,78 @@ class _Client(asyncio.Protocol):
             self.fail(502, f"backend {backend.endpoint[0]}:{backend.endpoint[1]} ended before its answer was complete")
 
     def _retry(self, why: str) -> None:
-        self._retries += 1
-        if self._retries > 3:
+        self._attempts += 1
+        if self._attempts >= _MAX_ATTEMPTS:
             self.fail(503, why)
         else:
             self._connect()
 
+    def begin_answer(self, head: Head) -> bool:
+        """Note that an answer starts; return whether this connection lives on after it."""
+        self._code = int(head.start[1])
+        self._replay = None
+        self.keep_alive = self.keep_alive and self.sent_all and head.length != -2
+        return self.keep_alive
+
     def fail(self, status: int, message: str) -> None:
         """Answer with an error of ours; a half-sent answer can only be cut off."""
-        if self._backend:
-            self._backend.client = None
-            self._backend.transport.abort()
-            self._backend = None
-        if self.answered:
+        self._drop_backend()
+        if self._code:
+            self._count(502)
+            self.busy = False
             self.transport.abort()
             return
-        body = json.dumps({"error": message}).encode()
-        closing = not self.sent_all or not self._keep_alive
-        self.transport.write(
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n{'connection: close' + chr(13) + chr(10) if closing else ''}\r\n".encode()
-            + body
+        self.keep_alive = self.keep_alive and self.sent_all
+        self._answer(status, "application/json", json.dumps({"error": message}).encode())
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self._code = status
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n"
+            f"content-length: {len(body)}\r\n{'' if self.keep_alive else 'connection: close' + chr(13) + chr(10)}\r\n"
         )
-        self.finish(keep_alive=not closing)
+        self.transport.write(head.encode() + (b"" if self._method == b"HEAD" else body))
+        self.finish(keep_alive=self.keep_alive)
 
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is complete; go on with the next request."""
+        self._count(self._code)
         self._backend = self._replay = self._route = self._body = None
         self.busy = False
+        if not keep_alive:
+            self._close()
+            return
         self.transport.resume_reading()
-        if not keep_alive or not self._keep_alive:
+        if self._buffer:
+            # In a turn of its own: thousands of requests may wait in one buffer.
+            self._loop.call_soon(self._next)
+
+    def _close(self) -> None:
+        if self.sent_all:
             self.transport.close()
-        elif self._buffer:
-            self._next()
+            return
+        self._lingering = True
+        self._buffer.clear()
+        self.transport.resume_reading()
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self._loop.call_later(_LINGER_S, self.transport.close)
+
+    def _drop_backend(self) -> None:
+        if self._connecting:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._backend:
+            # Its answer has no reader any more.
+            self._backend.client = None
+            self._backend.transport.abort()
+            self._backend = None
+
+    def _owner(self) -> str:
+        return self._route.owner if self._route else ""
+
+    def _count(self, code: int) -> None:
+        self._gateway.metrics.observe(self._owner(), code, self._loop.time() - self._since)
 
 
 class Gateway:
@@ -314,6 +415,7 @@ class Gateway:
 
     def __init__(self, table: RouteTable) -> None:
         self.table = table
+        self.metrics = Metrics()
         self.clients: set[_Client] = set()
         self._idle: dict[Endpoint, deque[_Backend]] = {}
 
@@ -321,6 +423,7 @@ class Gateway:
         return _Client(self)
 
     def take(self, endpoint: Endpoint) -> _Backend | None:
+        """Return an idle connection; the last one used, so that surplus ones grow old."""
         idle = self._idle.get(endpoint)
         while idle:
             backend = idle.pop()
@@ -339,13 +442,17 @@ class Gateway:
         idle = self._idle.get(backend.endpoint)
         if idle and backend in idle:
             idle.remove(backend)
-            if not idle:
-                del self._idle[backend.endpoint]
+        if idle is not None and not idle:
+            del self._idle[backend.endpoint]
+
+    def close_idle_except(self, endpoints: Collection[Endpoint]) -> None:
+        """Close kept connections to endpoints that are gone: their address may soon be another Pod's."""
+        for endpoint in [known for known in self._idle if known not in endpoints]:
+            for backend in self._idle.pop(endpoint):
+                backend.transport.close()
 
     def close(self) -> None:
         """Drain clients and close idle connections."""
         for client in list(self.clients):
             client.drain()
-        for idle in list(self._idle.values()):
-            for backend in list(idle):
-                backend.transport.close()
+        self.close_idle_except(())

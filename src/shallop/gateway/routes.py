@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object, labels_of
 
-__all__ = ["Backend", "Endpoint", "Route", "RouteTable", "endpoints_by_service", "parse_routes"]
+__all__ = ["Backend", "Endpoint", "Route", "RouteTable", "endpoints_by_service", "parse_duration", "parse_routes"]
 
 Endpoint = tuple[str, int]
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION = re.compile(r"(\d{1,5})(ms|h|m|s)")
+_MAX_REMEMBERED = 4096
 
 
 class Backend(NamedTuple):
@@ -34,6 +38,7 @@ class Route:
         replace: what the matched prefix becomes; None keeps the path.
         headers: header lines added towards the backend.
         owner: ``namespace/name`` of the HTTPRoute, for messages.
+        timeout_s: for a whole request; 0 is none.
     """
 
     host: bytes
@@ -43,6 +48,7 @@ class Route:
     backends: tuple[Backend, ...]
     headers: tuple[bytes, ...] = ()
     owner: str = ""
+    timeout_s: float = 0.0
 
     def matches(self, host: bytes, path: bytes) -> bool:
         wildcard = self.host.startswith(b"*.") and host.endswith(self.host[1:])
@@ -78,6 +84,7 @@ def _rules(route: Object) -> Iterable[Route]:
             for b in rule.get("backendRefs") or ()
         )
         replace, headers = _filters(rule.get("filters") or ())
+        timeout_s = parse_duration((rule.get("timeouts") or {}).get("request") or "")
         for host in spec.get("hostnames") or [""]:
             for match in rule.get("matches") or [{}]:
                 path = match.get("path") or {}
@@ -91,7 +98,13 @@ def _rules(route: Object) -> Iterable[Route]:
                     backends,
                     headers,
                     owner,
+                    timeout_s,
                 )
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds of a duration of the Gateway API such as ``1m30s``."""
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
 
 
 def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[bytes, ...]]:
@@ -131,31 +144,40 @@ class RouteTable:
     routes: list[Route] = field(default_factory=list)
     endpoints: dict[tuple[str, str], list[tuple[str, dict[str, int]]]] = field(default_factory=dict)
     port_names: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    _found: dict[tuple[bytes, bytes], Route | None] = field(default_factory=dict)
     _turn: int = 0
 
-    def find(self, host: bytes, path: bytes) -> Route | None:
-        for route in self.routes:
-            if route.matches(host, path):
-                return route
-        return None
+    def replace_routes(self, routes: list[Route]) -> None:
+        self.routes = routes
+        self._found.clear()
 
-    def pick(self, route: Route, avoid: Endpoint | None = None) -> Endpoint | None:
-        """Choose a backend by weight among those with a ready endpoint, then the next endpoint in turn."""
-        ready = [backend for backend in route.backends if backend.weight > 0 and self._addresses(backend)]
+    def find(self, host: bytes, path: bytes) -> Route | None:
+        """Return the first route that matches; few paths are asked for again and again, so that answers are kept."""
+        key = (host, path)
+        if key not in self._found:
+            if len(self._found) >= _MAX_REMEMBERED:
+                self._found.clear()
+            self._found[key] = next((route for route in self.routes if route.matches(host, path)), None)
+        return self._found[key]
+
+    def pick(self, route: Route, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
+        """Choose a backend by weight among those with an endpoint not to avoid, then the next endpoint in turn."""
+        ready = [(b.weight, found) for b in route.backends if b.weight > 0 and (found := self._addresses(b, avoid))]
         if not ready:
             return None
-        backend = ready[0]
+        addresses = ready[0][1]
         if len(ready) > 1:
-            backend = random.choices(ready, [candidate.weight for candidate in ready])[0]
-        addresses = self._addresses(backend)
+            addresses = random.choices(ready, [weight for weight, _ in ready])[0][1]
         self._turn += 1
-        for offset in range(len(addresses)):
-            chosen = addresses[(self._turn + offset) % len(addresses)]
-            if chosen != avoid or len(addresses) == 1:
-                return chosen
-        return None
+        return addresses[self._turn % len(addresses)]
 
-    def _addresses(self, backend: Backend) -> list[Endpoint]:
+    def addresses(self) -> set[Endpoint]:
+        """Return every address that a request may go to now."""
+        return {
+            (address, port) for items in self.endpoints.values() for address, ports in items for port in ports.values()
+        }
+
+    def _addresses(self, backend: Backend, avoid: Collection[Endpoint]) -> list[Endpoint]:
         name = self.port_names.get((backend.namespace, backend.service, backend.port), "")
         found = []
         for address, ports in self.endpoints.get((backend.namespace, backend.service), ()):
@@ -163,4 +185,4 @@ class RouteTable:
                 found.append((address, ports[name]))
             elif len(ports) == 1:
                 found.append((address, next(iter(ports.values()))))
-        return found
+        return [endpoint for endpoint in found if endpoint not in avoid] if avoid else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes
+from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_duration, parse_routes
 from shallop.kube.objects import Object
 
 
@@ -67,9 +67,29 @@ def test_replicas_take_turns_and_a_failed_one_is_avoided() -> None:
     (rule,) = parse_routes([route("r", web=1)])
     table = RouteTable([rule], endpoints_by_service([endpoint_slice("web", "10.0.0.1", "10.0.0.2")]))
     assert len({table.pick(rule) for _ in range(2)}) == 2
-    assert {table.pick(rule, avoid=("10.0.0.1", 8080)) for _ in range(4)} == {("10.0.0.2", 8080)}
+    assert {table.pick(rule, avoid={("10.0.0.1", 8080)}) for _ in range(4)} == {("10.0.0.2", 8080)}
 
 
 def test_no_ready_endpoint_gives_no_backend() -> None:
     (rule,) = parse_routes([route("r", web=1)])
     assert RouteTable([rule]).pick(rule) is None
+
+
+def test_nothing_is_left_when_every_endpoint_is_avoided() -> None:
+    (rule,) = parse_routes([route("r", web=1)])
+    table = RouteTable([rule], endpoints_by_service([endpoint_slice("web", "10.0.0.1")]))
+    assert table.pick(rule, avoid={("10.0.0.1", 8080)}) is None
+    assert table.addresses() == {("10.0.0.1", 8080)}
+
+
+def test_new_routes_replace_remembered_answers() -> None:
+    table = RouteTable(parse_routes([route("old")]))
+    assert owner(table, b"x", b"/") == "ns/old"
+    table.replace_routes(parse_routes([route("new")]))
+    assert owner(table, b"x", b"/") == "ns/new"
+
+
+def test_durations_are_read_in_all_units() -> None:
+    assert parse_duration("1m30s") == 90
+    assert parse_duration("250ms") == 0.25
+    assert parse_duration("") == 0
