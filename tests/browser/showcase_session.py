@@ -98,9 +98,9 @@ def refusing():
 
 
 @dsl.pipeline(name="waiting")
-def waiting(seconds: float = 20.0):
-    wait_for(seconds=seconds)
-    announce(score=0.5)
+def waiting(seconds: float = 60.0):
+    waited = wait_for(seconds=seconds)
+    announce(score=0.5).after(waited)
 
 
 def main(url: str, names: list[str]) -> None:
