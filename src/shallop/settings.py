@@ -56,9 +56,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.isolation not in ("auto", "namespaces", "user", "none"):
-            raise SettingsError(
-                f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none."
-            )
+            raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
         for name in ("api_port", "web_port", "gateway_port", "content_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise SettingsError(f"{name}: {getattr(self, name)} is no port; use 1 to 65535, or auto.")

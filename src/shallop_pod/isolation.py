@@ -5,6 +5,7 @@ Entering the namespaces of a Pod: private mounts at their absolute paths, the Po
 
 - ``user``: true for an ordinary user: a user namespace comes first.
 - ``netns``: path of the network namespace to join, such as ``/proc/PID/ns/net``.
+- ``cgroup``: folder of the control group to join first.
 - ``hostname``: as ``hostname`` will say.
 - ``pid``: true for an own PID namespace; then ``enter`` returns True and the caller forks once more and calls
   ``finish`` in the new process.
@@ -78,6 +79,9 @@ def enter(plan: dict[str, Any]) -> bool:
     Raises:
         OSError: the kernel refused; the message names the step.
     """
+    if plan.get("cgroup"):
+        with open(f"{plan['cgroup']}/cgroup.procs", "w") as file:
+            file.write("0")
     if plan.get("reap"):
         _call("become the parent of orphans", _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
         return True

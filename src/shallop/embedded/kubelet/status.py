@@ -69,11 +69,11 @@ def seconds_time(seconds: float) -> str:
     return format_time(datetime.fromtimestamp(seconds, UTC))
 
 
-def terminated_state(ended: Ended, uid: str, message: str) -> dict[str, Any]:
+def terminated_state(ended: Ended, uid: str, message: str, *, out_of_memory: bool = False) -> dict[str, Any]:
     """Return the ``terminated`` state of a run that has ended."""
     if ended.code == 0:
         reason = "Completed"
-    elif ended.code == 137 and ended.signal == 9 and message.startswith("OOMKilled"):
+    elif out_of_memory:
         reason = "OOMKilled"
     else:
         reason = "StartError" if ended.code == 128 and ended.signal is None else "Error"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -15,10 +16,18 @@ from shallop.errors import NodeError
 from shallop.kube.objects import Object
 from shallop.settings import Settings
 
-__all__ = ["TokenSource", "container_mounts", "prepare_volumes"]
+__all__ = ["TokenSource", "container_mounts", "prepare_volumes", "references", "token_seconds"]
 
 # (namespace, service account, audience, seconds) -> token
 TokenSource = Callable[[str, str, str, int], Awaitable[str]]
+_REFERRING = {
+    "configMap": "ConfigMap",
+    "configMapRef": "ConfigMap",
+    "configMapKeyRef": "ConfigMap",
+    "secret": "Secret",
+    "secretRef": "Secret",
+    "secretKeyRef": "Secret",
+}
 _SUPPORTED = "emptyDir, configMap, secret, projected, downwardAPI, hostPath, persistentVolumeClaim, ephemeral"
 
 
@@ -51,7 +60,8 @@ async def prepare_volumes(
             folder.mkdir(mode=0o777, exist_ok=True)
             files = await _files_of(pod, volume, lookup, token, ca_pem, where)
             if files is not None:
-                _write_files(folder, files, private="secret" in volume or "projected" in volume)
+                private = "secret" in volume or "projected" in volume
+                await asyncio.to_thread(_write_files, folder, files, private=private)
             found[name] = folder
     return found
 
@@ -172,14 +182,49 @@ def _write_files(folder: Path, files: Mapping[str, tuple[bytes, int]], *, privat
     old = os.readlink(data) if data.is_symlink() else ""
     fresh.symlink_to(version.name)
     fresh.replace(data)
-    for top in {Path(path).parts[0] for path in files}:
+    tops = {Path(path).parts[0] for path in files}
+    for top in tops:
         link = folder / top
         if not link.is_symlink():
             link.symlink_to(f"..data/{top}")
+    for link in folder.iterdir():
+        if link.is_symlink() and not link.name.startswith("..") and link.name not in tops:
+            link.unlink()
     if old:
         shutil.rmtree(folder / old, ignore_errors=True)
     marker.touch(mode=0o600)
     marker.write_text(digest)
+
+
+def references(pod: Object) -> set[tuple[str, str]]:
+    """Return (kind, name) of the ConfigMaps and Secrets that a Pod names, in volumes or variables."""
+    found: set[tuple[str, str]] = set()
+
+    def visit(value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                kind = _REFERRING.get(key)
+                if kind is not None and isinstance(inner, dict):
+                    found.add((kind, inner.get("secretName") or inner.get("name") or ""))
+                visit(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                visit(inner)
+
+    spec = pod["spec"]
+    visit([spec.get("volumes"), spec.get("initContainers"), spec["containers"]])
+    return found
+
+
+def token_seconds(pod: Object) -> int | None:
+    """Return how long the shortest-lived token among a Pod's files is valid; None when it has none."""
+    sources = [
+        source["serviceAccountToken"]
+        for volume in pod["spec"].get("volumes") or ()
+        for source in (volume.get("projected") or {}).get("sources") or ()
+        if "serviceAccountToken" in source
+    ]
+    return min((max(600, int(source.get("expirationSeconds") or 3600)) for source in sources), default=None)
 
 
 def container_mounts(container: Object, volumes: Mapping[str, Path], where: str) -> list[dict[str, Any]]:

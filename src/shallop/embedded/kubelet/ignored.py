@@ -1,0 +1,59 @@
+"""Fields of a Pod that have no effect on this node, so that it is said and never silent. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shallop.kube.objects import Object
+
+__all__ = ["ignored_fields"]
+
+_AS_PLATFORM = "processes run as the user who started shallop"
+_NO_CONTAINER = "a Pod's processes are ordinary processes of this machine"
+_POD_FIELDS = {
+    "hostPID": _NO_CONTAINER,
+    "hostIPC": _NO_CONTAINER,
+    "shareProcessNamespace": "each container has its own process namespace",
+    "runtimeClassName": "there is one way to run Pods here, see 'shallop doctor'",
+    "dnsConfig": "names are resolved by /etc/hosts and the machine's name servers",
+    "hostAliases": "/etc/hosts is shared by the Pods of a namespace",
+}
+_SECURITY_FIELDS = {
+    "privileged": "no process gets more rights than shallop has",
+    "runAsUser": _AS_PLATFORM,
+    "runAsGroup": _AS_PLATFORM,
+    "fsGroup": _AS_PLATFORM,
+    "supplementalGroups": _AS_PLATFORM,
+    "capabilities": _AS_PLATFORM,
+    "readOnlyRootFilesystem": "the machine's files are protected by their permissions only",
+    "sysctls": _NO_CONTAINER,
+    "seLinuxOptions": _NO_CONTAINER,
+}
+_CONTAINER_FIELDS = {
+    "stdin": "standard input is empty",
+    "tty": "output goes to the log, not to a terminal",
+    "volumeDevices": "block devices cannot be attached",
+}
+
+
+def ignored_fields(pod: Object) -> Iterator[str]:
+    """Yield one sentence, with the path of the field, for each field that is set and not honoured."""
+    spec = pod["spec"]
+    yield from _set_fields("spec", spec, _POD_FIELDS)
+    yield from _set_fields("spec.securityContext", spec.get("securityContext") or {}, _SECURITY_FIELDS)
+    for kind in ("initContainers", "containers"):
+        for container in spec.get(kind) or ():
+            where = f"spec.{kind}[{container['name']}]"
+            yield from _set_fields(where, container, _CONTAINER_FIELDS)
+            yield from _set_fields(f"{where}.securityContext", container.get("securityContext") or {}, _SECURITY_FIELDS)
+            if any(port.get("hostPort") for port in container.get("ports") or ()) and not spec.get("hostNetwork"):
+                yield f"{where}.ports: hostPort has no effect: reach the Pod by its address or a Service"
+            if any(mount.get("subPathExpr") for mount in container.get("volumeMounts") or ()):
+                yield f"{where}.volumeMounts: subPathExpr has no effect: use subPath"
+
+
+def _set_fields(where: str, fields: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[str]:
+    for name, why in known.items():
+        if fields.get(name) not in (None, False, {}, []):
+            yield f"{where}.{name} has no effect: {why}"
