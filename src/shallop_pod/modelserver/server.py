@@ -23,6 +23,7 @@ _MAX_BODY = 512 * 2**20
 # A model that needs longer than this for one row is asked in a thread, so that probes are answered meanwhile.
 _INLINE_S = 0.002
 _MAX_BATCH_ROWS = 4096
+_LAME_DUCK_S = 0.3
 
 
 class _Connection(asyncio.Protocol):
@@ -36,6 +37,7 @@ class _Connection(asyncio.Protocol):
         self._chunks: bytearray | None = None
         self._busy = False
         self._close = False
+        self._without_body = False
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -54,7 +56,7 @@ class _Connection(asyncio.Protocol):
     def finish_and_close(self) -> None:
         """Close now when idle, else after the answer under way."""
         self._close = True
-        if not self._busy and not self._buffer:
+        if not self._busy and not self._buffer and self._head is None:
             self._transport.close()
 
     def _advance(self) -> None:
@@ -74,6 +76,7 @@ class _Connection(asyncio.Protocol):
         if headers.get(b"connection", b"").lower() == b"close":
             self._close = True
         self._busy = True
+        self._without_body = method == "HEAD"
         self._server.dispatch(self, method, path, headers, body)
 
     def _read_head(self) -> bool:
@@ -85,13 +88,15 @@ class _Connection(asyncio.Protocol):
         lines = bytes(self._buffer[:end]).split(b"\r\n")
         del self._buffer[: end + 4]
         try:
-            method, path, _ = lines[0].decode("ascii").split(" ")
+            method, path, version = lines[0].decode("ascii").split(" ")
         except ValueError as error:
             raise ProtocolError("this is no HTTP request") from error
         headers = {}
         for line in lines[1:]:
             name, _, value = line.partition(b":")
             headers[name.lower()] = value.strip()
+        if version == "HTTP/1.0":
+            self._close = True
         if headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
@@ -118,6 +123,8 @@ class _Connection(asyncio.Protocol):
         while (end := self._buffer.find(b"\r\n")) >= 0:
             try:
                 size = int(bytes(self._buffer[:end]).split(b";")[0], 16)
+                if size < 0:
+                    raise ValueError
             except ValueError as error:
                 raise ProtocolError("bad chunk size") from error
             if len(self._chunks) + size > _MAX_BODY:
@@ -140,11 +147,16 @@ class _Connection(asyncio.Protocol):
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n"
             f"content-length: {len(body)}\r\n{extra}{closing}\r\n"
         )
-        self._transport.write(head.encode("latin-1") + body)
+        self._transport.write(head.encode("latin-1") + (b"" if self._without_body else body))
         self._busy = False
         if self._close:
             self._transport.close()
         elif self._buffer:
+            # In a turn of its own: thousands of requests may wait in one buffer.
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._busy and not self._transport.is_closing():
             self._advance()
 
 
@@ -202,6 +214,10 @@ class ModelServer:
         except ProtocolError as error:
             self._count(path, error.status)
             connection.answer(error.status, dumps({"error": str(error)}))
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            # A body of a shape that no parser expected: its sender shall hear of it, the connection lives on.
+            self._count(path, 400)
+            connection.answer(400, dumps({"error": f"the request cannot be read: {type(error).__name__}: {error}"}))
 
     def _enqueue(self, connection: _Connection, path: str, headers: dict[bytes, bytes], body: bytes) -> None:
         name = self._model.name
@@ -252,9 +268,9 @@ class ModelServer:
         return ProtocolError(f"{path}: not found", 404)
 
     def _flush(self) -> None:
-        jobs, self._waiting = self._waiting, []
-        if not jobs:
+        if self._running or not self._waiting:
             return
+        jobs, self._waiting = self._waiting, []
         if self._inline:
             self._deliver(self._predict(jobs))
             return
@@ -273,7 +289,9 @@ class ModelServer:
         outcomes: list[tuple[_Job, Any]] = []
         for group in _groups(jobs):
             outcomes += self._predict_group(group)
-        self._predict_seconds.observe(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        for _ in jobs:
+            self._predict_seconds.observe(seconds)
         return outcomes
 
     def _predict_group(self, jobs: list[_Job]) -> list[tuple[_Job, Any]]:
@@ -284,6 +302,9 @@ class ModelServer:
 
             rows = [job.request.rows for job in jobs]
             result = self._model.predict(np.concatenate(rows))
+            if not isinstance(result, np.ndarray) or len(result) != sum(map(len, rows)):
+                # Probabilities of several outputs are a list, one array per output: not ours to take apart.
+                return [outcome for job in jobs for outcome in self._predict_group([job])]
             ends = np.cumsum([len(part) for part in rows])[:-1]
             return list(zip(jobs, np.split(result, ends), strict=True))
         except Exception as error:
@@ -301,7 +322,7 @@ class ModelServer:
                 continue
             try:
                 body, json_length = job.render(result)
-            except TypeError as error:
+            except (TypeError, ValueError, AttributeError) as error:
                 self._count("predict", 500)
                 job.connection.answer(500, dumps({"error": str(error)}))
                 continue
@@ -354,6 +375,10 @@ async def _serve(model: Model, host: str, port: int) -> None:
     listener = await loop.create_server(server.connect, host, port, backlog=2048)
     print(f"model {model.name!r} ({model.platform}) is ready on port {port}", flush=True)
     await stopping.wait()
+    # Who balances the load hears of our end at the same moment as we do: stay open until it must have acted.
+    for connection in list(server.connections):
+        connection.finish_and_close()
+    await asyncio.sleep(_LAME_DUCK_S)
     listener.close()
     for connection in list(server.connections):
         connection.finish_and_close()
