@@ -33,6 +33,7 @@ class Lock:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.home.chmod(0o700)
         settings.run.mkdir(mode=0o700, exist_ok=True)
+        (settings.run / "lock").touch(mode=0o600)
         self._file: IO[str] = open(settings.run / "lock", "a+")  # noqa: SIM115 held as long as the process lives
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _CODES: tuple[tuple[type[ApiError], int, int], ...] = (
     (BadRequestError, 400, 3),
     (InvalidError, 400, 3),
-    (TooLargeError, 400, 3),
+    (TooLargeError, 413, 3),
     (NotFoundError, 404, 5),
     (AlreadyExistsError, 409, 6),
     (ConflictError, 409, 10),

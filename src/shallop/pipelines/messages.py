@@ -337,7 +337,7 @@ def parse_body(message: Message, body: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequestError(f"request body: not JSON: {error}") from error
     return parse_message(message, value, "")
 

@@ -23,7 +23,16 @@ MAX_NODES = 2_000_000  # of a document with its aliases expanded: a few lines of
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as JSON has it: an unquoted date stays text."""
+    """YAML as JSON has it: an unquoted date stays text, "<<" merges within limits."""
+
+    _merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Merges of merges multiply while the document is being read, before its size can be looked at.
+        self._merged += len(node.value)
+        if self._merged > MAX_NODES:
+            raise yaml.YAMLError(f"its keys, with those merged by '<<', are more than {MAX_NODES}: write them out")
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -126,8 +135,9 @@ def _read_tar(content: bytes, filename: str) -> bytes:
     if plain[257:262] != b"ustar":
         return plain  # a single gzipped document
     with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
-        name = _choose_member([member.name for member in archive.getmembers() if member.isfile()], filename)
-        member = archive.extractfile(name)
+        # By name one could get a link of the same name that comes later.
+        files = {member.name: member for member in archive.getmembers() if member.isfile()}
+        member = archive.extractfile(files[_choose_member(list(files), filename)])
         return _limited(member.read(MAX_PACKAGE_BYTES + 1), filename) if member else b""
 
 

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller.kind import Services
-from shallop.errors import ApiError, BadRequestError
+from shallop.errors import ApiError, BadRequestError, TooLargeError
 from shallop.registry import entries, tables
 from shallop.registry.entry import Entry, decode_json, encode_entry, parse_id
 from shallop.registry.filters import parse_filter
@@ -28,6 +28,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _ORDERS = {"CREATE_TIME": "created_ms", "LAST_UPDATE_TIME": "updated_ms", "ID": "id"}
 _TOKEN_LENGTH = 1024
 _INT32 = 2**31 - 1
+_MAX_BODY_BYTES = 8 << 20
 
 
 class _Version(NamedTuple):
@@ -156,7 +157,7 @@ class _Api:
             return await self._list(request, collection.types)
 
         async def create(request: Request) -> _Answer:
-            body, now_ms = decode_json(await request.body()), self._now_ms()
+            body, now_ms = decode_json(await _read_body(request)), self._now_ms()
             entry = await self._database.write(lambda conn: entries.create(conn, collection, body, now_ms))
             return 201, self._encode(entry)
 
@@ -167,7 +168,7 @@ class _Api:
 
         async def patch(request: Request) -> _Answer:
             id_ = _path_id(request, collection)
-            body, now_ms = decode_json(await request.body()), self._now_ms()
+            body, now_ms = decode_json(await _read_body(request)), self._now_ms()
             entry = await self._database.write(lambda conn: entries.patch(conn, collection, id_, body, now_ms))
             return 200, self._encode(entry)
 
@@ -185,7 +186,7 @@ class _Api:
 
         async def create(request: Request) -> _Answer:
             id_ = _path_id(request, nested.parent)
-            body, now_ms = decode_json(await request.body()), self._now_ms()
+            body, now_ms = decode_json(await _read_body(request)), self._now_ms()
             entry, is_new = await self._database.write(
                 lambda conn: entries.create_nested(conn, nested, id_, body, now_ms)
             )
@@ -288,3 +289,12 @@ def _decode_token(text: str) -> tuple[int, int] | None:
         return int(id_), int(value)
     except (binascii.Error, ValueError) as error:
         raise BadRequestError("nextPageToken: not a token of this API; take it from the page before") from error
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            raise TooLargeError(f"the body is longer than {_MAX_BODY_BYTES} bytes; keep large content in artifacts")
+    return bytes(body)

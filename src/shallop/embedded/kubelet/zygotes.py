@@ -174,6 +174,7 @@ class Zygotes:
         command += [word for module in environment.preload for word in ("--preload", module)]
         command += ["--idle-s", str(self._idle_s), "--ready-fd", str(write_end)]
         try:
+            log.touch(mode=0o600)
             with log.open("wb") as output:
                 subprocess.run(
                     command,
