@@ -16,7 +16,10 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["install", "is_listening"]
+__all__ = ["LOW_PORTS_AT", "install", "is_listening"]
+
+# An ordinary user cannot listen on ports below 1024: there a Service's port N is this plus N.
+LOW_PORTS_AT = 60_000
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -66,9 +69,14 @@ def _own_address(sock: socket.socket, where: Any, pod_address: str) -> Any:
 
 def _near_address(sock: socket.socket, where: Any, pod_address: str) -> Any:
     """Return what to connect to instead of ``where``: what listens on loopback in this Pod is at its own address."""
-    if not isinstance(where, tuple) or sock.family != socket.AF_INET or where[0] not in _LOOPBACK:
+    if not isinstance(where, tuple) or sock.family != socket.AF_INET:
         return where
-    return (pod_address, *where[1:]) if is_listening(pod_address, int(where[1])) else where
+    host, port = where[0], int(where[1])
+    if host in _LOOPBACK:
+        return (pod_address, port) if is_listening(pod_address, port) else where
+    if host.startswith("127.") and port < 1024 and not is_listening(host, port):
+        return (host, LOW_PORTS_AT + port) if is_listening(host, LOW_PORTS_AT + port) else where
+    return where
 
 
 def is_listening(address: str, port: int) -> bool:

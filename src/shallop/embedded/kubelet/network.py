@@ -20,6 +20,7 @@ from shallop.embedded.kubelet.outside import close_way_out, open_way_out, reacha
 from shallop.kube.objects import Object, labels_of
 from shallop.settings import Settings
 from shallop_pod.netlink import Netlink
+from shallop_pod.netshim import LOW_PORTS_AT
 
 __all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "service_ports"]
 
@@ -279,7 +280,10 @@ class Network:
                     netlink.add_address(socket.if_nametoindex(self.bridge), key[0], 32)
                 # Another instance may have the same cluster IP on its own bridge.
                 sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self.bridge.encode() + b"\0")
-            sock.bind(key)
+            try:
+                sock.bind(key)
+            except PermissionError:
+                sock.bind((key[0], LOW_PORTS_AT + key[1]))
             sock.listen(1024)
         except OSError as error:
             sock.close()
