@@ -14,6 +14,8 @@ from shallop.kube.objects import Object
 
 __all__ = ["load_manifests"]
 
+_MAX_VALUES = 2_000_000  # with aliases written out: a few lines can stand for more than memory
+
 
 def load_manifests(name: str) -> list[Object]:
     """
@@ -36,8 +38,13 @@ def load_manifests(name: str) -> list[Object]:
 def _objects(name: str, text: str) -> Iterator[Object]:
     try:
         documents = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        size = sum(_size(document, {}) for document in documents)
     except yaml.YAMLError as error:
         raise SettingsError(f"{name}: this is no YAML: {error}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{name}: nested too deeply for a manifest.") from error
+    if size > _MAX_VALUES:
+        raise SettingsError(f"{name}: YAML aliases expand to more than {_MAX_VALUES} values; write them out.")
     for number, document in enumerate(documents, 1):
         if document is None:
             continue
@@ -59,3 +66,12 @@ def _unpack(where: str, document: Any) -> Iterator[Object]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise SettingsError(f"{where}: metadata.name: required text is missing.")
     yield document
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES + 1  # stands meanwhile: a cycle counts as endless
+        known[id(node)] = 1 + sum(_size(child, known) for child in (node.values() if isinstance(node, dict) else node))
+    return known[id(node)]
