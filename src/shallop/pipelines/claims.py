@@ -11,6 +11,7 @@ from shallop.pipelines.podends import NAMESPACE
 from shallop.pipelines.render import (
     CREATE_PVC,
     RUN_LABEL,
+    WORKSPACE_SUFFIX,
     claim_name,
     render_claim,
     render_workspace_claim,
@@ -18,7 +19,7 @@ from shallop.pipelines.render import (
 )
 from shallop.pipelines.values import RunInfo, TaskError, Values
 
-__all__ = ["create_workspace", "delete_workspace", "run_claim_task"]
+__all__ = ["create_workspace", "delete_workspace", "run_claim_task", "tidy_workspaces"]
 
 _CLAIM = Gvk("v1", "PersistentVolumeClaim")
 
@@ -68,3 +69,11 @@ async def delete_workspace(client: Client, pipeline: Pipeline, run: RunInfo) -> 
     """Remove the workspace of a run that is over."""
     if pipeline.config.workspace is not None:
         await _delete(client, workspace_claim_name(run))
+
+
+async def tidy_workspaces(client: Client, active: set[str]) -> None:
+    """Remove workspaces whose runs are over or deleted; a kill can come before ``delete_workspace``."""
+    for claim in (await client.list(_CLAIM, NAMESPACE)).items:
+        run_id, name = labels_of(claim).get(RUN_LABEL, ""), claim["metadata"]["name"]
+        if run_id and run_id not in active and name.endswith(WORKSPACE_SUFFIX):
+            await _delete(client, name)

@@ -21,6 +21,7 @@ from shallop.controller.informer import Change
 from shallop.errors import ApiError, NotFoundError
 from shallop.kube.objects import Key, key_of, labels_of
 from shallop.pipelines import tables
+from shallop.pipelines.claims import tidy_workspaces
 from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.messages import to_micros
 from shallop.pipelines.podends import NAMESPACE, is_over
@@ -87,6 +88,7 @@ class Driver:
             await self.pods.synced.wait()
             active = await self.database.read(tables.active_runs)
             await self._tidy_pods({row["id"] for row in active})
+            await tidy_workspaces(self.client, {row["id"] for row in active})
             for row in active:
                 self._start(row["id"])
             group.create_task(self._prune(), name="pipelines: finished Pods")

@@ -86,6 +86,7 @@ __all__ = [
 
 
 NOTHING = Values()
+_MAX_FAILED_STARTS = 2
 
 
 @dataclass(slots=True)
@@ -111,6 +112,7 @@ class TaskInstance:
     state: TaskState = TaskState.PENDING
     attempt: int = 0
     retry_index: int = 0
+    failed_starts: int = 0
     inputs: Values = NOTHING
     outputs: Values = NOTHING
     error: TaskError | None = None
@@ -226,6 +228,11 @@ class Plan:
         policy = instance.task.retry_policy if instance.task else RetryPolicy()
         if instance.stopping:
             self._end(instance, TaskState.CANCELED, reason="The run was terminated.")
+        elif event.transient and instance.failed_starts < _MAX_FAILED_STARTS:
+            # The component never ran: this is no try of the task's own retry policy.
+            instance.error = event.error
+            instance.failed_starts += 1
+            self._launch(instance, retry_index=instance.retry_index)
         elif event.retryable and instance.retry_index < policy.max_retry_count:
             instance.error = event.error
             retry = instance.retry_index + 1

@@ -13,7 +13,16 @@ from shallop.kube.objects import Object
 from shallop.pipelines.inputs import TaskError
 from shallop.pipelines.ir import ArtifactType
 
-__all__ = ["NAMESPACE", "ResultArtifact", "TaskResult", "is_over", "is_stuck", "pod_failure", "read_result"]
+__all__ = [
+    "NAMESPACE",
+    "ResultArtifact",
+    "TaskResult",
+    "could_not_start",
+    "is_over",
+    "is_stuck",
+    "pod_failure",
+    "read_result",
+]
 
 # The server is single-user: the Pods of all tasks live here.
 NAMESPACE = "kubeflow"
@@ -104,6 +113,17 @@ def pod_failure(pod: Object) -> tuple[TaskError, bool]:
         ), True
     text = ": ".join(filter(None, (status.get("reason"), status.get("message")))) or "the Pod failed"
     return TaskError(f"Pod {name}: {text}"), status.get("reason") not in ("UnresolvedImage", "InvalidSpec")
+
+
+def could_not_start(pod: Object) -> bool:
+    """Say whether the node, not what was declared, kept the task from starting: another try may help."""
+    for container in _statuses(pod.get("status") or {}):
+        state = container.get("state") or {}
+        if (state.get("terminated") or {}).get("reason") == "StartError":
+            return True
+        if (state.get("waiting") or {}).get("message", "").startswith("the shim of the Pod"):
+            return True
+    return False
 
 
 def _ended_message(name: str, status: Mapping[str, Any], ended: Mapping[str, Any]) -> str:

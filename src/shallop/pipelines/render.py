@@ -29,6 +29,7 @@ __all__ = [
     "DELETE_PVC",
     "MAIN_CONTAINER",
     "RUN_LABEL",
+    "WORKSPACE_SUFFIX",
     "built_in_image",
     "claim_name",
     "pod_name",
@@ -46,6 +47,7 @@ LAUNCHER = ("python3", "-m", "shallop_pod.launcher")
 
 _WORKSPACE_VOLUME = "kfp-workspace"
 RUN_LABEL = "pipeline/runid"
+WORKSPACE_SUFFIX = "-kfp-workspace"
 _COMPONENT_LABEL = "pipelines.kubeflow.org/v2_component"
 _PATH_ANNOTATION = "pipelines.shallop.dev/task-path"
 
@@ -93,7 +95,7 @@ def task_folder(run: RunInfo, action: StartTask | ImportArtifact) -> str:
 
 
 def workspace_claim_name(run: RunInfo) -> str:
-    return f"{run.resource_name}-kfp-workspace"
+    return f"{run.resource_name}{WORKSPACE_SUFFIX}"
 
 
 def _label(text: str) -> str:

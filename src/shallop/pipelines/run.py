@@ -46,7 +46,15 @@ from shallop.pipelines.plan import (
     TaskSucceeded,
     replay,
 )
-from shallop.pipelines.podends import NAMESPACE, TaskResult, is_over, is_stuck, pod_failure, read_result
+from shallop.pipelines.podends import (
+    NAMESPACE,
+    TaskResult,
+    could_not_start,
+    is_over,
+    is_stuck,
+    pod_failure,
+    read_result,
+)
 from shallop.pipelines.render import built_in_image, pod_name, render_pod, task_folder
 from shallop.pipelines.step import Journal
 
@@ -364,7 +372,7 @@ class RunDriver:
         if await asyncio.to_thread(_is_full, local_path(self._info.pipeline_root)):
             message = f"{error.message} The disk of {self._info.pipeline_root} is full: make room, then retry the run."
             error = TaskError(message)
-        return TaskFailed(action.path, action.attempt, error, retryable)
+        return TaskFailed(action.path, action.attempt, error, retryable, could_not_start(change.pod))
 
     def _result_event(self, action: StartTask, result: TaskResult) -> Event:
         if result.started_at and result.ended_at:

@@ -84,8 +84,13 @@ class Journal:
         if row is None:
             row = self._rows[path] = self._new_row(self._plan.tasks[path])
         now = self._now()
-        if not row["state_history"] or row["state_history"][-1]["state"] != state:
-            row["state_history"] = [*row["state_history"], {"update_time": now, "state": str(state)}]
+        history, instance = row["state_history"], self._plan.tasks[path]
+        if state is TaskState.RUNNING and instance.error and history and history[-1]["state"] == state:
+            # Another attempt: what ended the last one would be forgotten otherwise.
+            failed: Row = {"update_time": now, "state": "FAILED", "error": to_json(instance.error)}
+            row["state_history"] = history = [*history, failed]
+        if not history or history[-1]["state"] != state:
+            row["state_history"] = [*history, {"update_time": now, "state": str(state)}]
         row["state"] = str(state)
         if state is TaskState.RUNNING:
             row["started_at"], row["ended_at"] = row["started_at"] or now, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,11 @@ from starlette.requests import Request
 
 from shallop.controller import Services
 from shallop.embedded.apiserver import ApiServer
-from shallop.errors import ApiError, NotFoundError
+from shallop.errors import ApiError, BadRequestError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, is_deleting, key_of
 from shallop.pipelines import tables
+from shallop.pipelines.claims import tidy_workspaces
 from shallop.pipelines.driver import Driver
 from shallop.pipelines.runs_api import RunsApi
 from shallop.settings import Settings
@@ -340,6 +342,49 @@ def test_an_image_that_nobody_can_resolve_is_not_tried_again(play: Play) -> None
         assert len(world.started) == 1
 
     play(scenario)
+
+
+def test_a_task_that_the_node_could_not_start_is_tried_twice_more(play: Play) -> None:
+    def broken(pod: Object, task: dict[str, Any]) -> dict[str, Any]:
+        status = ended(128)
+        status["containerStatuses"][0]["state"]["terminated"]["reason"] = "StartError"
+        return status
+
+    async def scenario(world: World) -> None:
+        world.behave = broken
+        id_ = await world.submit(pipeline({"name": "a"}))
+        assert (await world.over(id_))["state"] == "FAILED"
+        assert len(world.started) == 3
+        history = (await world.tasks(id_))["a"]["state_history"]
+        assert ["error" in entry for entry in history if entry["state"] == "FAILED"][:2] == [True, True]
+
+    play(scenario)
+
+
+def test_an_image_that_cannot_run_here_is_refused(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.services = replace(world.services, cannot_run=lambda image, argv: f"no environment for {image!r}")
+        world.api = RunsApi(world.services)
+        with pytest.raises(BadRequestError, match="no environment for 'acme/x'"):
+            await world.submit(pipeline({"name": "a"}, image="acme/x"))
+        assert world.started == []
+
+    play(scenario)
+
+
+def test_a_workspace_left_by_a_kill_is_removed(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        metadata = {"name": "p-1-kfp-workspace", "namespace": "kubeflow", "labels": {"pipeline/runid": "gone"}}
+        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+        await world.client.create(claim)
+        await tidy_workspaces(world.client, {"gone"})
+        assert not is_deleting(await world.client.get(CLAIM, "p-1-kfp-workspace", "kubeflow"))
+        await tidy_workspaces(world.client, set())
+        # Whoever keeps the volume removes it, then its finalizer.
+        assert is_deleting(await world.client.get(CLAIM, "p-1-kfp-workspace", "kubeflow"))
+
+    play(scenario, driven=False)
 
 
 def test_a_failed_run_is_retried_without_repeating_what_succeeded(play: Play) -> None:
