@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from shallop.embedded.apiserver.requests import parse_bool, parse_int
@@ -11,12 +12,15 @@ from shallop.kube.objects import Object, parse_time
 
 __all__ = ["open_logs"]
 
+# A follower of a silent container gets its response head after this time.
+_FIRST_CHUNK_S = 0.1
+
 
 async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[str]]) -> AsyncIterator[bytes]:
     """
     Start reading a container's log.
 
-    The first chunk is read before this returns, so that a refusal of the node still becomes an HTTP status.
+    Waits a moment for the first chunk, so that a refusal of the node still becomes an HTTP status.
 
     Raises:
         BadRequestError: no such container, or nothing runs yet.
@@ -50,7 +54,34 @@ async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[
         timestamps=parse_bool(first("timestamps")),
         limit_bytes=_number(first("limitBytes")),
     )
-    return chunks
+    return await _begin(chunks)
+
+
+async def _begin(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Return the same chunks once the first one is there, or the reader is found to wait for it."""
+    first = asyncio.create_task(_read_first(chunks))
+    try:
+        await asyncio.wait({first}, timeout=_FIRST_CHUNK_S)
+    except asyncio.CancelledError:
+        first.cancel()
+        raise
+    if first.done():
+        first.result()
+    return _continue(first, chunks)
+
+
+async def _read_first(chunks: AsyncIterator[bytes]) -> bytes:
+    """The first chunk; empty at the end."""
+    return await anext(chunks, b"")
+
+
+async def _continue(first: asyncio.Task[bytes], chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield await first
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        first.cancel()
 
 
 async def _no_chunks() -> AsyncIterator[bytes]:
