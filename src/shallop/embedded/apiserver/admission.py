@@ -94,9 +94,12 @@ def _plain_json(obj: Object) -> str:
     return json.dumps(obj, separators=(",", ":"))
 
 
-def decode(resource: Resource, obj: Object, options: WriteOptions) -> Object:
+def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object | None = None) -> Object:
     """
     Drop unknown fields, set schema defaults, and complain as ``fieldValidation`` says.
+
+    Args:
+        old: the stored object; parts of a built-in object that are shared with it are not read again.
 
     Raises:
         BadRequestError: a wrong type in a built-in object, or unknown fields under Strict.
@@ -104,18 +107,28 @@ def decode(resource: Resource, obj: Object, options: WriteOptions) -> Object:
     schema = resource.schema
     problems = [text if text.startswith("line ") else f'duplicate field "{text}"' for text in options.duplicates]
     if schema is not None:
-        obj, unknown = schema.clean(obj)
+        kept = _shared(obj, old) if old is not None and not resource.custom else {}
+        new = {key: value for key, value in obj.items() if key not in kept} if kept else obj
+        cleaned, unknown = schema.clean(new)
         if not resource.custom:
-            if error := schema.type_error(obj):
+            if error := schema.type_error(cleaned):
                 raise cannot_handle(resource, error)
             problems += [f'unknown field "{path}"' for path in unknown]
         else:
             problems += [f'unknown field "{path}"' for path in sorted(unknown)]
+        # In the order of ``obj``: kind and apiVersion first.
+        obj = {
+            key: kept[key] if key in kept else cleaned[key] for key in obj if key in kept or key in cleaned
+        } | cleaned
     if problems and options.field_validation == "Strict":
         raise cannot_handle(resource, f"strict decoding error: {', '.join(problems)}")
     if options.field_validation == "Warn":
         options.warnings += problems
     return obj
+
+
+def _shared(obj: Object, old: Object) -> Object:
+    return {key: value for key, value in obj.items() if key != "metadata" and value and value is old.get(key)}
 
 
 def cannot_handle(resource: Resource, why: str) -> BadRequestError:
@@ -166,7 +179,7 @@ def prepare_update(
     resource: Resource, obj: Object, old: Object, options: WriteOptions, now: datetime, subresource: str = ""
 ) -> Object:
     """Make the object that an update stores, without managedFields; ``obj`` is from ``check_body``."""
-    obj = _private(decode(resource, obj, options))
+    obj = _private(decode(resource, obj, options, old))
     metadata, old_metadata = obj["metadata"], old["metadata"]
     for key in _SERVER_OWNED:
         if key in old_metadata:

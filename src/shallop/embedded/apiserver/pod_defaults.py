@@ -17,8 +17,11 @@ _DEFAULT_MODES = ("secret", "configMap", "downwardAPI", "projected")
 
 def default_pod(obj: Object, old: Object | None) -> Object:
     """Defaults of a Pod."""
-    spec = default_pod_spec(obj.get("spec") or {})
-    spec.setdefault("enableServiceLinks", True)
+    spec: Object = obj.get("spec") or {}
+    # A write of the status shares the stored spec, which has its defaults.
+    if not spec or old is None or spec is not old.get("spec"):
+        spec = default_pod_spec(spec)
+        spec.setdefault("enableServiceLinks", True)
     if old is not None:
         status = obj.get("status") or {}
         if status.get("podIP") and not status.get("podIPs"):
