@@ -237,7 +237,8 @@ class ModelServer:
 
     def _read(self, path: str) -> bytes:
         name, platform = self._model.name, self._model.platform
-        tensors: dict[str, Any] = {"inputs": [], "outputs": []}
+        shape = [-1, self._model.features or -1]
+        tensors: dict[str, Any] = {"inputs": [{"name": "input-0", "datatype": "FP64", "shape": shape}], "outputs": []}
         answers: dict[str, Any] = {
             "/": {"status": "alive"},
             "/healthz": {"status": "alive"},
