@@ -235,7 +235,7 @@ def test_upload_errors_have_their_own_shape(server: Server) -> None:
 
 def test_an_upload_that_is_too_long_is_refused(server: Server) -> None:
     answer = upload(server, "/pipelines/upload", "p.yaml", b"x" * (33 * 1024 * 1024), name="one")
-    assert answer.status == 400
+    assert answer.status == 413
     assert "more than" in answer.json["error_message"]
 
 
