@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 from shallop.kube.objects import Object
 from shallop.settings import Settings
@@ -67,23 +70,27 @@ async def follow_log(
     """
     left = limit_bytes if limit_bytes is not None else -1
     start = b"" if since is None else since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
-    offset, rest = 0, b""
-    data, offset = await asyncio.to_thread(_read_all, path, tail_lines)
-    while True:
-        running = is_running()
-        *lines, rest = (rest + data).split(b"\n")
-        shown = b"".join(_render(line, timestamps) for line in lines if line[:19] >= start)
-        if left >= 0:
-            shown, left = shown[:left], left - len(shown)
-        if shown:
-            yield shown
-        if (limit_bytes is not None and left <= 0) or not follow:
-            return
-        data, offset = await asyncio.to_thread(_read_on, path, offset)
-        if not data:
-            if not running:
+    rest = b""
+    reader = _Reader(path)
+    try:
+        data = await asyncio.to_thread(reader.read_all, tail_lines)
+        while True:
+            running = is_running()
+            *lines, rest = (rest + data).split(b"\n")
+            shown = b"".join(_render(line, timestamps) for line in lines if line[:19] >= start)
+            if left >= 0:
+                shown, left = shown[:left], left - len(shown)
+            if shown:
+                yield shown
+            if (limit_bytes is not None and left <= 0) or not follow:
                 return
-            await asyncio.sleep(_POLL_S)
+            data = await asyncio.to_thread(reader.read_on)
+            if not data:
+                if not running:
+                    return
+                await asyncio.sleep(_POLL_S)
+    finally:
+        reader.close()
 
 
 def _render(line: bytes, timestamps: bool) -> bytes:
@@ -94,25 +101,51 @@ def _render(line: bytes, timestamps: bool) -> bytes:
     return (parts[0] + b" " if timestamps else b"") + parts[3] + end
 
 
-def _read_all(path: Path, tail_lines: int | None) -> tuple[bytes, int]:
-    chunks = [file.read_bytes() for file in _files(path)]
-    data, size = b"".join(chunks), len(chunks[-1]) if chunks else 0
-    if tail_lines is not None:
-        complete = data.splitlines(keepends=True)
-        data = b"".join(complete[-tail_lines:]) if tail_lines else b""
-    return data, size
+class _Reader:
+    """Reads a log on and on, also when it is renamed and begun anew."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
 
-def _read_on(path: Path, offset: int) -> tuple[bytes, int]:
-    try:
-        with open(path, "rb") as file:
-            if file.seek(0, 2) < offset:
-                offset = 0  # rotated meanwhile
-            file.seek(offset)
-            data = file.read(1 << 20)
-    except FileNotFoundError:
-        return b"", offset
-    return data, offset + len(data)
+    def read_all(self, tail_lines: int | None) -> bytes:
+        """Return what is there; ``read_on`` goes on after it."""
+        data = b""
+        for path in _files(self._path):
+            with contextlib.suppress(FileNotFoundError):  # the oldest one was just removed
+                self.close()
+                self._file = path.open("rb")
+                data += self._file.read()
+        if tail_lines is None:
+            return data
+        return b"".join(data.splitlines(keepends=True)[-tail_lines:]) if tail_lines else b""
+
+    def read_on(self) -> bytes:
+        """Return what was added, up to 1 MiB; empty when nothing was."""
+        if self._file is not None and (data := self._file.read(1 << 20)):
+            return data
+        following = self._next_file()
+        if following is None:
+            return b""
+        self.close()
+        self._file = following
+        return following.read(1 << 20)
+
+    def _next_file(self) -> BinaryIO | None:
+        """Open the file after ours; None while ours is the newest."""
+        own = None if self._file is None else os.fstat(self._file.fileno()).st_ino
+        try:
+            files = _files(self._path)
+            inodes = [file.stat().st_ino for file in files]
+            # Ours may be gone already when much is written: then the oldest one follows.
+            position = inodes.index(own) + 1 if own in inodes else 0
+            return open(files[position], "rb") if position < len(files) else None
+        except FileNotFoundError:
+            return None  # renamed while we looked; the next look finds it
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def since_of(now: datetime, since_s: int | None, since_time: datetime | None) -> datetime | None:

@@ -793,7 +793,7 @@ class PodWorker:
     def _render(self, phase: str = "") -> dict[str, Any]:
         verdict, reason, message = self._verdict
         now: datetime = self._node.now()
-        return render_status(
+        status = render_status(
             self._pod,
             self._records,
             address=self._address,
@@ -803,6 +803,10 @@ class PodWorker:
             reason=reason,
             message=message,
         )
+        for condition in status["conditions"]:
+            if condition["type"] == "PodReadyToStartContainers":
+                condition["message"] = f"isolation: {self._node.isolation.level}"
+        return status
 
     async def _push_status(self) -> None:
         while True:
