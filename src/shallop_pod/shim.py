@@ -144,7 +144,9 @@ class _Shim:
     def run(self) -> None:
         while not self._quitting:
             for key, _ in self._selector.select():
-                key.data()
+                # What came before in this batch may have closed it, and its number may be another's already.
+                if self._selector.get_map().get(key.fileobj) is key:
+                    key.data()
         self._kill_all()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._folder, "shim.sock"))
