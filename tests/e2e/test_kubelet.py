@@ -257,8 +257,8 @@ def test_mounts_are_at_paths_that_the_machine_has_not(on_node: Callable[..., Non
             "-c",
             "cat /mnt/models/a.txt; echo; cat /var/run/secrets/mine/password; echo;"
             "stat -c %a /var/run/secrets/mine/..data/password;"
-            "echo kept > /made/up/path/file; cat /made/up/path/file; cat $PLACE/a.txt",
-            env=[{"name": "PLACE", "value": "/mnt/models"}],
+            "echo kept > /made/up/path/file; cat /made/up/path/file; cat $PLACE/a.txt; echo; cat ${URI#file://}/a.txt",
+            env=[{"name": "PLACE", "value": "/mnt/models"}, {"name": "URI", "value": "file:///mnt/models"}],
             volumeMounts=[
                 {"name": "models", "mountPath": "/mnt/models"},
                 {"name": "key", "mountPath": "/var/run/secrets/mine"},
@@ -272,7 +272,7 @@ def test_mounts_are_at_paths_that_the_machine_has_not(on_node: Callable[..., Non
                 ]
             },
         )
-        assert text.splitlines() == ["from a map", "s3cret", "600", "kept", "from a map"]
+        assert text.splitlines() == ["from a map", "s3cret", "600", "kept", "from a map", "from a map"]
         assert not os.path.exists("/made")
 
     on_node(test, level)

@@ -29,7 +29,7 @@ from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim, wr
 from shallop.embedded.kubelet.spares import Spares
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
 from shallop.errors import AlreadyExistsError, BadRequestError, NodeError, NotFoundError
-from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, parse_quantity
+from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, labels_of, parse_quantity
 from shallop_pod.zygote import Request
 
 __all__ = ["Node"]
@@ -77,6 +77,7 @@ class Node:
         self._workers: dict[str, PodWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._network_changed = asyncio.Event()
+        self._named: dict[str, Object] = {}
         self._base_lock = asyncio.Lock()
 
     async def run(self) -> None:
@@ -145,8 +146,21 @@ class Node:
 
     # Pods -------------------------------------------------------------------------------------------------------
 
+    def _note_name(self, change: Change) -> None:
+        """Keep the Pods that others can find by name; of 10,000 that have ended nothing is looked at again."""
+        pod, uid = change.new, (change.new or change.old or {})["metadata"]["uid"]
+        if change.old is not None and change.old["metadata"]["uid"] != uid:
+            self._note_name(Change(change.old, None))
+        known = self._named.get(uid)
+        if pod is not None and _names_of(pod):
+            self._named[uid] = pod
+            if known is None or _names_of(known) != _names_of(pod):
+                self._network_changed.set()
+        elif self._named.pop(uid, None) is not None:
+            self._network_changed.set()
+
     def _pod_changed(self, change: Change) -> None:
-        self._network_changed.set()
+        self._note_name(change)
         pod = change.new or change.old or {}
         uid = pod["metadata"]["uid"]
         if pod["spec"].get("nodeName") != self.settings.node_name:
@@ -285,11 +299,8 @@ class Node:
         while True:
             await self._network_changed.wait()
             self._network_changed.clear()
-            pods = [pod for pod in self._pods.store.list() if (pod.get("status") or {}).get("podIP")]
-            active = [pod for pod in pods if pod["status"].get("phase") in ("Running", "Pending")]
-            await self.network.update(
-                self._informers["Service"].store.list(), self._informers["EndpointSlice"].store.list(), active
-            )
+            services, slices = (self._informers[kind].store.list() for kind in ("Service", "EndpointSlice"))
+            await self.network.update(services, slices, list(self._named.values()))
             # Changes come in bursts; one update for all of a burst.
             await asyncio.sleep(0.01)
 
@@ -415,6 +426,14 @@ def _runs(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.log") if path.stem.isdigit())
 
 
+def _names_of(pod: Object) -> tuple[object, ...]:
+    """Return what names of a Pod depend on; empty when it has none now."""
+    status, spec = pod.get("status") or {}, pod["spec"]
+    if not status.get("podIP") or status.get("phase") not in ("Running", "Pending"):
+        return ()
+    return (status["podIP"], spec.get("hostname"), spec.get("subdomain"), labels_of(pod))
+
+
 def _rewrite(
     mounts: list[dict[str, Any]], argv: list[str], env: dict[str, str], *, keep: Iterable[Path]
 ) -> tuple[list[str], dict[str, str]]:
@@ -434,7 +453,8 @@ def _rewrite(
     shown = dict(table)
     table |= {str(path): str(path) for path in keep}
     names = "|".join(re.escape(target) for target in sorted(table, key=len, reverse=True))
-    pattern = re.compile(rf"(?<![\w./-])({names})(?=/|$|[^\w.-])")
+    # A path begins where no path goes on, or after the scheme of a URI: file:///mnt/models.
+    pattern = re.compile(rf"(?:(?<=://)|(?<![\w./-]))({names})(?=/|$|[^\w.-])")
 
     def change(text: str) -> str:
         return pattern.sub(lambda match: table[match[1]], text)
