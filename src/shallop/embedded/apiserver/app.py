@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
-from shallop.embedded.apiserver import answers, bodies, discovery, failures, openapi, proxying, reviews
+from shallop.embedded.apiserver import answers, bodies, discovery, failures, openapi, openapi_v2, proxying, reviews
 from shallop.embedded.apiserver.answers import Answer
 from shallop.embedded.apiserver.authorization import Attributes, Authorize, allow_authenticated
 from shallop.embedded.apiserver.negotiation import Form, negotiate
@@ -238,6 +238,8 @@ class App:
         return answers.negotiated(discovery.api_resources(registry, group, parts[2]), form)
 
     def _openapi(self, request: Request, parts: list[str]) -> Answer:
+        if parts == ["openapi", "v2"] and openapi_v2.WANTED in request.headers.get(b"accept", ""):
+            return Answer(openapi_v2.DOCUMENT, content_type=openapi_v2.MEDIA_TYPE)
         if len(parts) < 2 or parts[1] != "v3":
             return Answer.text("404 page not found\n", 404)
         if len(parts) == 2:
