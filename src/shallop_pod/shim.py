@@ -155,7 +155,7 @@ class _Shim:
         connection, _ = self._listener.accept()
         self._drop_connection()
         self._connection, self._received = connection, b""
-        self._selector.register(connection, selectors.EVENT_READ, self._receive)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
         started = {name: {"pid": c.child.pid, "at": c.at} for name, c in self._containers.items()}
         self._tell({"event": "state", "started": started})
 
@@ -173,10 +173,11 @@ class _Shim:
         except OSError:
             self._drop_connection()
 
-    def _receive(self) -> None:
-        assert self._connection is not None
+    def _receive(self, connection: socket.socket) -> None:
+        if connection is not self._connection:
+            return  # replaced by a newer one in the same round: reading that one would wait for ever
         try:
-            data = self._connection.recv(1 << 20)
+            data = connection.recv(1 << 20)
         except OSError:
             data = b""
         if not data:
@@ -236,6 +237,8 @@ class _Shim:
         self._tell({"event": "started", "id": name, "pid": child.pid, "at": container.at})
 
     def _read(self, stream: _Stream) -> None:
+        if stream.descriptor < 0:
+            return  # closed in the same round, when its container had ended
         if not stream.read():
             self._selector.unregister(stream.descriptor)
             os.close(stream.descriptor)
