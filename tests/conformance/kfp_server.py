@@ -35,8 +35,13 @@ POD = Gvk("v1", "Pod")
 SRC = Path(__file__).parents[2] / "src"
 
 # Runs its arguments; each line of output gets what the CRI log format puts before it.
-CRI = """"$0" "$@" > >(while IFS= read -r line; do echo "2026-01-01T00:00:00.000000000Z stdout F $line"; done) 2>&1
+# Whoever makes the link runs the task: a server killed before it could note the process must not start it twice.
+CRI = """echo $$ > "$PID_FILE.$$" && ln "$PID_FILE.$$" "$PID_FILE" 2>/dev/null || exit 99
+"$0" "$@" > >(while IFS= read -r line; do echo "2026-01-01T00:00:00.000000000Z stdout F $line"; done) 2>&1
 code=$?; wait; exit $code"""
+
+
+_LOST_RACE = 99
 
 
 class Node:
@@ -99,16 +104,17 @@ class Node:
                     self._python,
                     *container["command"][1:],
                     *container["args"],
-                    env=env,
+                    env=env | {"PID_FILE": str(pid_file)},
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
-                pid_file.write_text(str(process.pid))
                 self._processes[uid] = process
                 await self._client.patch_status(pod, {"phase": "Running"})
                 code = await process.wait()
                 del self._processes[uid]
+                if code == _LOST_RACE:
+                    code = await _adopt(int(pid_file.read_text()), container)
                 await self._end(pod, code if code >= 0 else 128 - code)
 
     async def _end(self, pod: Object, code: int) -> None:
