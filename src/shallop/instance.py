@@ -19,6 +19,7 @@ from shallop.settings import Settings
 __all__ = ["Lock", "read_status", "running_pid", "start_detached", "stop", "write_status"]
 
 _STATUS = "status.json"
+_PROBED_S = 5.0
 
 
 class Lock:
@@ -35,14 +36,19 @@ class Lock:
         settings.run.mkdir(mode=0o700, exist_ok=True)
         (settings.run / "lock").touch(mode=0o600)
         self._file: IO[str] = open(settings.run / "lock", "a+")  # noqa: SIM115 held as long as the process lives
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid = running_pid(settings)
-            raise SettingsError(
-                f"home {settings.home}: shallop is already running there (process {pid}). "
-                "Stop it with 'shallop down', or give another --home."
-            ) from error
+        deadline = time.monotonic() + _PROBED_S
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                # Who asks whether we run holds the lock for a moment, too.
+                if (pid := running_pid(settings)) is not None or time.monotonic() > deadline:
+                    raise SettingsError(
+                        f"home {settings.home}: shallop is already running there (process {pid}). "
+                        "Stop it with 'shallop down', or give another --home."
+                    ) from error
+                time.sleep(0.005)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
