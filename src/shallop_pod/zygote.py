@@ -452,10 +452,15 @@ def _enter(request: Request, connection: socket.socket | None) -> None:
             from shallop_pod import isolation
 
             fork_again = isolation.enter(request.plan)
+        told, tell = os.pipe() if fork_again else (-1, -1)
         pid = os.fork() if fork_again else os.getpid()
         if pid == 0:
+            os.close(tell)
             os.setsid()  # the session so far is that of the one who stays outside
             isolation.finish(request.plan or {})
+            # A process that is quicker than the word of its start would look like one that never started.
+            os.read(told, 1)
+            os.close(told)
             return
     except Exception as error:
         _refuse(connection, f"isolation: {error}")
@@ -463,6 +468,8 @@ def _enter(request: Request, connection: socket.socket | None) -> None:
         _send(connection, {"pid": pid})
     if not fork_again:
         return
+    os.close(told)
+    os.close(tell)
     _, status, usage = os.wait4(pid, 0)
     ended = _exit_of(status, usage)
     isolation.end(request.plan or {})
