@@ -162,8 +162,8 @@ def is_server_of(pid: int, pod: str) -> bool:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("broken", b"this is no pickle", "model.joblib"),
-        ("nothing", None, "no model file"),
+        ("unpicklable", b"this is no pickle", "model.joblib"),
+        ("empty-folder", None, "no model file"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_says_why(
