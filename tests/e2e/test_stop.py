@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -72,3 +74,45 @@ def test_a_run_goes_on_after_down_and_up(own_platform: Any, tmp_path: Path, clie
     assert (folder / "quick").read_text() == "x"
     assert (folder / "slow").read_text() == "xx"
     assert "marker" in own_platform.kubectl("get", "configmaps")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(os.geteuid() != 0, reason="finding a Pod's process by its host name needs root")
+def test_a_killed_step_runs_again(own_platform: Any, tmp_path: Path, client_env: Callable[[str], Path]) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(PIPELINE))
+    own_platform.up()
+    folder = own_platform.home / "artifacts" / "meeting"
+    folder.mkdir()
+    command = [str(client_env("demo")), "-W", "ignore", str(script), own_platform.web]
+    started = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=True)
+    wait_for(folder / "slow", "x")
+    victims = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and is_step(entry)
+    ]
+    assert victims
+    (folder / "go").touch()
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    ended = subprocess.run(
+        [*command, "-", started.stdout.split()[-1]], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert ended.stdout.split()[-1] == "SUCCEEDED"
+    assert (folder / "quick").read_text() == "x"
+    assert len((folder / "slow").read_text()) >= 1
+
+
+def is_step(process: Path) -> bool:
+    """Say whether a process is the first one inside the Pod of the slow step: its host name is the Pod's."""
+    try:
+        status = (process / "status").read_text()
+    except OSError:
+        return False
+    first = any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in status.splitlines())
+    if not first or process.name == "1":
+        return False
+    command = ["nsenter", "--target", process.name, "--uts", "hostname"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.startswith("stopped-") and "-slow-" in done.stdout

@@ -229,7 +229,7 @@ class Plan:
         if instance.stopping:
             self._end(instance, TaskState.CANCELED, reason="The run was terminated.")
         elif event.transient and instance.failed_starts < _MAX_FAILED_STARTS:
-            # The component never ran: this is no try of the task's own retry policy.
+            # Not the component's doing: this is no try of the task's own retry policy.
             instance.error = event.error
             instance.failed_starts += 1
             self._launch(instance, retry_index=instance.retry_index)

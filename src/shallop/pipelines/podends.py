@@ -17,9 +17,9 @@ __all__ = [
     "NAMESPACE",
     "ResultArtifact",
     "TaskResult",
-    "could_not_start",
     "is_over",
     "is_stuck",
+    "is_transient",
     "pod_failure",
     "read_result",
 ]
@@ -115,11 +115,19 @@ def pod_failure(pod: Object) -> tuple[TaskError, bool]:
     return TaskError(f"Pod {name}: {text}"), status.get("reason") not in ("UnresolvedImage", "InvalidSpec")
 
 
-def could_not_start(pod: Object) -> bool:
-    """Say whether the node, not what was declared, kept the task from starting: another try may help."""
-    for container in _statuses(pod.get("status") or {}):
+def is_transient(pod: Object) -> bool:
+    """
+    Say whether the node, not what was declared, kept a task without a result from its end: another try may help.
+
+    It could not be started, or it was killed from outside (``kill -9``; not for its memory, nor for its deadline).
+    """
+    status = pod.get("status") or {}
+    for container in _statuses(status):
         state = container.get("state") or {}
-        if (state.get("terminated") or {}).get("reason") == "StartError":
+        ended = state.get("terminated") or {}
+        if ended.get("reason") == "StartError":
+            return True
+        if ended.get("signal") == 9 and ended.get("reason") == "Error" and not status.get("reason"):
             return True
         if (state.get("waiting") or {}).get("message", "").startswith("the shim of the Pod"):
             return True

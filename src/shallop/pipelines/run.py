@@ -49,9 +49,9 @@ from shallop.pipelines.plan import (
 from shallop.pipelines.podends import (
     NAMESPACE,
     TaskResult,
-    could_not_start,
     is_over,
     is_stuck,
+    is_transient,
     pod_failure,
     read_result,
 )
@@ -372,7 +372,7 @@ class RunDriver:
         if await asyncio.to_thread(_is_full, local_path(self._info.pipeline_root)):
             message = f"{error.message} The disk of {self._info.pipeline_root} is full: make room, then retry the run."
             error = TaskError(message)
-        return TaskFailed(action.path, action.attempt, error, retryable, could_not_start(change.pod))
+        return TaskFailed(action.path, action.attempt, error, retryable, is_transient(change.pod))
 
     def _result_event(self, action: StartTask, result: TaskResult) -> Event:
         if result.started_at and result.ended_at:

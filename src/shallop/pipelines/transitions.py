@@ -90,7 +90,7 @@ class TaskFailed(Struct, frozen=True, tag=True):
 
     Args:
         retryable: False where the task's retry policy must not apply, such as for an image nobody can resolve.
-        transient: True where the node could not start the task: it is tried again twice, whatever its retry policy.
+        transient: True where the node kept the task from its end: it is tried again twice, whatever its retry policy.
     """
 
     path: str

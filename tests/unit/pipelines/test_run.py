@@ -361,6 +361,24 @@ def test_a_task_that_the_node_could_not_start_is_tried_twice_more(play: Play) ->
     play(scenario)
 
 
+def test_a_task_that_was_killed_from_outside_runs_again(play: Play) -> None:
+    def killed_once(pod: Object, task: dict[str, Any]) -> dict[str, Any] | None:
+        if pod["metadata"]["name"].endswith("-0"):
+            status = ended(137)
+            status["containerStatuses"][0]["state"]["terminated"] |= {"reason": "Error", "signal": 9}
+            return status
+        return None
+
+    async def scenario(world: World) -> None:
+        well = world.behave
+        world.behave = lambda pod, task: killed_once(pod, task) or well(pod, task)
+        id_ = await world.submit(pipeline({"name": "a"}))
+        assert (await world.over(id_))["state"] == "SUCCEEDED"
+        assert len(world.started) == 2
+
+    play(scenario)
+
+
 def test_an_image_that_cannot_run_here_is_refused(play: Play) -> None:
     async def scenario(world: World) -> None:
         world.services = replace(world.services, cannot_run=lambda image, argv: f"no environment for {image!r}")
