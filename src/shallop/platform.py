@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import signal
 import socket
 import sys
@@ -13,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import uvloop
 from starlette.applications import Starlette
@@ -22,11 +20,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from shallop import dashboard, gateway, instance, pipelines, registry, serving
-from shallop.controller import Kind, Manager, Part, Services
+from shallop.controller import Manager, Part, Services
 from shallop.embedded import workloads
 from shallop.embedded.apiserver.kubeconfig import write_kubeconfig
 from shallop.embedded.apiserver.server import ApiServer
 from shallop.embedded.apiserver.tls import ensure_tls
+from shallop.embedded.apiserver.tokens import ensure_admin_token
 from shallop.embedded.kubelet import Node
 from shallop.errors import SettingsError
 from shallop.kube.client import Client
@@ -128,7 +127,7 @@ class Platform:
     async def _start(
         self, stack: AsyncExitStack, settings: Settings, database: Database, sockets: dict[str, socket.socket]
     ) -> None:
-        token = _admin_token(settings)
+        token = ensure_admin_token(settings.home / "token")
         server = ApiServer(
             settings.home / "objects.db",
             admin_token=token,
@@ -236,21 +235,6 @@ def _prepare_home(settings: Settings) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _admin_token(settings: Settings) -> str:
-    path = settings.home / "token"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        token = secrets.token_urlsafe(32)
-        _write_private(path, token)
-        return token
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600, exist_ok=False)
-    path.write_text(text)
-
-
 async def _apply_objects(client: Client, settings: Settings) -> None:
     for part in PARTS:
         for obj in part.objects:
@@ -310,8 +294,3 @@ def _web_app(routes: Sequence[BaseRoute]) -> Starlette:
         return PlainTextResponse("ok")
 
     return Starlette(routes=[Route("/healthz", alive), *routes], exception_handlers={Exception: failed})
-
-
-def kinds() -> list[Kind]:
-    """Return every kind of every part."""
-    return [kind for part in PARTS for kind in part.kinds]

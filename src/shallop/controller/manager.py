@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,7 +74,6 @@ class Manager:
         self.events = EventRecorder(client, component, now)
         self.context = Context(client, settings, database, self.events, now, self.cache)
         self._tasks: asyncio.TaskGroup | None = None
-        self.last_activity = time.monotonic()
 
     def informer(self, gvk: Gvk) -> Informer:
         """Return the shared informer of a kind; it starts at once when the manager runs."""
@@ -129,7 +127,6 @@ class Manager:
                 await self._reconcile(controller, key)
             finally:
                 controller.queue.done(key)
-                self.last_activity = time.monotonic()
 
     async def _reconcile(self, controller: _Controller, key: Key) -> None:
         kind, queue = controller.kind, controller.queue

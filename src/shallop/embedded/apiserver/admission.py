@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import uuid
-from collections.abc import Sequence
 from datetime import datetime
 
 from shallop.embedded.apiserver import defaults, failures, validation
@@ -13,7 +12,7 @@ from shallop.embedded.apiserver.fieldmanagers import record_update
 from shallop.embedded.apiserver.metadata import validate_metadata
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
-from shallop.errors import BadRequestError, FieldError, InvalidError
+from shallop.errors import BadRequestError, FieldError
 from shallop.kube.objects import Object, format_time
 
 __all__ = ["check_body", "finish_update", "generate_name", "is_same", "prepare_create", "prepare_update"]
@@ -286,7 +285,3 @@ def _comparable(obj: Object) -> Object:
         {key: value for key, value in entry.items() if key != "time"} for entry in metadata.get("managedFields") or ()
     ]
     return obj | {"metadata": metadata}
-
-
-def options_error(kind: str, errors: Sequence[FieldError]) -> InvalidError:
-    return InvalidError.of(kind, "meta.k8s.io", "", errors)

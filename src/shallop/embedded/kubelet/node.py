@@ -102,6 +102,7 @@ class Node:
                 await self._remove_strangers()
                 await self.spares.end_all()
                 group.create_task(self.spares.run(), name="spare sandboxes")
+                await asyncio.to_thread(self.environments.sweep)
                 group.create_task(self._heartbeat(), name="node heartbeat")
         finally:
             for task in self._tasks.values():
