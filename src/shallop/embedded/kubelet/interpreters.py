@@ -54,13 +54,20 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
     uv = Path(environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local/share/uv/python")
     pyenv = Path(environ.get("PYENV_ROOT") or home / ".pyenv") / "versions"
     for folder in (uv, pyenv):
-        releases = [path for path in folder.glob("*/bin/python3.*") if _RELEASE.fullmatch(path.parts[-3])]
+        releases = [path for path in _listed(folder, "*/bin/python3.*") if _RELEASE.fullmatch(path.parts[-3])]
         # Newest patch release first: 3.11.10 before 3.11.7.
         yield from sorted(releases, key=lambda path: _numbers(path.parts[-3]), reverse=True)
     for entry in environ.get("PATH", "").split(os.pathsep):
         # A pyenv shim is a script that may refuse to start; the versions themselves were listed above.
         if entry and not entry.rstrip("/").endswith("/shims"):
-            yield from (path for path in sorted(Path(entry).glob("python3.*")) if _EXECUTABLE.fullmatch(path.name))
+            yield from (path for path in _listed(Path(entry), "python3.*") if _EXECUTABLE.fullmatch(path.name))
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []  # a folder of another user, named by an inherited environment
 
 
 def _numbers(text: str) -> tuple[int, ...]:
