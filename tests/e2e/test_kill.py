@@ -99,10 +99,11 @@ def running(platform: Any, name: str) -> dict[str, Any] | None:
     return container if "running" in container["state"] else None
 
 
-def restart(platform: Any) -> None:
-    """Start it again as a supervisor would: same home, same ports."""
+def restart(platform: Any, *arguments: str) -> None:
+    """Start it again as a supervisor would: same home, same ports, same other arguments."""
     urls = {"api": platform.api, "web": platform.web, "gateway": platform.gateway, "content": platform.content}
-    platform.up(*(word for name, url in urls.items() for word in (f"--{name}-port", str(urlsplit(url).port))))
+    ports = [word for name, url in urls.items() for word in (f"--{name}-port", str(urlsplit(url).port))]
+    platform.up(*ports, *arguments)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_pods_go_on_when_the_platform_is_killed(nothing_left: Any, signals: Path
     (signals / marks["bare"]).write_text("7")
     (signals / marks["job"]).write_text("0")
     until(lambda: not marked(marks["bare"]) and not marked(marks["job"]), "two have ended meanwhile")
-    restart(platform)
+    restart(platform, "--isolation", isolation)
 
     platform.kubectl("wait", "--for=condition=Complete", "job/work", "--timeout=30s")
     until(lambda: "terminated" in container_of(platform, "bare")["state"], "the end of 'bare' is seen")
