@@ -98,6 +98,8 @@ def _index_options() -> list[str]:
 
 def _run(command: list[str]) -> None:
     environment = _settings_module().uv_environment(os.environ, _pip())
+    # A lock has chosen all versions already, and uv refuses constraints without "==" beside hashes.
+    environment.pop("UV_CONSTRAINT", None)
     done = subprocess.run(command, env=environment, cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(f"setup failed: {' '.join(command[:4])} ... ended with {done.returncode}")

@@ -154,11 +154,16 @@ def spawn(socket_path: str, request: Request, stdio: tuple[int, int, int]) -> Ch
     """
     try:
         connection = connect(socket_path)
+    except OSError as error:
+        raise ZygoteError(f"zygote {socket_path}: {error.strerror or error}") from error
+    try:
         connection.settimeout(_REQUEST_TIMEOUT_S)
         _send(connection, asdict(request), stdio)
         connection.settimeout(None)
         answer = _receive(connection)
     except OSError as error:
+        # One that stops accepts the connection and goes away before it reads.
+        connection.close()
         raise ZygoteError(f"zygote {socket_path}: {error.strerror or error}") from error
     if answer is None or "pid" not in answer:
         connection.close()
