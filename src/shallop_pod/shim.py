@@ -144,8 +144,9 @@ class _Shim:
     def run(self) -> None:
         while not self._quitting:
             for key, _ in self._selector.select():
-                # What came before in this batch may have closed it, and its number may be another's already.
-                if self._selector.get_map().get(key.fileobj) is key:
+                # What came before in this batch may have closed it, and its number may be another's already. By number:
+                # a closed socket has none any more, and asking for it is an error.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
         self._kill_all()
         with contextlib.suppress(FileNotFoundError):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shallop_pod.zygote import Child, Request, connect, spawn
 
 
 @pytest.mark.timeout(120)
@@ -23,3 +30,35 @@ def test_many_pods_of_two_short_containers_all_succeed(platform: Any) -> None:
     succeeded = "--for=jsonpath={.status.phase}=Succeeded"
     platform.kubectl("wait", "pod", "-l", "test=short", succeeded, "--timeout=60s")
     assert platform.kubectl("logs", "short-0", "-c", "b").splitlines().count("three") == 1
+
+
+@pytest.fixture
+def shim(platform: Any, tmp_path: Path) -> Iterator[Child]:
+    """A shim of no Pod, in ``tmp_path``."""
+    zygote = next((platform.home / "run" / "zygotes").glob("*.sock"))
+    log = os.open(tmp_path / "shim.log", os.O_CREAT | os.O_WRONLY, 0o600)
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(platform.home / "run" / "python")}
+    request = Request("shallop_pod.shim", ["--folder", str(tmp_path)], environment)
+    with contextlib.closing(spawn(str(zygote), request, (log, log, log))) as child:
+        os.close(log)
+        yield child
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def test_a_connection_that_ends_when_the_next_one_comes_harms_nobody(shim: Child, tmp_path: Path) -> None:
+    path = tmp_path / "shim.sock"
+    while not path.exists():
+        assert shim.wait(0.01) is None
+    first = connect(str(path))
+    assert b"state" in first.recv(1000)
+    # Asleep, it finds both news at once when it wakes: first the new connection, then the end of the old one.
+    os.kill(shim.pid, signal.SIGSTOP)
+    second = connect(str(path))
+    first.close()
+    os.kill(shim.pid, signal.SIGCONT)
+    with second:
+        assert b"state" in second.recv(1000)
+        second.sendall(b'{"op": "quit"}\n')
+        ended = shim.wait(20)
+    assert ended is not None and ended.code == 0, (tmp_path / "shim.log").read_text()

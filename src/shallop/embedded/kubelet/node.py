@@ -116,7 +116,13 @@ class Node:
         if keep_pods:
             return
         folders = [folder for folder in self.settings.pods.iterdir() if folder.is_dir()]
-        await asyncio.gather(*(self._interrupt(folder) for folder in folders))
+        problems = await asyncio.gather(*(self._interrupt(folder) for folder in folders), return_exceptions=True)
+        for folder, problem in zip(folders, problems, strict=True):
+            # The processes of the others must end all the same.
+            if problem is not None:
+                log.error("Pod %s was not ended in order", folder.name, exc_info=problem)
+                kill_shim(folder)
+                await asyncio.to_thread(end_orphans, folder)
         self.zygotes.stop()
         if self.network.own_network:
             self.network.remove()

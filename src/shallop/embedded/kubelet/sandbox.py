@@ -183,6 +183,9 @@ class Sandbox:
         self._send({"op": "signal", "id": container, "signal": number})
 
     def _send(self, order: Mapping[str, Any]) -> None:
+        # A shim that has gone is told by the end of its stream; uvloop refuses to write to it.
+        if self._writer.is_closing():
+            return
         self._writer.write(json.dumps(order).encode() + b"\n")
 
     async def quit(self) -> None:
