@@ -34,10 +34,10 @@ _POLL_S = 4.0
 @asynccontextmanager
 async def running(home: Path) -> AsyncIterator[ApiServer]:
     """An API server with the built-in controllers, RBAC on."""
-    users = {ALICE_TOKEN: User("alice", ("dev", "system:authenticated"))}
+    users = {ALICE_TOKEN: User("alice", ("dev", "system:authenticated"), uid="2")}
     (home / "tls").mkdir(parents=True)
     (home / "tls" / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
-    server = ApiServer(home / "objects.db", admin_token=ADMIN_TOKEN, users=users, rbac=True)
+    server = ApiServer(home / "objects.db", admin_token=ADMIN_TOKEN, users=users)
     settings = Settings(home=home)
     database = Database(f"sqlite:///{home / 'rows.db'}")
     await server.start()

@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from shallop.embedded.apiserver import answers, bodies, discovery, failures, openapi, openapi_v2, proxying, reviews
 from shallop.embedded.apiserver.answers import Answer
-from shallop.embedded.apiserver.authorization import Attributes, Authorize, allow_authenticated
+from shallop.embedded.apiserver.authorization import Attributes, Rbac
+from shallop.embedded.apiserver.impersonation import impersonated
 from shallop.embedded.apiserver.negotiation import Form, negotiate
 from shallop.embedded.apiserver.objects_store import encode_object
 from shallop.embedded.apiserver.podlogs import open_logs
@@ -124,8 +125,8 @@ class App:
         subresources: Subresources,
         registry: Registry,
         tokens: Tokens,
+        authorize: Rbac,
         hosts: Iterable[str] = (),
-        authorize: Authorize = allow_authenticated,
     ) -> None:
         self._verbs = verbs
         self._subresources = subresources
@@ -168,6 +169,7 @@ class App:
         self._check_host(headers.get(b"host", ""))
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         user = self._tokens.authenticate(headers.get(b"authorization"))
+        user = impersonated(user, scope["headers"], self._authorize)
         request = Request(scope["method"], scope["path"], query, headers, scope, receive, send, user)
         parts = [part for part in request.path.split("/") if part]
         if len(parts) > 2 and parts[0] == "api":
@@ -186,10 +188,7 @@ class App:
 
     async def _other(self, request: Request, parts: list[str]) -> Answer | None:
         path = "/" + "/".join(parts)
-        allowed, _ = self._authorize(request.user, Attributes(verb=request.method.lower(), path=path))
-        if not allowed:
-            why = Attributes(verb=request.method.lower(), path=request.path).describe(request.user)
-            raise ForbiddenError(f"forbidden: {why}", details={})
+        self._authorize_path(request)
         if request.method not in ("GET", "HEAD"):
             raise failures.method_not_allowed()
         if path.startswith(_HEALTH):
@@ -314,9 +313,11 @@ class App:
     def _check_allowed(self, request: Request, address: Address, verb: str) -> None:
         resource = address.resource
         plural = f"{resource.plural}/{address.subresource}" if address.subresource else resource.plural
-        attributes = Attributes(verb or request.method.lower(), resource.group, plural, address.namespace, address.name)
+        namespace = address.name if resource.storage == "namespaces" else address.namespace
+        name = address.name or _selected_name(request)
+        attributes = Attributes(verb or request.method.lower(), resource.group, plural, namespace, name)
         if not self._authorize(request.user, attributes)[0]:
-            raise failures.forbidden(resource, address.name, attributes.describe(request.user))
+            raise failures.forbidden(resource, name, attributes.describe(request.user))
 
     async def _plain(self, request: Request, address: Address, verb: str) -> Answer:
         resource = address.resource
@@ -347,7 +348,7 @@ class App:
         options = _options(request, verb)
         if reviews.is_review(resource):
             body = await self._body(request, resource)
-            reviewed = reviews.review(resource, namespace, body.value, request.user, self._tokens, self._authorize)
+            reviewed = reviews.review(resource, namespace, body.value, request.user, self._tokens, self._authorize, now)
             return answers.negotiated(reviewed, form, 201)
         if verb == "patch":
             type_ = bodies.patch_type(resource, request.headers.get(b"content-type", ""))
@@ -569,6 +570,14 @@ class _Documents:
             if resource.group:
                 paths |= {f"/apis/{resource.group}", f"/apis/{resource.api_version}"}
         return sorted(paths)
+
+
+def _selected_name(request: Request) -> str:
+    """The name that a list asks for by field selector: rules with ``resourceNames`` allow that."""
+    for term in request.first("fieldSelector").split(","):
+        if term.startswith("metadata.name="):
+            return term.removeprefix("metadata.name=").removeprefix("=")
+    return ""
 
 
 async def _disconnected(receive: Receive) -> None:

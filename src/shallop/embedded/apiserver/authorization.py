@@ -1,20 +1,19 @@
-"""Who may do what: everybody who is authenticated, or as RBAC objects say."""
+"""Who may do what: Roles and bindings decide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.objects_store import Change, ObjectsStore, Stored
 from shallop.embedded.apiserver.requests import MASTERS, User
 from shallop.kube.objects import Object
 
-__all__ = ["Attributes", "Authorize", "Rbac", "allow_authenticated"]
+__all__ = ["CLUSTER_BINDINGS", "CLUSTER_ROLES", "ROLES", "ROLE_BINDINGS", "Attributes", "Authorize", "Rbac"]
 
 _RBAC = "rbac.authorization.k8s.io"
-_PUBLIC_PATHS = ("/healthz", "/livez", "/readyz", "/version")
-# What every authenticated user may read on a real cluster, too: clients need it before anything else.
-_DISCOVERY_PATHS = ("/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz")
+CLUSTER_ROLES, ROLES = f"clusterroles.{_RBAC}", f"roles.{_RBAC}"
+CLUSTER_BINDINGS, ROLE_BINDINGS = f"clusterrolebindings.{_RBAC}", f"rolebindings.{_RBAC}"
 
 
 class Attributes(NamedTuple):
@@ -39,107 +38,122 @@ class Attributes(NamedTuple):
 Authorize = Callable[[User, Attributes], tuple[bool, str]]
 
 
-def is_public(path: str) -> bool:
-    return any(path == public or path.startswith(public + "/") for public in _PUBLIC_PATHS)
+class Grant(NamedTuple):
+    """A binding that concerns a user, and the subject in it."""
 
-
-def allow_authenticated(user: User, attributes: Attributes) -> tuple[bool, str]:
-    """One person's machine: whoever has a token may do everything."""
-    if attributes.path and is_public(attributes.path):
-        return True, ""
-    return "system:authenticated" in user.groups, ""
+    binding: Stored
+    subject: Object
 
 
 class Rbac:
-    """Roles and bindings decide; call it as an ``Authorize``."""
+    """
+    Evaluates RBAC objects; call it as an ``Authorize``.
+
+    Bindings are indexed by subject as they change, so a decision costs what the user's own bindings cost.
+    """
 
     def __init__(self, store: ObjectsStore) -> None:
         self._store = store
+        self._index: dict[str, dict[tuple[str, str, str], Grant]] = {}
+        for resource in (CLUSTER_BINDINGS, ROLE_BINDINGS):
+            for stored in store.list(resource):
+                self._add(stored)
+        store.listeners.append(self._changed)
+
+    def _changed(self, change: Change) -> None:
+        if change.new.resource not in (CLUSTER_BINDINGS, ROLE_BINDINGS):
+            return
+        if change.old is not None:
+            key = _key(change.old)
+            for subject in change.old.object.get("subjects") or ():
+                self._index.get(_subject_name(subject, change.old.namespace), {}).pop(key, None)
+        if not change.deleted:
+            self._add(change.new)
+
+    def _add(self, stored: Stored) -> None:
+        for subject in stored.object.get("subjects") or ():
+            name = _subject_name(subject, stored.namespace)
+            self._index.setdefault(name, {}).setdefault(_key(stored), Grant(stored, subject))
 
     def __call__(self, user: User, attributes: Attributes) -> tuple[bool, str]:
         if MASTERS in user.groups:
             return True, ""
-        if attributes.path:
-            if is_public(attributes.path):
-                return True, ""
-            if "system:authenticated" in user.groups and attributes.path.startswith(_DISCOVERY_PATHS):
-                return True, ""
-        elif attributes.verb == "create" and attributes.resource.startswith("selfsubject"):
-            return "system:authenticated" in user.groups, ""
-        for binding in self._store.list(f"clusterrolebindings.{_RBAC}"):
-            if self._allows(binding.object, "", user, attributes):
-                name = binding.name
-                return True, f'RBAC: allowed by ClusterRoleBinding "{name}" of {_described(binding.object, user)}'
-        if attributes.namespace:
-            for binding in self._store.list(f"rolebindings.{_RBAC}", attributes.namespace):
-                if self._allows(binding.object, attributes.namespace, user, attributes):
-                    name = f"{binding.name}/{attributes.namespace}"
-                    return True, f'RBAC: allowed by RoleBinding "{name}" of {_described(binding.object, user)}'
+        for grant in self._grants(user, attributes.namespace):
+            if any(covers(rule, attributes) for rule in self._rules_of(grant.binding)):
+                return True, _reason(grant)
         return False, ""
 
     def rules_of(self, user: User, namespace: str) -> list[Object]:
-        """Return the rules that apply to a user in a namespace."""
-        rules: list[Object] = []
-        bindings = [
-            *self._store.list(f"clusterrolebindings.{_RBAC}"),
-            *self._store.list(f"rolebindings.{_RBAC}", namespace),
-        ]
-        for binding in bindings:
-            if _concerns(binding.object, user, binding.namespace):
-                rules += self._rules(binding.object, binding.namespace)
-        return rules
+        """Return the rules that apply to a user in a namespace; empty namespace = cluster-wide ones."""
+        if MASTERS in user.groups:
+            return [
+                {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
+                {"verbs": ["*"], "nonResourceURLs": ["*"]},
+            ]
+        return [rule for grant in self._grants(user, namespace) for rule in self._rules_of(grant.binding)]
 
-    def _allows(self, binding: Object, namespace: str, user: User, attributes: Attributes) -> bool:
-        if not _concerns(binding, user, namespace):
-            return False
-        return any(_covers(rule, attributes) for rule in self._rules(binding, namespace))
-
-    def _rules(self, binding: Object, namespace: str) -> list[Object]:
-        reference = binding.get("roleRef") or {}
+    def role_rules(self, reference: Object, namespace: str) -> list[Object] | None:
+        """Return the rules of a role that a binding in ``namespace`` refers to; None when it is not there."""
         if reference.get("kind") == "ClusterRole":
-            stored = self._store.get(f"clusterroles.{_RBAC}", "", reference.get("name", ""))
+            stored = self._store.get(CLUSTER_ROLES, "", reference.get("name", ""))
         else:
-            stored = self._store.get(f"roles.{_RBAC}", namespace, reference.get("name", ""))
-        return list(stored.object.get("rules") or ()) if stored is not None else []
+            stored = self._store.get(ROLES, namespace, reference.get("name", ""))
+        return None if stored is None else list(stored.object.get("rules") or ())
+
+    def _grants(self, user: User, namespace: str) -> Iterator[Grant]:
+        """Bindings that hold in a namespace, the cluster-wide first."""
+        names = [f"User/{user.name}", *(f"Group/{group}" for group in user.groups)]
+        found = [grant for name in names for grant in self._index.get(name, {}).values()]
+        yield from (grant for grant in found if not grant.binding.namespace)
+        if namespace:
+            yield from (grant for grant in found if grant.binding.namespace == namespace)
+
+    def _rules_of(self, binding: Stored) -> list[Object]:
+        return self.role_rules(binding.object.get("roleRef") or {}, binding.namespace) or []
 
 
-def _concerns(binding: Object, user: User, namespace: str) -> bool:
-    for subject in binding.get("subjects") or ():
-        kind, name = subject.get("kind"), subject.get("name")
-        if kind == "User" and name == user.name:
-            return True
-        if kind == "Group" and name in user.groups:
-            return True
-        account = f"system:serviceaccount:{subject.get('namespace') or namespace}:{name}"
-        if kind == "ServiceAccount" and user.name == account:
-            return True
-    return False
+def _key(stored: Stored) -> tuple[str, str, str]:
+    return stored.resource, stored.namespace, stored.name
 
 
-def _covers(rule: Object, attributes: Attributes) -> bool:
+def _subject_name(subject: Object, namespace: str) -> str:
+    if subject.get("kind") == "ServiceAccount":
+        return f"User/system:serviceaccount:{subject.get('namespace') or namespace}:{subject.get('name')}"
+    return f"{subject.get('kind')}/{subject.get('name')}"
+
+
+def covers(rule: Object, attributes: Attributes) -> bool:
+    """Whether a rule of a role allows a request."""
     if not _has(rule.get("verbs"), attributes.verb):
         return False
     if attributes.path:
-        return any(
-            attributes.path.startswith(url[:-1]) if url.endswith("*") else attributes.path == url
-            for url in rule.get("nonResourceURLs") or ()
-        )
+        return any(_matches_path(url, attributes.path) for url in rule.get("nonResourceURLs") or ())
     if not _has(rule.get("apiGroups"), attributes.group):
         return False
-    subresource = attributes.resource.partition("/")[2]
     resources = rule.get("resources") or ()
+    subresource = attributes.resource.partition("/")[2]
     if not (_has(resources, attributes.resource) or (subresource and f"*/{subresource}" in resources)):
         return False
     names = rule.get("resourceNames")
     return not names or attributes.name in names
 
 
+def _matches_path(url: str, path: str) -> bool:
+    return path.startswith(url[:-1]) if url.endswith("*") else path == url
+
+
 def _has(values: Iterable[str] | None, value: str) -> bool:
-    return value in (values or ()) or "*" in (values or ())
+    values = values or ()
+    return value in values or "*" in values
 
 
-def _described(binding: Object, user: User) -> str:
-    reference = binding.get("roleRef") or {}
-    subject = next((s for s in binding.get("subjects") or () if s.get("name") == user.name), None)
-    whom = f'{subject["kind"]} "{user.name}"' if subject else f'Group of "{user.name}"'
-    return f'{reference.get("kind")} "{reference.get("name")}" to {whom}'
+def _reason(grant: Grant) -> str:
+    binding, subject = grant.binding, grant.subject
+    reference = binding.object.get("roleRef") or {}
+    kind = "RoleBinding" if binding.namespace else "ClusterRoleBinding"
+    where = f"{binding.name}/{binding.namespace}" if binding.namespace else binding.name
+    whom = subject.get("name", "")
+    if subject.get("kind") == "ServiceAccount":
+        whom = f"{whom}/{subject.get('namespace') or binding.namespace}"
+    role = f'{reference.get("kind")} "{reference.get("name")}"'
+    return f'RBAC: allowed by {kind} "{where}" of {role} to {subject.get("kind")} "{whom}"'

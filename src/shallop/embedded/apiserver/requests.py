@@ -24,8 +24,18 @@ class User:
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-ADMIN = User("admin", (MASTERS, "system:authenticated"))
-ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
+AUTHENTICATED, UNAUTHENTICATED = "system:authenticated", "system:unauthenticated"
+ADMIN = User("admin", (MASTERS, AUTHENTICATED), uid="1")
+ANONYMOUS = User("system:anonymous", (UNAUTHENTICATED,))
+_ACCOUNT = "system:serviceaccount:"
+
+
+def account_groups(name: str) -> tuple[str, ...]:
+    """Return the groups of a service account; empty for the name of another user."""
+    namespace, separator, account = name.removeprefix(_ACCOUNT).partition(":")
+    if not name.startswith(_ACCOUNT) or not separator or not namespace or not account or ":" in account:
+        return ()
+    return ("system:serviceaccounts", f"system:serviceaccounts:{namespace}")
 
 
 @dataclass

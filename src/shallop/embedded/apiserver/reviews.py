@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from shallop.embedded.apiserver.authorization import Attributes, Authorize, Rbac
+import json
+from datetime import datetime
+
+from shallop.embedded.apiserver.authorization import Attributes, Rbac
 from shallop.embedded.apiserver.requests import User
 from shallop.embedded.apiserver.resources import Resource
 from shallop.embedded.apiserver.tokens import AUDIENCE, Tokens
 from shallop.errors import BadRequestError, FieldError, InvalidError
-from shallop.kube.objects import Object
+from shallop.kube.objects import Object, format_time
 
 __all__ = ["is_review", "review"]
 
@@ -19,14 +22,17 @@ def is_review(resource: Resource) -> bool:
 
 
 def review(
-    resource: Resource, namespace: str, body: Object, user: User, tokens: Tokens, authorize: Authorize
+    resource: Resource, namespace: str, body: Object, user: User, tokens: Tokens, authorize: Rbac, now: datetime
 ) -> Object:
     """Return the review with its status filled."""
     spec = body.get("spec") or {}
     head: Object = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": body.get("metadata") or {}}
     if resource.kind == "SelfSubjectReview":
+        head["metadata"] = head["metadata"] | {"creationTimestamp": format_time(now)}
         return head | {"status": {"userInfo": _user_info(user)}}
     if resource.kind == "TokenReview":
+        if not spec.get("token"):
+            raise BadRequestError("token is required for TokenReview in authentication")
         return head | {"spec": spec, "status": _token_status(spec, tokens)}
     if resource.kind == "SelfSubjectRulesReview":
         wanted = spec.get("namespace", "")
@@ -37,7 +43,8 @@ def review(
         if not spec.get("user") and not spec.get("groups"):
             text = "at least one of user or group must be specified"
             problem = FieldError.invalid("spec.user", "", text)
-            raise InvalidError.of(resource.kind, resource.group, "", [problem])
+            # The real server leaves the kind out of this message, and of details.
+            raise InvalidError.of("", resource.group, "", [problem])
         user = User(spec.get("user", ""), tuple(spec.get("groups") or ()), spec.get("uid", ""))
     allowed, reason = authorize(user, _attributes(resource, namespace, spec))
     return head | {"spec": spec, "status": {"allowed": allowed} | ({"reason": reason} if reason else {})}
@@ -45,10 +52,15 @@ def review(
 
 def _attributes(resource: Resource, namespace: str, spec: Object) -> Attributes:
     wanted, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
-    if bool(wanted) == bool(path):
+    if wanted and path:
+        shown = json.dumps({"Path": path.get("path", ""), "Verb": path.get("verb", "")}, separators=(",", ":"))
+        text = f"Invalid value: {shown}: cannot be specified in combination with resourceAttributes"
+        problem = FieldError("FieldValueInvalid", text, "spec.nonResourceAttributes")
+        raise InvalidError.of("", resource.group, "", [problem])
+    if not wanted and not path:
         text = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
-        problem = FieldError.invalid("spec.resourceAttributes", "null", text)
-        raise InvalidError.of(resource.kind, resource.group, "", [problem])
+        problem = FieldError.invalid("spec.resourceAttributes", None, text)
+        raise InvalidError.of("", resource.group, "", [problem])
     if path:
         return Attributes(verb=path.get("verb", ""), path=path.get("path", "/"))
     wanted = wanted or {}
@@ -80,28 +92,23 @@ def _token_status(spec: Object, tokens: Tokens) -> Object:
         user = tokens.user_of(spec.get("token", ""), audience)
         if user is not None:
             return {"authenticated": True, "user": _user_info(user), "audiences": [audience]}
-    return {"user": {}, "error": "invalid bearer token"}
+    error = "invalid bearer token"
+    if others := tokens.audiences_of(spec.get("token", "")):
+        theirs, wanted = (json.dumps(list(names)) for names in (others, audiences))
+        error = f"[{error}, token audiences {theirs} is invalid for the target audiences {wanted}]"
+    return {"user": {}, "error": error}
 
 
 def _rule(rule: Object, *keys: str) -> Object:
     return {key: rule[key] for key in ("verbs", *keys) if rule.get(key)}
 
 
-def _rules(authorize: Authorize, user: User, namespace: str) -> Object:
-    everything, _ = authorize(user, Attributes(verb="*", group="*", resource="*"))
-    if isinstance(authorize, Rbac) and not everything:
-        rules = authorize.rules_of(user, namespace)
-        return {
-            "resourceRules": [
-                _rule(rule, "apiGroups", "resources", "resourceNames") for rule in rules if "resources" in rule
-            ],
-            "nonResourceRules": [_rule(rule, "nonResourceURLs") for rule in rules if "nonResourceURLs" in rule],
-            "incomplete": False,
-        }
-    if everything:
-        return {
-            "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
-            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
-            "incomplete": False,
-        }
-    return {"resourceRules": [], "nonResourceRules": [], "incomplete": True}
+def _rules(authorize: Rbac, user: User, namespace: str) -> Object:
+    rules = authorize.rules_of(user, namespace)
+    return {
+        "resourceRules": [
+            _rule(rule, "apiGroups", "resources", "resourceNames") for rule in rules if rule.get("resources")
+        ],
+        "nonResourceRules": [_rule(rule, "nonResourceURLs") for rule in rules if rule.get("nonResourceURLs")],
+        "incomplete": False,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -12,10 +13,12 @@ from starlette.types import ASGIApp
 from shallop.controller.kind import Kind
 from shallop.embedded.apiserver.allocation import KUBERNETES_IP
 from shallop.embedded.apiserver.app import App
-from shallop.embedded.apiserver.authorization import Authorize, Rbac, allow_authenticated
+from shallop.embedded.apiserver.authorization import Rbac
 from shallop.embedded.apiserver.client import LocalClient
 from shallop.embedded.apiserver.crds import CrdController
+from shallop.embedded.apiserver.escalation import check_escalation
 from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.rbac_defaults import AggregationController, render_default_rbac
 from shallop.embedded.apiserver.requests import User
 from shallop.embedded.apiserver.resources import Registry
 from shallop.embedded.apiserver.subresources import Subresources
@@ -23,7 +26,7 @@ from shallop.embedded.apiserver.tokens import Tokens
 from shallop.embedded.apiserver.verbs import Verbs
 from shallop.errors import NotFoundError
 from shallop.kube.node import NodeApi
-from shallop.kube.objects import Object, gvk_of
+from shallop.kube.objects import Object, annotations_of, gvk_of
 
 __all__ = ["ApiServer"]
 
@@ -48,7 +51,6 @@ class ApiServer:
             none; for ``services/NAME/proxy``.
         hosts: names that a Host header may carry besides loopback and the names of the API inside Pods.
         users: further bearer tokens.
-        rbac: whether Roles and bindings decide who may do what; else everybody with a token may do everything.
         now: aware UTC clock.
 
     Serve ``asgi`` with any ASGI server between ``start`` and ``stop``; both run on the loop that serves.
@@ -64,7 +66,6 @@ class ApiServer:
         resolve_service: ResolveService | None = None,
         hosts: Iterable[str] = (),
         users: Mapping[str, User] | None = None,
-        rbac: bool = False,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         self.registry = Registry()
@@ -73,8 +74,10 @@ class ApiServer:
         self.tokens = Tokens(self.store, admin_token, key_file, now, users)
         self.subresources = Subresources(self.verbs, self.registry, self.tokens.issue)
         self._crds = CrdController(self.store, self.registry, self.verbs, now)
-        authorize: Authorize = Rbac(self.store) if rbac else allow_authenticated
-        self._app = App(self.verbs, self.subresources, self.registry, self.tokens, hosts, authorize)
+        self._roles = AggregationController(self.store, self.registry, self.verbs)
+        rbac = Rbac(self.store)
+        self.verbs.checks.append(partial(check_escalation, rbac))
+        self._app = App(self.verbs, self.subresources, self.registry, self.tokens, rbac, hosts)
         self._app.node = node
         self._app.resolve_service = resolve_service
 
@@ -100,9 +103,12 @@ class ApiServer:
         client = self.client()
         for obj in _first_objects():
             await _ensure(client, obj)
+        await asyncio.gather(*(_ensure_role(client, obj) for obj in render_default_rbac()))
+        await self._roles.start()
 
     async def stop(self) -> None:
         """End all watches, write what is under way, close the database."""
+        await self._roles.stop()
         await self._crds.stop()
         await self.store.stop()
 
@@ -156,6 +162,24 @@ def _first_objects() -> Iterable[Object]:
             "metadata": {"name": name},
             "value": value,
         }
+
+
+async def _ensure_role(client: LocalClient, obj: Object) -> None:
+    """Create a default role or binding, or give it what this version adds, unless its annotation forbids that."""
+    try:
+        known = await client.get(gvk_of(obj), obj["metadata"]["name"])
+    except NotFoundError:
+        await client.create(obj)
+        return
+    if annotations_of(known).get("rbac.authorization.kubernetes.io/autoupdate") != "true" or "aggregationRule" in obj:
+        return
+    added = {
+        key: [*(known.get(key) or ()), *missing]
+        for key in ("rules", "subjects")
+        if (missing := [item for item in obj.get(key) or () if item not in (known.get(key) or ())])
+    }
+    if added:
+        await client.update(known | added)
 
 
 async def _ensure(client: LocalClient, obj: Object) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from shallop.embedded.apiserver.objects_store import ObjectsStore
-from shallop.embedded.apiserver.requests import ADMIN, ANONYMOUS, User
+from shallop.embedded.apiserver.requests import ADMIN, ANONYMOUS, AUTHENTICATED, User, account_groups
 from shallop.embedded.apiserver.tls import write_private
 from shallop.errors import ConflictError, FieldError, InvalidError, NotFoundError, UnauthorizedError
 from shallop.kube.objects import Object, format_time
@@ -93,6 +93,11 @@ class Tokens:
         if found is not None or token.count(".") != 2:
             return found
         return self._account_user(token, audience)
+
+    def audiences_of(self, token: str) -> tuple[str, ...]:
+        """Return for whom a token of ours was issued; empty when it is none of ours."""
+        claims = self._verify(token) if token.count(".") == 2 else None
+        return tuple(claims.get("aud") or ()) if claims else ()
 
     def issue(self, account: Object, request: Object) -> Object:
         """Return a TokenRequest answered with a token for a ServiceAccount."""
@@ -171,17 +176,16 @@ class Tokens:
         stored = self._store.get("serviceaccounts", namespace, account["name"])
         if stored is None or stored.object["metadata"]["uid"] != account["uid"]:
             return None
-        if pod := bound.get("pod"):
+        pod = bound.get("pod")
+        if pod:
             running = self._store.get("pods", namespace, pod["name"])
             if running is None or (pod.get("uid") and running.object["metadata"]["uid"] != pod["uid"]):
                 return None
-        groups = (
-            "system:serviceaccounts",
-            f"system:serviceaccounts:{namespace}",
-            "system:authenticated",
-        )
         extra = {"authentication.kubernetes.io/credential-id": (f"JTI={claims.get('jti', '')}",)}
-        return User(claims["sub"], groups, account["uid"], extra)
+        if pod:
+            extra["authentication.kubernetes.io/pod-name"] = (pod["name"],)
+            extra["authentication.kubernetes.io/pod-uid"] = (pod.get("uid", ""),)
+        return User(claims["sub"], (*account_groups(claims["sub"]), AUTHENTICATED), account["uid"], extra)
 
     @property
     def _private_key(self) -> ec.EllipticCurvePrivateKey:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
 from shallop.embedded.apiserver.objects_store import ObjectsStore, Stored
-from shallop.embedded.apiserver.requests import ListQuery, WriteOptions
+from shallop.embedded.apiserver.requests import ListQuery, User, WriteOptions
 from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.embedded.apiserver.selection import select
 from shallop.errors import (
@@ -62,6 +62,9 @@ class DeleteOptions(NamedTuple):
     resource_version: str = ""
 
 
+Check = Callable[[Resource, Object, Object | None, User], None]
+
+
 class Verbs:
     """
     Reads and writes of every resource.
@@ -74,6 +77,8 @@ class Verbs:
         self.store = store
         self.registry = registry
         self.now = now
+        # Called with (resource, new, old or None, user) before a write; raise to refuse it.
+        self.checks: list[Check] = []
 
     # ---- reading
 
@@ -183,6 +188,8 @@ class Verbs:
 
     async def _store_new(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
         """Write an object that is not there; hold its lock."""
+        for check in self.checks:
+            check(resource, obj, None, options.user)
         obj = allocation.allocate(self.store, resource, obj, None)
         if options.dry_run:
             return Written(obj, created=True)
@@ -255,6 +262,8 @@ class Verbs:
         self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions
     ) -> Written:
         name = new["metadata"]["name"]
+        for check in self.checks:
+            check(resource, new, old, options.user)
         if not new["metadata"].get("finalizers"):
             new["metadata"].pop("finalizers", None)
         if admission.is_same(new, old):
