@@ -10,6 +10,7 @@ from shallop.embedded.workloads.deployment import DEPLOYMENT
 from shallop.embedded.workloads.endpointslice import SERVICE_ENDPOINTS
 from shallop.embedded.workloads.garbage import GarbageCollector
 from shallop.embedded.workloads.job import JOB
+from shallop.embedded.workloads.jobset import JOBSET
 from shallop.embedded.workloads.namespace import NAMESPACE
 from shallop.embedded.workloads.persistentvolume import PERSISTENTVOLUME
 from shallop.embedded.workloads.persistentvolumeclaim import PERSISTENTVOLUMECLAIM, STANDARD_CLASS
@@ -31,6 +32,7 @@ PART = Part(
         REPLICASET,
         JOB,
         CRONJOB,
+        JOBSET,
         SERVICE_ENDPOINTS,
         PERSISTENTVOLUMECLAIM,
         PERSISTENTVOLUME,

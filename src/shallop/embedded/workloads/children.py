@@ -76,13 +76,13 @@ class Children:
         self._created.setdefault(owner["metadata"]["uid"], {})[key_of(created)] = created
         return created
 
-    async def delete(self, ctx: Context, owner: Object, obj: Object) -> None:
+    async def delete(self, ctx: Context, owner: Object, obj: Object, *, propagation: str = "Background") -> None:
         """Delete a child; one that is gone already is no error."""
         key = key_of(obj)
         uid = obj["metadata"]["uid"]
         self._deleted.setdefault(owner["metadata"]["uid"], set()).add(uid)
         try:
-            await ctx.client.delete(self.gvk, key.name, key.namespace, uid=uid)
+            await ctx.client.delete(self.gvk, key.name, key.namespace, propagation=propagation, uid=uid)
         except NotFoundError:
             pass
         except BaseException:

@@ -18,6 +18,7 @@ from shallop.embedded.apiserver import ApiServer
 from shallop.embedded.workloads import PART
 from shallop.embedded.workloads.garbage import GarbageCollector
 from shallop.embedded.workloads.job import Jobs
+from shallop.embedded.workloads.jobset import JobSets
 from shallop.embedded.workloads.replicaset import ReplicaSets
 from shallop.embedded.workloads.scheduler import Scheduler
 from shallop.errors import AlreadyExistsError, ConflictError, NotFoundError
@@ -31,6 +32,7 @@ KINDS = {
     "Deployment": "apps/v1",
     "ReplicaSet": "apps/v1",
     "Job": "batch/v1",
+    "JobSet": "jobset.x-k8s.io/v1alpha2",
     "EndpointSlice": "discovery.k8s.io/v1",
     "StorageClass": "storage.k8s.io/v1",
 }
@@ -157,11 +159,16 @@ NODE = {
 
 def fresh_kinds() -> list[Kind]:
     """The kinds of the part, with controllers that remember nothing, as after a start."""
-    controllers: dict[str, Any] = {"ReplicaSet": ReplicaSets(), "Job": Jobs(), "Pod": Scheduler()}
+    controllers: dict[str, Any] = {
+        "ReplicaSet": ReplicaSets(),
+        "Job": Jobs(),
+        "JobSet": JobSets(),
+        "Pod": Scheduler(),
+    }
     kinds = []
     for kind in PART.kinds:
         if controller := controllers.get(kind.kind):
-            kind = replace(kind, reconcile=controller.reconcile, on_gone=controller.on_gone)
+            kind = replace(kind, reconcile=controller.reconcile, on_gone=getattr(controller, "on_gone", None))
             if isinstance(controller, ReplicaSets):
                 kind = replace(kind, watches=(Watch(POD, controller.keys_of_orphan),))
             elif isinstance(controller, Scheduler):
@@ -175,6 +182,7 @@ async def open_world(home: Path, late: int | None = None, objects: Path | None =
     settings = Settings(home=home)
     server = ApiServer(objects, admin_token="unused")
     await server.start()
+    await server.register_kinds(PART.kinds)
     client = server.client()
     database = Database(f"sqlite:///{home}/rows.db")
     for_controllers = client if late is None else cast(Client, LateClient(client, late))
