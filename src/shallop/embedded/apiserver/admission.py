@@ -15,7 +15,17 @@ from shallop.embedded.apiserver.resources import Resource
 from shallop.errors import BadRequestError, FieldError
 from shallop.kube.objects import Object, format_time
 
-__all__ = ["check_body", "finish_update", "generate_name", "is_same", "prepare_create", "prepare_update"]
+__all__ = [
+    "check_body",
+    "complete_create",
+    "draft_create",
+    "finish_update",
+    "generate_name",
+    "is_same",
+    "prepare_update",
+    "readmit",
+    "validate_create",
+]
 
 _SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _MAX_PREFIX = 58
@@ -136,11 +146,11 @@ def cannot_handle(resource: Resource, why: str) -> BadRequestError:
     )
 
 
-def prepare_create(
+def draft_create(
     resource: Resource, obj: Object, options: WriteOptions, now: datetime, *, applied: bool = False
 ) -> Object:
     """
-    Make the object that a creation stores.
+    Make the object that a creation asks for, before anybody else has a say.
 
     Args:
         obj: from ``check_body``.
@@ -167,11 +177,26 @@ def prepare_create(
     obj = _with_defaults(resource, obj, None)
     if not applied:
         obj = record_update(resource, None, obj, options, now)
-    # What the server adds from here on is owned by nobody.
-    if not resource.custom:
-        obj = defaults.complete(resource, obj)
-    _validate(resource, obj, None)
     return obj
+
+
+def complete_create(resource: Resource, obj: Object) -> Object:
+    """Add what the server adds to a draft; nobody owns that."""
+    return obj if resource.custom else defaults.complete(resource, obj)
+
+
+def readmit(resource: Resource, obj: Object) -> Object:
+    """Read again a new object that somebody changed on its way in: unknown fields go, defaults come."""
+    obj = _private(decode(resource, obj, WriteOptions(field_validation="Ignore")))
+    return _with_defaults(resource, obj, None)
+
+
+def validate_create(resource: Resource, obj: Object) -> None:
+    """
+    Raises:
+        InvalidError
+    """
+    _validate(resource, obj, None)
 
 
 def prepare_update(

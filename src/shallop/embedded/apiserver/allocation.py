@@ -11,7 +11,7 @@ from shallop.embedded.apiserver.resources import Resource
 from shallop.errors import FieldError
 from shallop.kube.objects import Object
 
-__all__ = ["KUBERNETES_IP", "allocate"]
+__all__ = ["KUBERNETES_IP", "allocate", "with_priority"]
 
 _NETWORK = ipaddress.ip_network("10.96.0.0/16")
 _PRIORITY_CLASSES = "priorityclasses.scheduling.k8s.io"
@@ -21,13 +21,11 @@ _NODE_PORTS = range(30000, 32768)
 
 def allocate(store: ObjectsStore, resource: Resource, obj: Object, old: Object | None) -> Object:
     """
-    Return a Service with the addresses it is due, a new Pod with its priority; everything else unchanged.
+    Return a Service with the addresses it is due; everything else unchanged.
 
     Raises:
         InvalidError: a wanted address or port is taken or outside the range.
     """
-    if resource.storage == "pods" and old is None:
-        return _with_priority(store, resource, obj)
     if resource.storage != "services" or obj["spec"].get("type") == "ExternalName":
         return obj
     spec = dict(obj["spec"])
@@ -44,14 +42,21 @@ def allocate(store: ObjectsStore, resource: Resource, obj: Object, old: Object |
     return obj | {"spec": spec}
 
 
-def _with_priority(store: ObjectsStore, resource: Resource, pod: Object) -> Object:
-    """Give a new Pod the value of its PriorityClass, or of the class that is the default."""
+def with_priority(store: ObjectsStore, resource: Resource, pod: Object) -> Object:
+    """
+    Give a new Pod the value of its PriorityClass, or of the class that is the default; leave everything else.
+
+    Raises:
+        ForbiddenError: there is no such class.
+    """
+    if resource.storage != "pods":
+        return pod
     name = pod["spec"].get("priorityClassName", "")
     if name:
         found = store.get(_PRIORITY_CLASSES, "", name)
         if found is None:
             why = f"no PriorityClass with name {name} was found"
-            raise failures.forbidden(resource, pod["metadata"]["name"], why)
+            raise failures.forbidden(resource, pod["metadata"].get("name", ""), why)
         chosen = found.object
     else:
         defaults = [stored.object for stored in store.list(_PRIORITY_CLASSES) if stored.object.get("globalDefault")]

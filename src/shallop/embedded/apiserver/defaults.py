@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 
+from shallop.embedded.apiserver.limit_ranges import default_limit_range
 from shallop.embedded.apiserver.pod_defaults import complete_pod, default_pod, default_template
 from shallop.embedded.apiserver.quantities import canonical_quantities
 from shallop.embedded.apiserver.resources import Resource
@@ -86,6 +87,21 @@ def _service(obj: Object, old: Object | None) -> Object:
 
 def _service_port(port: Object, *, headless: bool) -> Object:
     return _missing(port, protocol="TCP", targetPort=port.get("port"))
+
+
+def _limit_range(obj: Object, old: Object | None) -> Object:
+    spec = obj.get("spec") or {}
+    bounds = ("max", "min", "default", "defaultRequest", "maxLimitRequestRatio")
+    limits = [
+        item | {key: canonical_quantities(item[key]) for key in bounds if item.get(key)}
+        for item in spec.get("limits") or ()
+    ]
+    return default_limit_range(obj | {"spec": spec | {"limits": limits}})
+
+
+def _resource_quota(obj: Object, old: Object | None) -> Object:
+    spec = obj.get("spec") or {}
+    return obj | {"spec": spec | {"hard": canonical_quantities(spec["hard"])}} if spec.get("hard") else obj
 
 
 def _claim(obj: Object, old: Object | None) -> Object:
@@ -340,6 +356,7 @@ _DEFAULTS: dict[str, Default] = {
     "endpointslices.discovery.k8s.io": _endpoint_slice,
     "horizontalpodautoscalers.autoscaling": _hpa,
     "jobs.batch": _job,
+    "limitranges": _limit_range,
     "namespaces": _namespace,
     "networkpolicies.networking.k8s.io": _network_policy,
     "persistentvolumeclaims": _claim,
@@ -348,6 +365,7 @@ _DEFAULTS: dict[str, Default] = {
     "priorityclasses.scheduling.k8s.io": _priority_class,
     "replicasets.apps": _replicaset,
     "replicationcontrollers": _replicaset,
+    "resourcequotas": _resource_quota,
     "rolebindings.rbac.authorization.k8s.io": _role_binding,
     "clusterrolebindings.rbac.authorization.k8s.io": _role_binding,
     "secrets": _secret,

@@ -9,7 +9,7 @@ from typing import Any
 from shallop.errors import BadRequestError
 from shallop.kube.objects import Object, parse_quantity
 
-__all__ = ["canonical_quantities", "canonical_quantity"]
+__all__ = ["canonical_quantities", "canonical_quantity", "format_quantity"]
 
 _PATTERN = "^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$"
 _BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
@@ -39,6 +39,13 @@ def canonical_quantity(value: Any) -> str:
     if text.endswith("i") and amount == amount.to_integral_value():
         return _scaled(amount, Decimal(1024), _BINARY, 0)
     # Nothing is smaller than a nano; the rest is rounded up.
+    return _scaled(-((-amount * 10**9) // 1), Decimal(1000), _DECIMAL, 0)
+
+
+def format_quantity(amount: Decimal, *, binary: bool = False) -> str:
+    """Write an amount with the largest suffix that needs no fraction; ``binary`` prefers Ki, Mi, Gi."""
+    if binary and amount == amount.to_integral_value() and amount % 1024 == 0:
+        return _scaled(amount, Decimal(1024), _BINARY, 0)
     return _scaled(-((-amount * 10**9) // 1), Decimal(1000), _DECIMAL, 0)
 
 

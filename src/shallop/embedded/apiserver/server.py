@@ -18,6 +18,7 @@ from shallop.embedded.apiserver.client import LocalClient
 from shallop.embedded.apiserver.crds import CrdController
 from shallop.embedded.apiserver.escalation import check_escalation
 from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.quota_status import QuotaController
 from shallop.embedded.apiserver.rbac_defaults import AggregationController, render_default_rbac
 from shallop.embedded.apiserver.requests import User
 from shallop.embedded.apiserver.resources import Registry
@@ -74,6 +75,7 @@ class ApiServer:
         self.tokens = Tokens(self.store, admin_token, key_file, now, users)
         self.subresources = Subresources(self.verbs, self.registry, self.tokens.issue)
         self._crds = CrdController(self.store, self.registry, self.verbs, now)
+        self._quotas = QuotaController(self.verbs.quotas, self.registry, self.verbs)
         self._roles = AggregationController(self.store, self.registry, self.verbs)
         rbac = Rbac(self.store)
         self.verbs.checks.append(partial(check_escalation, rbac))
@@ -105,9 +107,11 @@ class ApiServer:
             await _ensure(client, obj)
         await asyncio.gather(*(_ensure_role(client, obj) for obj in render_default_rbac()))
         await self._roles.start()
+        self._quotas.start()
 
     async def stop(self) -> None:
         """End all watches, write what is under way, close the database."""
+        await self._quotas.stop()
         await self._roles.stop()
         await self._crds.stop()
         await self.store.stop()

@@ -11,6 +11,7 @@ from typing import Any
 from zoneinfo import available_timezones
 
 from shallop.embedded.apiserver.crd_validation import validate_crd
+from shallop.embedded.apiserver.limit_ranges import validate_limit_range
 from shallop.embedded.apiserver.metadata import check_dns_subdomain
 from shallop.embedded.apiserver.pod_validation import validate_pod, validate_pod_spec, validate_template
 from shallop.embedded.apiserver.resources import Resource
@@ -432,12 +433,65 @@ def _role_binding(obj: Object, old: Object | None) -> list[FieldError]:
     return errors
 
 
+_QUOTA_NAMES = {
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    *(f"{which}.{what}" for which in ("limits", "requests") for what in ("cpu", "ephemeral-storage", "memory")),
+    "requests.storage",
+}
+_QUOTA_COUNTS = {name for name in _QUOTA_NAMES if name.endswith("s") or name.startswith("services.")}
+
+
+def _quota(obj: Object, old: Object | None) -> list[FieldError]:
+    spec = obj.get("spec") or {}
+    errors = []
+    for name, value in sorted((spec.get("hard") or {}).items()):
+        path = f"spec.hard[{name}]"
+        if "/" not in name and name not in _QUOTA_NAMES:
+            for text in (
+                "must be a standard resource type or fully qualified",
+                "must be a standard resource for quota",
+            ):
+                errors.append(FieldError.invalid(path, name, text))
+        amount = parse_quantity(value)
+        if amount < 0:
+            errors.append(FieldError.invalid(path, str(value), _NOT_NEGATIVE))
+        elif (name in _QUOTA_COUNTS or name.startswith("count/")) and amount % 1:
+            errors.append(FieldError.invalid(path, str(value), "must be an integer"))
+    if old is not None:
+        errors += _immutable(spec, old, "spec", ("scopes",))
+    return errors
+
+
 def _roles(obj: Object, old: Object | None) -> list[FieldError]:
-    return [
-        FieldError.required(f"rules[{index}].verbs", "verbs must contain at least one value")
-        for index, rule in enumerate(obj.get("rules") or ())
-        if not rule.get("verbs")
-    ]
+    errors = []
+    for index, rule in enumerate(obj.get("rules") or ()):
+        path = f"rules[{index}]"
+        if not rule.get("verbs"):
+            errors.append(FieldError.required(f"{path}.verbs", "verbs must contain at least one value"))
+        if rule.get("nonResourceURLs"):
+            if obj["kind"] == "Role":
+                text = "namespaced rules cannot apply to non-resource URLs"
+                errors.append(_invalid_json(f"{path}.nonResourceURLs", rule["nonResourceURLs"], text))
+            if any(rule.get(key) for key in ("apiGroups", "resources", "resourceNames")):
+                text = "rules cannot apply to both regular resources and non-resource URLs"
+                errors.append(_invalid_json(f"{path}.nonResourceURLs", rule["nonResourceURLs"], text))
+            continue
+        if not rule.get("apiGroups"):
+            errors.append(FieldError.required(f"{path}.apiGroups", "resource rules must supply at least one api group"))
+        if not rule.get("resources"):
+            errors.append(FieldError.required(f"{path}.resources", "resource rules must supply at least one resource"))
+    return errors
 
 
 _VALIDATE: dict[str, Validate] = {
@@ -451,9 +505,11 @@ _VALIDATE: dict[str, Validate] = {
     "horizontalpodautoscalers.autoscaling": _hpa,
     "ingresses.networking.k8s.io": _ingress,
     "jobs.batch": _job,
+    "limitranges": validate_limit_range,
     "persistentvolumeclaims": _claim,
     "pods": validate_pod,
     "replicasets.apps": _replicaset,
+    "resourcequotas": _quota,
     "rolebindings.rbac.authorization.k8s.io": _role_binding,
     "roles.rbac.authorization.k8s.io": _roles,
     "secrets": _secret,

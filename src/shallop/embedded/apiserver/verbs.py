@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import builtins
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
+from shallop.embedded.apiserver.limit_ranges import check_limits, with_limits
 from shallop.embedded.apiserver.objects_store import ObjectsStore, Stored
+from shallop.embedded.apiserver.quota import Quotas
 from shallop.embedded.apiserver.requests import ListQuery, User, WriteOptions
 from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.embedded.apiserver.selection import select
@@ -77,6 +81,8 @@ class Verbs:
         self.store = store
         self.registry = registry
         self.now = now
+        self.quotas = Quotas(store)
+        self._addresses = asyncio.Lock()
         # Called with (resource, new, old or None, user) before a write; raise to refuse it.
         self.checks: list[Check] = []
 
@@ -162,9 +168,8 @@ class Verbs:
 
     async def create(self, resource: Resource, namespace: str, body: Object, options: WriteOptions) -> Written:
         obj = admission.check_body(resource, namespace, "", body)
-        prepared = admission.prepare_create(resource, obj, options, self.now())
-        self._check_namespace(resource, namespace, prepared)
-        self._check_type_stays(resource)
+        draft = admission.draft_create(resource, obj, options, self.now())
+        prepared = await self._admit_new(resource, namespace, draft, options)
         for attempt in range(_GENERATE_ATTEMPTS):
             try:
                 return await self._create(resource, namespace, prepared, options)
@@ -190,13 +195,27 @@ class Verbs:
         """Write an object that is not there; hold its lock."""
         for check in self.checks:
             check(resource, obj, None, options.user)
-        obj = allocation.allocate(self.store, resource, obj, None)
-        if options.dry_run:
-            return Written(obj, created=True)
-        stored = await self.store.put(
-            resource.storage, namespace, obj["metadata"]["name"], conversion.to_storage(resource, obj)
-        )
+        async with self.quotas.reserved(resource, namespace, obj, None), self._allocating(resource):
+            obj = allocation.allocate(self.store, resource, obj, None)
+            if options.dry_run:
+                return Written(obj, created=True)
+            name = obj["metadata"]["name"]
+            stored = await self.store.put(resource.storage, namespace, name, conversion.to_storage(resource, obj))
         return Written(conversion.to_version(resource, stored.object), created=True)
+
+    def _allocating(self, resource: Resource) -> AbstractAsyncContextManager[None]:
+        """Held from the choice of an address until it is stored: no two Services may get the same."""
+        return self._addresses if resource.storage == "services" else nullcontext()
+
+    async def _admit_new(self, resource: Resource, namespace: str, draft: Object, options: WriteOptions) -> Object:
+        """Let everybody who has a say change or refuse a new object, in the order of a real server."""
+        self._check_namespace(resource, namespace, draft)
+        self._check_type_stays(resource)
+        obj = allocation.with_priority(self.store, resource, with_limits(self.store, resource, draft))
+        obj = admission.complete_create(resource, obj)
+        admission.validate_create(resource, obj)
+        check_limits(self.store, resource, obj, None)
+        return obj
 
     def _check_type_stays(self, resource: Resource) -> None:
         if resource.custom:
@@ -261,13 +280,20 @@ class Verbs:
     async def _store_update(
         self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions
     ) -> Written:
-        name = new["metadata"]["name"]
         for check in self.checks:
             check(resource, new, old, options.user)
         if not new["metadata"].get("finalizers"):
             new["metadata"].pop("finalizers", None)
         if admission.is_same(new, old):
             return Written(old)
+        check_limits(self.store, resource, new, old)
+        async with self.quotas.reserved(resource, namespace, new, old), self._allocating(resource):
+            return await self._replace(resource, namespace, old, new, options)
+
+    async def _replace(
+        self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions
+    ) -> Written:
+        name = new["metadata"]["name"]
         new = allocation.allocate(self.store, resource, new, old)
         if options.dry_run:
             return Written(new)
@@ -323,8 +349,8 @@ class Verbs:
                     raise failures.not_found(resource, name)
                 merged = fieldmanagers.apply(resource, None, config, options, self.now())
                 merged["metadata"].pop("resourceVersion", None)
-                new = admission.prepare_create(resource, merged, options, self.now(), applied=True)
-                self._check_namespace(resource, namespace, new)
+                draft = admission.draft_create(resource, merged, options, self.now(), applied=True)
+                new = await self._admit_new(resource, namespace, draft, options)
                 return await self._store_new(resource, namespace, new, options)
             old = conversion.to_version(resource, stored.object)
             self._check_preconditions(resource, namespace, name, config["metadata"], old["metadata"])
