@@ -1,9 +1,11 @@
 """What a user does with the unmodified kfp SDK and CLI; run by test_kfp_client.py in an environment that has kfp."""
 
+import datetime
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,44 @@ def ends() -> None:
     assert sorted(len(task.executor_detail.failed_main_jobs or []) for task in tasks if task.pod_name) == [0, 0, 1]
 
 
+def schedules(package: str) -> None:
+    experiment = client.create_experiment("schedules")
+    made = client.create_recurring_run(
+        experiment.experiment_id,
+        "every second",
+        interval_second=1,
+        max_concurrency=1,
+        no_catchup=True,
+        pipeline_package_path=package,
+        params={"rows": 2},
+    )
+    assert (made.status, made.trigger.periodic_schedule.interval_second) == ("ENABLED", "1")
+    deadline = time.monotonic() + 60
+    while not (started := client.list_runs(experiment_id=experiment.experiment_id).runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    client.disable_recurring_run(made.recurring_run_id)
+    assert client.get_recurring_run(made.recurring_run_id).status == "DISABLED"
+    assert started[0].display_name.startswith("every second-1-")
+    assert started[0].scheduled_at - made.created_at >= datetime.timedelta(seconds=1)
+    assert wait(started[0].run_id).state == "SUCCEEDED"
+    cron = client.create_recurring_run(
+        experiment.experiment_id,
+        "at night",
+        cron_expression="0 0 3 * * *",
+        start_time="2030-01-01T00:00:00Z",
+        pipeline_package_path=package,
+        enabled=False,
+    )
+    listed = client.list_recurring_runs(experiment_id=experiment.experiment_id, sort_by="created_at desc")
+    assert [one.display_name for one in listed.recurring_runs] == ["at night", "every second"]
+    client.enable_recurring_run(cron.recurring_run_id)
+    assert client.get_recurring_run(cron.recurring_run_id).trigger.cron_schedule.start_time.year == 2030
+    for one in (made, cron):
+        client.delete_recurring_run(one.recurring_run_id)
+    assert not client.list_recurring_runs(experiment_id=experiment.experiment_id).recurring_runs
+
+
 def kfp_cli(*arguments: str) -> str:
     command = [str(Path(sys.executable).with_name("kfp")), "--endpoint", URL, "--output", "json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -166,6 +206,25 @@ def cli(package: str) -> None:
     assert "cli" in kfp_cli("pipeline", "list")
     kfp_cli("run", "create", "-e", "from-cli", "-r", "cli-run", "-f", package, "--watch", "rows=6")
     assert "cli-run" in kfp_cli("run", "list")
+    kfp_cli(
+        "recurring-run",
+        "create",
+        "--experiment-name",
+        "from-cli",
+        "--job-name",
+        "cli-job",
+        "--interval-second",
+        "3600",
+        "--max-concurrency",
+        "1",
+        "--pipeline-package-path",
+        package,
+    )
+    assert "cli-job" in kfp_cli("recurring-run", "list", "-e", kfp_cli_id("from-cli"))
+
+
+def kfp_cli_id(experiment: str) -> str:
+    return str(client.get_experiment(experiment_name=experiment).experiment_id)
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -175,5 +234,6 @@ with tempfile.TemporaryDirectory() as folder:
     pipelines(package)
     runs()
     ends()
+    schedules(package)
     cli(package)
 print("ok")

@@ -8,13 +8,14 @@ from shallop.controller import Part, Services
 from shallop.pipelines.api import routes
 from shallop.pipelines.driver import Driver
 from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.scheduler import Scheduler
 from shallop.pipelines.tables import MIGRATIONS
 
 __all__ = ["PART"]
 
 
 def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
-    return [Driver(services).run]
+    return [Driver(services).run, Scheduler(services).run]
 
 
 PART = Part(

@@ -1,8 +1,8 @@
 """
 The KFP v2beta1 REST API: what it serves, put together.
 
-The server is single-user: the namespace in requests is accepted and ignored. Recurring runs are not served: listing
-them gives an empty list, everything else answers 501.
+The server is single-user: the namespace in requests is accepted and ignored. Not served, and answered with 501:
+reports of a workflow controller, which does not exist here, and the retired visualization service.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from shallop.errors import NotFoundError
 from shallop.pipelines.artifacts_api import ArtifactsApi
 from shallop.pipelines.errors_wire import endpoint, not_implemented
 from shallop.pipelines.experiments_api import ExperimentsApi
-from shallop.pipelines.http import empty, reply
+from shallop.pipelines.http import empty
 from shallop.pipelines.logs import LogsApi
-from shallop.pipelines.messages import RECURRING_RUN_LIST
 from shallop.pipelines.pipelines_api import PipelinesApi
 from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.recurring_api import RecurringRunsApi
 from shallop.pipelines.runs_api import RunsApi
 from shallop.pipelines.watch import WatchApi
 
@@ -37,8 +37,13 @@ def routes(services: Services) -> Sequence[BaseRoute]:
     return [
         Route(f"{_BASE}/healthz", endpoint(_healthz), methods=["GET"]),
         Route(f"{_BASE}/auth", endpoint(_auth), methods=["GET"]),
-        Route(f"{_BASE}/recurringruns", endpoint(_list_recurring_runs), methods=["GET"]),
-        Route(f"{_BASE}/recurringruns{{rest:path}}", endpoint(_recurring_run), methods=_METHODS),
+        # Clients older than 2.0 ask here whether the server lives.
+        Route("/apis/v1beta1/healthz", endpoint(_healthz), methods=["GET"]),
+        Route(f"{_BASE}/filters", endpoint(_filters), methods=["GET"]),
+        Route(f"{_BASE}/workflows", endpoint(_report), methods=["POST"]),
+        Route(f"{_BASE}/scheduledworkflows", endpoint(_report), methods=["POST"]),
+        Route(f"{_BASE}/visualizations/{{namespace}}", endpoint(_visualization), methods=["POST"]),
+        *RecurringRunsApi(services).routes(),
         *ExperimentsApi(services).routes(),
         *PipelinesApi(services).routes(),
         *LogsApi(services, NAMESPACE).routes(),
@@ -58,12 +63,17 @@ async def _auth(request: Request) -> Response:
     return empty()
 
 
-async def _list_recurring_runs(request: Request) -> Response:
-    return reply(RECURRING_RUN_LIST, {})
+async def _filters(request: Request) -> Response:
+    # It exists upstream only so that the Filter message is in the API's description.
+    return empty()
 
 
-async def _recurring_run(request: Request) -> Response:
-    raise not_implemented("Recurring runs are not available on this server; create runs from a scheduler of your own.")
+async def _report(request: Request) -> Response:
+    raise not_implemented("Reports come from a workflow controller; this server runs pipelines itself.")
+
+
+async def _visualization(request: Request) -> Response:
+    raise not_implemented("Visualizations are artifacts: return HTML or Markdown from a component.")
 
 
 async def _unknown(request: Request) -> Response:

@@ -129,6 +129,7 @@ class Driver:
             status = {"code": 13, "message": message}
             await self.store(lambda c: tables.set_run_state(c, run.run_id, "FAILED", status, self.now()))
         self.signals.notify(run.run_id)
+        self.signals.reschedule()
 
     def _pod_changed(self, change: Change) -> None:
         pod = change.new or change.old or {}

@@ -15,6 +15,7 @@ __all__ = [
     "ARTIFACT_KEYS",
     "EXPERIMENT_KEYS",
     "PIPELINE_KEYS",
+    "RECURRING_RUN_KEYS",
     "RUN_KEYS",
     "VERSION_KEYS",
     "Page",
@@ -72,6 +73,15 @@ RUN_KEYS: dict[str, FilterKey] = {
     "status": FilterKey("state"),
     "experiment_id": FilterKey("experiment_id"),
     "recurring_run_id": FilterKey("recurring_run_id"),
+}
+RECURRING_RUN_KEYS: dict[str, FilterKey] = {
+    **_identified("recurring_run_id"),
+    **_named("name"),
+    **_COMMON,
+    "updated_at": FilterKey("updated_at", "time"),
+    "experiment_id": FilterKey("experiment_id"),
+    "pipeline_id": FilterKey("pipeline_id"),
+    "status": FilterKey("status"),
 }
 ARTIFACT_KEYS: dict[str, FilterKey] = {
     "id": FilterKey("id", "number"),

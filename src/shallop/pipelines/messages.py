@@ -30,6 +30,7 @@ __all__ = [
     "PIPELINE_LIST",
     "PIPELINE_VERSION",
     "PIPELINE_VERSION_LIST",
+    "RECURRING_RUN",
     "RECURRING_RUN_LIST",
     "RUN",
     "RUNTIME_STATE",
@@ -38,6 +39,7 @@ __all__ = [
     "TASK",
     "Message",
     "format_micros",
+    "from_micros",
     "parse_body",
     "parse_message",
     "parse_micros",
@@ -52,6 +54,10 @@ def to_micros(time: datetime) -> int:
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
+def from_micros(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
+
+
 def parse_micros(text: str) -> int:
     """Read an RFC 3339 time; raises ValueError."""
     time = datetime.fromisoformat(text)
@@ -60,7 +66,7 @@ def parse_micros(text: str) -> int:
 
 def format_micros(micros: int) -> str:
     """Write a time with as few decimals as it needs: 0, 3 or 6, as proto JSON does."""
-    time = _EPOCH + timedelta(microseconds=micros)
+    time = from_micros(micros)
     if not time.microsecond:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ")
     unit = "milliseconds" if time.microsecond % 1000 == 0 else "microseconds"
@@ -255,6 +261,41 @@ RUN = Message(
     oneofs=(("pipeline_version_id", "pipeline_spec", "pipeline_version_reference"),),
     shown=("created_at", "scheduled_at", "finished_at"),
 )
+RECURRING_RUN = Message(
+    "RecurringRun",
+    {
+        "recurring_run_id": "string",
+        "display_name": "string",
+        "description": "string",
+        "pipeline_version_id": "string",
+        "pipeline_spec": "struct",
+        "pipeline_version_reference": VERSION_REFERENCE,
+        "runtime_config": RUNTIME_CONFIG,
+        "service_account": "string",
+        "max_concurrency": "int64",
+        "trigger": Message(
+            "Trigger",
+            {
+                "cron_schedule": Message("CronSchedule", {"start_time": "time", "end_time": "time", "cron": "string"}),
+                "periodic_schedule": Message(
+                    "PeriodicSchedule", {"start_time": "time", "end_time": "time", "interval_second": "int64"}
+                ),
+            },
+            oneofs=(("cron_schedule", "periodic_schedule"),),
+        ),
+        "mode": Enum({0: "MODE_UNSPECIFIED", 1: "ENABLE", 2: "DISABLE"}),
+        "created_at": "time",
+        "updated_at": "time",
+        "status": Enum({0: "STATUS_UNSPECIFIED", 1: "ENABLED", 2: "DISABLED"}),
+        "error": STATUS,
+        "no_catchup": "bool",
+        "namespace": "string",
+        "experiment_id": "string",
+        "plugins_input": MapOf("struct"),
+    },
+    oneofs=(("pipeline_version_id", "pipeline_spec", "pipeline_version_reference"),),
+    shown=("created_at", "updated_at"),
+)
 _INTEGERS = Message("IntValues", {"values": Repeated("int64")})
 _PREDICATE = Message(
     "Predicate",
@@ -325,7 +366,7 @@ PIPELINE_VERSION_LIST = _list_of(PIPELINE_VERSION, "pipeline_versions")
 RUN_LIST = _list_of(RUN, "runs")
 ARTIFACT_LIST = _list_of(ARTIFACT, "artifacts")
 ARTIFACT_TASK_LIST = _list_of(ARTIFACT_TASK, "artifact_tasks")
-RECURRING_RUN_LIST = _list_of(Message("RecurringRun", {}), "recurring_runs", camel=("recurring_runs",))
+RECURRING_RUN_LIST = _list_of(RECURRING_RUN, "recurring_runs", camel=("recurring_runs",))
 
 
 def parse_body(message: Message, body: bytes) -> dict[str, Any]:

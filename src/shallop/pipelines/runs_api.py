@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,22 +13,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
-from shallop.errors import BadRequestError, NotFoundError
+from shallop.errors import NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.http import empty, read_message, reply
 from shallop.pipelines.listing import RUN_KEYS, parse_page
-from shallop.pipelines.macros import MacroContext, expand_macros
 from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
-from shallop.pipelines.pipelines_api import checked_pipeline, spec_digest
 from shallop.pipelines.signals import signals_of
+from shallop.pipelines.submission import Submission, check_name, insert_run, new_run, pipeline_of
 from shallop.pipelines.taskdetails import task_messages
-from shallop.pipelines.validation import check_parameters, refuse
 
 __all__ = ["RunsApi", "run_message"]
-
-_MAX_NAME = 255
 
 
 def run_message(row: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,57 +86,15 @@ class RunsApi:
 
     async def create(self, request: Request) -> Response:
         given = await read_message(request, RUN)
-        name = given.get("display_name", "")
-        if not name.strip():
-            raise BadRequestError("run.display_name: required; give the run a name.")
-        if len(name) > _MAX_NAME:
-            raise BadRequestError(f"run.display_name: {len(name)} characters; at most {_MAX_NAME} are allowed.")
-        reference, document = await self._source(given)
+        check_name(given, "run")
+        reference, document = await self._database.read(lambda c: pipeline_of(c, given, "run"))
         experiment_id = given.get("experiment_id") or request.query_params.get("experiment_id", "")
-        row = await asyncio.to_thread(_new_run, given, reference, document, self._services)
-        specs = {row["spec_digest"]: document}
+        how = Submission.at(self._services)
+        row = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
         text = json.dumps(document)
-
-        def insert(connection: sa.Connection) -> None:
-            row["experiment_id"] = _open_experiment(connection, experiment_id, row["created_at"])
-            tables.put_spec(connection, row["spec_digest"], text)
-            tables.insert_run(connection, row)
-
-        await self._database.write(insert)
+        await self._database.write(lambda c: insert_run(c, row, experiment_id, text))
         self._signals.request(row["id"])
-        return reply(RUN, run_message(row, specs))
-
-    async def _source(self, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return the version that a run refers to (empty without one) and its document."""
-        if given.get("pipeline_spec"):
-            return {}, given["pipeline_spec"]
-        reference = given.get("pipeline_version_reference", {})
-        pipeline_id = reference.get("pipeline_id", "")
-        version_id = reference.get("pipeline_version_id", "") or given.get("pipeline_version_id", "")
-        if not (pipeline_id or version_id):
-            raise BadRequestError(
-                "run: a pipeline is required: send pipeline_spec, or pipeline_version_reference with a pipeline_id."
-            )
-
-        def read(connection: sa.Connection) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-            if version_id:
-                version = tables.get_version(connection, version_id)
-            else:
-                version = tables.newest_version(connection, pipeline_id)
-            return version, tables.get_specs(connection, [version["spec_digest"]] if version else [])
-
-        version, specs = await self._database.read(read)
-        if version is None:
-            raise NotFoundError(
-                f"run.pipeline_version_reference: no version {version_id!r} of pipeline {pipeline_id!r}; "
-                "list them with GET /apis/v2beta1/pipelines/{pipeline_id}/versions."
-            )
-        if pipeline_id and version["pipeline_id"] != pipeline_id:
-            raise BadRequestError(
-                f"run.pipeline_version_reference: version {version_id!r} is one of pipeline {version['pipeline_id']!r}."
-            )
-        source = {"pipeline_id": version["pipeline_id"], "pipeline_version_id": version["id"]}
-        return source, specs[version["spec_digest"]]
+        return reply(RUN, run_message(row, {row["spec_digest"]: document}))
 
     async def get(self, request: Request) -> Response:
         id_ = request.path_params["run_id"]
@@ -225,60 +177,3 @@ def _no_run(id_: str) -> NotFoundError:
 
 def _own_specs(rows: list[dict[str, Any]]) -> list[str]:
     return [row["spec_digest"] for row in rows if not row["pipeline_version_id"]]
-
-
-def _open_experiment(connection: sa.Connection, id_: str, now: int) -> str:
-    """Return the experiment for a new run: it must exist and not be archived."""
-    if not id_:
-        experiment: dict[str, Any] | None = ensure_default_experiment(connection, now)
-    else:
-        experiment = tables.get_experiment(connection, id_)
-    if experiment is None:
-        raise NotFoundError(f"run.experiment_id: no experiment {id_!r}; create it first or leave it out.")
-    if experiment["storage_state"] == "ARCHIVED":
-        raise precondition(
-            f"run.experiment_id: experiment {experiment['name']!r} is archived; unarchive it or use another."
-        )
-    return str(experiment["id"])
-
-
-def _new_run(
-    given: Mapping[str, Any], reference: Mapping[str, str], document: dict[str, Any], services: Services
-) -> dict[str, Any]:
-    """Check what was submitted (slow for big pipelines: call it in a thread) and return the row."""
-    now = services.now()
-    run_id, micros = str(uuid.uuid4()), to_micros(now)
-    pipeline = checked_pipeline(document, services.cannot_run)
-    config = given.get("runtime_config", {})
-    root = config.get("pipeline_root") or pipeline.default_root
-    if root and not root.startswith("/"):
-        raise BadRequestError(
-            f"runtime_config.pipeline_root: {root!r} is no absolute directory, and there is no other store; give "
-            "such a directory, or leave it out (in the pipeline too) to use the server's own."
-        )
-    macros = MacroContext(run_id, now, now)
-    parameters = {name: expand_macros(value, macros) for name, value in config.get("parameters", {}).items()}
-    refuse(check_parameters(pipeline, parameters), f"Run {given['display_name']!r}")
-    return {
-        "id": run_id,
-        "experiment_id": "",
-        "name": given["display_name"],
-        "description": given.get("description", ""),
-        "storage_state": "AVAILABLE",
-        "pipeline_id": reference.get("pipeline_id", ""),
-        "pipeline_version_id": reference.get("pipeline_version_id", ""),
-        "spec_digest": spec_digest(json.dumps(document)),
-        "pipeline_name": pipeline.name,
-        "parameters": parameters,
-        "pipeline_root": root,
-        "service_account": given.get("service_account", ""),
-        "created_at": micros,
-        "scheduled_at": 0,
-        "finished_at": 0,
-        "state": "PENDING",
-        "error": None,
-        "state_history": [{"update_time": micros, "state": "PENDING"}],
-        "recurring_run_id": given.get("recurring_run_id", ""),
-        "plugins_input": given.get("plugins_input", {}),
-        "outputs": {},
-    }

@@ -19,6 +19,7 @@ class Signals:
         self._waiters: dict[str, set[asyncio.Event]] = {}
         self._requested: dict[str, None] = {}
         self._any_requested = asyncio.Event()
+        self._schedules = asyncio.Event()
 
     def request(self, run_id: str) -> None:
         """Tell the driver that a client has written something about this run: new, cancel, retry or delete."""
@@ -32,6 +33,15 @@ class Signals:
         run_ids = list(self._requested)
         self._requested.clear()
         return run_ids
+
+    def reschedule(self) -> None:
+        """Tell the scheduler of recurring runs to look again: one of them is new or different, or a run is over."""
+        self._schedules.set()
+
+    async def rescheduled(self) -> None:
+        """Wait for such a notice. One caller: the scheduler."""
+        await self._schedules.wait()
+        self._schedules.clear()
 
     def notify(self, run_id: str) -> None:
         """Tell those who show this run that its rows have changed."""

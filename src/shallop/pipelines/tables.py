@@ -114,6 +114,33 @@ runs = sa.Table(
     sa.Index("pipelines_runs_storage_name", "storage_state", "name", "id"),
     sa.Index("pipelines_runs_pipeline", "pipeline_version_id", "created_at"),
     sa.Index("pipelines_runs_spec", "spec_digest"),
+    sa.Index("pipelines_runs_recurring", "recurring_run_id", "state"),
+)
+recurring_runs = sa.Table(
+    "pipelines_recurring_runs",
+    _metadata,
+    _id(),
+    _text("experiment_id", 64),
+    _text("name"),
+    _long_text("description"),
+    _text("pipeline_id", 64),
+    _text("pipeline_version_id", 64),
+    _text("spec_digest", 64),
+    _json("parameters"),
+    _text("pipeline_root", 2048),
+    _text("service_account"),
+    sa.Column("max_concurrency", sa.Integer, nullable=False),
+    _json("trigger"),
+    _text("status", 16),
+    sa.Column("no_catchup", sa.Boolean, nullable=False),
+    _time("created_at"),
+    _time("updated_at"),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    _json("plugins_input"),
+    _time("last_tick"),
+    sa.Column("last_index", sa.Integer, nullable=False, server_default="0"),
+    sa.Index("pipelines_recurring_runs_created", "created_at", "id"),
+    sa.Index("pipelines_recurring_runs_experiment", "experiment_id", "created_at", "id"),
 )
 # What the planner has decided and been told, in order: replaying it gives the state of a run.
 events = sa.Table(
@@ -193,7 +220,18 @@ def m0001_tables(connection: sa.Connection) -> None:
     _metadata.create_all(connection)
 
 
-MIGRATIONS = (m0001_tables,)
+def m0002_recurring_runs(connection: sa.Connection) -> None:
+    recurring_runs.create(connection, checkfirst=True)
+    _create_index(connection, runs, "pipelines_runs_recurring")
+
+
+def _create_index(connection: sa.Connection, table: sa.Table, name: str) -> None:
+    """Create an index that ``m0001_tables`` did not have; on a new database it is there already."""
+    (index,) = (index for index in table.indexes if index.name == name)
+    index.create(connection, checkfirst=True)
+
+
+MIGRATIONS = (m0001_tables, m0002_recurring_runs)
 
 
 # --- lists ---
@@ -301,10 +339,12 @@ def delete_experiment(connection: sa.Connection, id_: str) -> None:
 
 
 def set_experiment_storage(connection: sa.Connection, id_: str, state: str) -> None:
-    """Archive or restore an experiment; archiving takes its runs along, restoring does not."""
+    """Archive or restore an experiment; archiving takes its runs along and disables its schedules."""
     connection.execute(experiments.update().where(experiments.c.id == id_).values(storage_state=state))
     if state == "ARCHIVED":
         connection.execute(runs.update().where(runs.c.experiment_id == id_).values(storage_state=state))
+        own = recurring_runs.c.experiment_id == id_
+        connection.execute(recurring_runs.update().where(own).values(status="DISABLED"))
 
 
 # --- pipelines and versions ---
@@ -392,13 +432,14 @@ def get_specs(connection: sa.Connection, digests: Iterable[str]) -> dict[str, An
 
 
 def _forget_unused_specs(connection: sa.Connection) -> None:
-    used = sa.exists().where(runs.c.spec_digest == specs.c.digest) | sa.exists().where(
-        versions.c.spec_digest == specs.c.digest
-    )
+    users = (runs, versions, recurring_runs)
+    used = sa.or_(*(sa.exists().where(table.c.spec_digest == specs.c.digest) for table in users))
     connection.execute(specs.delete().where(~used))
 
 
 # --- runs ---
+
+_ACTIVE = ("PENDING", "RUNNING", "CANCELING")
 
 
 def insert_run(connection: sa.Connection, row: Row) -> None:
@@ -458,8 +499,47 @@ def delete_run(connection: sa.Connection, id_: str) -> None:
 
 def active_runs(connection: sa.Connection) -> list[Row]:
     """Return the runs that are not over, oldest first."""
-    query = sa.select(runs).where(runs.c.state.in_(("PENDING", "RUNNING", "CANCELING")))
+    query = sa.select(runs).where(runs.c.state.in_(_ACTIVE))
     return [_row(row) for row in connection.execute(query.order_by(runs.c.created_at, runs.c.id))]
+
+
+# --- recurring runs ---
+
+
+def insert_recurring_run(connection: sa.Connection, row: Row) -> None:
+    connection.execute(recurring_runs.insert(), row)
+
+
+def get_recurring_run(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(recurring_runs).where(recurring_runs.c.id == id_))
+
+
+def list_recurring_runs(connection: sa.Connection, page: Page, experiment_id: str) -> Listed:
+    """List those of one experiment, or all when ``experiment_id`` is empty."""
+    where = [recurring_runs.c.experiment_id == experiment_id] if experiment_id else []
+    return _list(connection, recurring_runs, page, *where)
+
+
+def update_recurring_run(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
+    connection.execute(recurring_runs.update().where(recurring_runs.c.id == id_).values(**values))
+
+
+def delete_recurring_run(connection: sa.Connection, id_: str) -> None:
+    """Delete a recurring run; the runs that it started stay."""
+    connection.execute(recurring_runs.delete().where(recurring_runs.c.id == id_))
+    _forget_unused_specs(connection)
+
+
+def enabled_recurring_runs(connection: sa.Connection) -> list[tuple[Row, int]]:
+    """Return each recurring run that is enabled, with the number of its runs that are not over."""
+    active = (
+        sa.select(sa.func.count())
+        .where(runs.c.recurring_run_id == recurring_runs.c.id, runs.c.state.in_(_ACTIVE))
+        .scalar_subquery()
+    )
+    query = sa.select(recurring_runs, active.label("active")).where(recurring_runs.c.status == "ENABLED")
+    rows = [_row(row) for row in connection.execute(query.order_by(recurring_runs.c.created_at))]
+    return [(row, row.pop("active")) for row in rows]
 
 
 # --- the life of a run ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from shallop.controller import Services
 from shallop.kube.client import Client
 from shallop.pipelines import tables
 from shallop.pipelines.api import routes
+from shallop.pipelines.scheduler import Scheduler
 from shallop.settings import Settings
 from shallop.store.database import Database
 
@@ -52,11 +54,15 @@ class Server:
         self.settings = Settings(home=home)
         self._time = datetime(2026, 1, 1, tzinfo=UTC)
         services = Services(self.settings, cast(Client, None), self.database, self._now)
+        self.scheduler = Scheduler(services)
         self._app = Starlette(routes=list(routes(services)))
 
     def _now(self) -> datetime:
         self._time += timedelta(seconds=1)
         return self._time
+
+    def wait(self, seconds: int) -> None:
+        self._time += timedelta(seconds=seconds)
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Answer:
         content = b"" if body is None else json.dumps(body).encode()
@@ -384,11 +390,182 @@ def test_a_deleted_run_is_gone(server: Server) -> None:
     assert server.call("GET", path).status == 404
 
 
-def test_recurring_runs_are_not_served(server: Server) -> None:
+# ---- every operation of KFP's API description, from our own list of its facts
+
+OPERATIONS = """
+GET /auth
+GET /experiments
+POST /experiments
+GET /experiments/{experiment_id}
+DELETE /experiments/{experiment_id}
+POST /experiments/{experiment_id}:archive
+POST /experiments/{experiment_id}:unarchive
+GET /filters
+GET /healthz
+GET /pipelines
+POST /pipelines
+POST /pipelines/create
+POST /pipelines/upload
+POST /pipelines/upload_version
+GET /pipelines/names/{name}
+GET /pipelines/{pipeline_id}
+PATCH /pipelines/{pipeline.pipeline_id}
+DELETE /pipelines/{pipeline_id}
+GET /pipelines/{pipeline_id}/versions
+POST /pipelines/{pipeline_id}/versions
+GET /pipelines/{pipeline_id}/versions/{pipeline_version_id}
+PATCH /pipelines/{pipeline_version.pipeline_id}/versions/{pipeline_version.pipeline_version_id}
+DELETE /pipelines/{pipeline_id}/versions/{pipeline_version_id}
+GET /recurringruns
+POST /recurringruns
+GET /recurringruns/{recurring_run_id}
+DELETE /recurringruns/{recurring_run_id}
+POST /recurringruns/{recurring_run_id}:disable
+POST /recurringruns/{recurring_run_id}:enable
+GET /runs
+POST /runs
+GET /runs/{run_id}
+DELETE /runs/{run_id}
+POST /runs/{run_id}:archive
+POST /runs/{run_id}:retry
+POST /runs/{run_id}:terminate
+POST /runs/{run_id}:unarchive
+POST /scheduledworkflows
+POST /visualizations/{namespace}
+POST /workflows
+"""
+NOT_SERVED = ("/scheduledworkflows", "/visualizations/x", "/workflows")
+
+
+def test_every_operation_is_routed(server: Server) -> None:
+    for operation in OPERATIONS.split("\n")[1:-1]:
+        method, path = operation.split()
+        path = re.sub(r"\{[^}]*\}", "x", path)
+        answer = server.call(method, path, {} if method in ("POST", "PATCH") else None)
+        if path in NOT_SERVED:
+            assert (answer.status, answer.json["code"]) == (501, 12), operation
+        else:
+            assert answer.status in (200, 400, 404), operation
+            assert "no such endpoint" not in answer.body.decode(), operation
+
+
+def test_our_list_of_operations_is_that_of_the_description(shared: Path) -> None:
+    document = json.loads((shared / "specs/kfp/swagger/kfp_api_single_file.swagger.json").read_text())
+    there = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
+    assert {text.replace("/apis/v2beta1", "") for text in there} == set(OPERATIONS.split("\n")[1:-1])
+
+
+# ---- recurring runs
+
+
+def schedule(server: Server, trigger: dict[str, Any], **more: Any) -> dict[str, Any]:
+    body = {"display_name": "nightly", "pipeline_spec": spec(), "max_concurrency": "1", "trigger": trigger, **more}
+    answer = server.call("POST", "/recurringruns", body)
+    assert answer.status == 200, answer.json
+    made: dict[str, Any] = answer.json
+    return made
+
+
+def tick(server: Server, seconds: int = 0) -> list[dict[str, Any]]:
+    """Let time pass, start what is due, and return all runs in the order of their creation."""
+    server.wait(seconds)
+    anyio.run(server.scheduler.start_due)
+    return list(server.call("GET", "/runs").json.get("runs", []))
+
+
+def end_runs(server: Server) -> None:
+    async def write() -> None:
+        await server.database.write(lambda c: c.execute(tables.runs.update().values(state="SUCCEEDED")))
+
+    anyio.run(write)
+
+
+EVERY_MINUTE = {"periodic_schedule": {"interval_second": "60"}}
+
+
+def test_a_recurring_run_is_made_read_and_listed(server: Server) -> None:
+    made = schedule(server, {"cron_schedule": {"cron": "0 0 3 * * *"}}, mode="ENABLE", no_catchup=True)
+    assert (made["status"], made["mode"], made["max_concurrency"]) == ("ENABLED", "ENABLE", "1")
+    assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
+    assert made["pipeline_spec"] == spec()
+    assert server.call("GET", f"/recurringruns/{made['recurring_run_id']}").json == made
+    listed = server.call("GET", "/recurringruns", filter=where("EQUALS", "display_name", string_value="nightly"))
+    assert listed.json == {"recurringRuns": [made], "total_size": 1}
+    by_experiment = server.call("GET", "/recurringruns", experiment_id=made["experiment_id"])
+    assert by_experiment.json["total_size"] == 1
+    assert server.call("DELETE", f"/recurringruns/{made['recurring_run_id']}", propagation_policy="ORPHAN").json == {}
     assert server.call("GET", "/recurringruns").json == {}
-    answer = server.call("POST", "/recurringruns", {})
-    assert (answer.status, answer.json["code"]) == (501, 12)
-    assert server.call("POST", "/recurringruns/x:enable").status == 501
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_concurrency": "11"}, "max_concurrency: 11"),
+        ({"trigger": {}}, "trigger: required"),
+        ({"trigger": {"cron_schedule": {"cron": "* * * * *"}}}, "cron_schedule.cron: '* * * * *' has 5 fields"),
+        ({"trigger": {"periodic_schedule": {}}}, "interval_second: required"),
+        ({"trigger": {"cron_schedule": {"cron": "@daily"}, **EVERY_MINUTE}}, "set only one"),
+        ({"runtime_config": {"parameters": {"x": 1}}}, "parameters.x"),
+        ({"display_name": ""}, "display_name: required"),
+    ],
+)
+def test_a_wrong_recurring_run_is_refused(server: Server, change: dict[str, Any], message: str) -> None:
+    body = {"display_name": "a", "pipeline_spec": spec(), "max_concurrency": 1, "trigger": EVERY_MINUTE}
+    answer = server.call("POST", "/recurringruns", body | change)
+    assert (answer.status, message in answer.detail) == (400, True), answer.detail
+
+
+def test_runs_start_when_they_are_due_one_at_a_time(server: Server) -> None:
+    made = schedule(
+        server,
+        EVERY_MINUTE,
+        pipeline_spec=spec(at={"parameterType": "STRING"}),
+        runtime_config={"parameters": {"at": "[[Index]] [[ScheduledTime.15:04:05]]"}},
+    )
+    assert tick(server) == []
+    (first,) = tick(server, 60)
+    assert first["recurring_run_id"] == made["recurring_run_id"]
+    assert re.fullmatch(r"nightly-1-[0-9a-f]{6}", first["display_name"])
+    scheduled = datetime.fromisoformat(made["created_at"]) + timedelta(minutes=1)
+    assert datetime.fromisoformat(first["scheduled_at"]) == scheduled
+    assert first["runtime_config"]["parameters"] == {"at": f"1 {scheduled:%H:%M:%S}"}
+    assert len(tick(server, 180)) == 1  # one is under way
+    for count in (2, 3, 4):
+        end_runs(server)
+        assert len(tick(server)) == count  # each missed tick in its turn
+    end_runs(server)
+    assert len(tick(server)) == 4
+    assert [run["runtime_config"]["parameters"]["at"][0] for run in tick(server)] == ["1", "2", "3", "4"]
+
+
+def test_a_disabled_schedule_starts_nothing(server: Server) -> None:
+    made = schedule(server, EVERY_MINUTE, mode="DISABLE", no_catchup=True)
+    assert made["status"] == "DISABLED"
+    assert tick(server, 600) == []
+    one = f"/recurringruns/{made['recurring_run_id']}"
+    assert server.call("POST", f"{one}:enable").json == {}
+    assert len(tick(server)) == 1
+    end_runs(server)
+    server.call("POST", f"/experiments/{made['experiment_id']}:archive")
+    assert server.call("GET", one).json["status"] == "DISABLED"
+    assert server.call("POST", f"{one}:enable").status == 400
+    assert len(tick(server, 600)) == 1
+
+
+def test_a_schedule_of_a_pipeline_takes_its_newest_version(server: Server) -> None:
+    content = yaml.safe_dump(spec("first")).encode()
+    pipeline = upload(server, "/pipelines/upload", "p.yaml", content, name="p").json["pipeline_id"]
+    made = schedule(server, EVERY_MINUTE, pipeline_spec=None, pipeline_version_reference={"pipeline_id": pipeline})
+    assert made["pipeline_version_reference"] == {"pipeline_id": pipeline}
+    newer = yaml.safe_dump(spec("second")).encode()
+    version = upload(server, "/pipelines/upload_version", "p.yaml", newer, name="v2", pipelineid=pipeline).json
+    (run,) = tick(server, 60)
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+    end_runs(server)
+    server.call("DELETE", f"/pipelines/{pipeline}", cascade="true")
+    assert len(tick(server, 60)) == 1
+    error = server.call("GET", f"/recurringruns/{made['recurring_run_id']}").json["error"]
+    assert "Run 2 was not started" in error["message"]
 
 
 # ---- artifacts

@@ -70,7 +70,7 @@ def test_long_integers_are_texts() -> None:
 
 
 def test_recurring_runs_are_the_one_camel_case_list() -> None:
-    assert render(RECURRING_RUN_LIST, {"recurring_runs": [{}]}) == {"recurringRuns": [{}]}
+    assert list(render(RECURRING_RUN_LIST, {"recurring_runs": [{}]})) == ["recurringRuns"]
 
 
 def test_tags_must_be_texts() -> None:
