@@ -143,7 +143,7 @@ class Platform:
         manager = Manager(client, settings, database, kinds)
         services = Services(settings, client, database, _utc_now, sockets)
         node = Node(services)
-        services = replace(services, cannot_run=node.cannot_run)
+        services = replace(services, cannot_run=node.cannot_run, environment_of=node.environment_of)
         server.node = node
         await self._serve(stack, settings, server, sockets, token)
         await _apply_objects(client, settings)

@@ -38,6 +38,7 @@ class Settings:
         isolation: ``auto``, ``namespaces`` (root), ``user`` (user namespaces) or ``none``.
         cpu_overcommit: how many times the machine's cores Pods may request.
         max_zygotes: warm fork-servers kept at once.
+        cache_max_age_s: outputs of pipeline steps that are older, in seconds, are not used again; 0 = never too old.
         zygote_idle_s: a fork-server without work for so long ends, in seconds.
     """
 
@@ -53,6 +54,7 @@ class Settings:
     cpu_overcommit: float = 4.0
     max_zygotes: int = 4
     zygote_idle_s: float = 600.0
+    cache_max_age_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.isolation not in ("auto", "namespaces", "user", "none"):

@@ -190,6 +190,7 @@ class Services:
         now: gives aware UTC time.
         sockets: listening sockets that the platform has bound, by the name of their setting: ``gateway``.
         cannot_run: why this node cannot run an image with a command, in words for users; None when it can.
+        environment_of: what this node would run them with, as a digest of all packages; empty where it cannot know.
     """
 
     settings: Settings
@@ -198,6 +199,7 @@ class Services:
     now: Callable[[], datetime]
     sockets: Mapping[str, socket.socket] = field(default_factory=dict)
     cannot_run: Callable[[str, Sequence[str]], str | None] = lambda image, argv: None
+    environment_of: Callable[[str, Sequence[str]], str] = lambda image, argv: ""
 
 
 @dataclass(frozen=True)

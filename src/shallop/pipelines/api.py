@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import NotFoundError
 from shallop.pipelines.artifacts_api import ArtifactsApi
+from shallop.pipelines.cache_api import CacheApi
 from shallop.pipelines.errors_wire import endpoint, not_implemented
 from shallop.pipelines.experiments_api import ExperimentsApi
 from shallop.pipelines.http import empty
@@ -50,6 +51,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         *WatchApi(services).routes(),
         *RunsApi(services).routes(),
         *ArtifactsApi(services).routes(),
+        *CacheApi(services).routes(),
         Route(f"{_BASE}/{{rest:path}}", endpoint(_unknown), methods=_METHODS),
     ]
 

@@ -58,6 +58,8 @@ class TaskResult(Struct, rename="camel"):
     parameters: dict[str, Any] = {}
     artifacts: dict[str, list[ResultArtifact]] = {}
     error: ResultError | None = None
+    usage: dict[str, float] = {}
+    environment: str | None = None
     started_at: str = ""
     ended_at: str = ""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterable
@@ -22,7 +21,8 @@ import sqlalchemy as sa
 from shallop.errors import AlreadyExistsError, ApiError
 from shallop.kube.objects import Gvk, Key, Object
 from shallop.pipelines import tables
-from shallop.pipelines.cachekey import cache_key
+from shallop.pipelines.cachekey import cache_material
+from shallop.pipelines.caching import OFF, look_up
 from shallop.pipelines.claims import create_workspace, delete_workspace, run_claim_task
 from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
@@ -108,11 +108,10 @@ class RunDriver:
         self._waiting: deque[StartTask] = deque()  # for room
         self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path, or by name of a stuck Pod
         self._stuck: set[str] = set()  # names of Pods that wait for something
-        self._keys: dict[str, str] = {}  # path -> cache key of what is running
 
     async def drive(self, row: dict[str, Any]) -> None:
         """Drive the run until it is over or deleted."""
-        self._running, self._waiting, self._delayed, self._stuck, self._keys = {}, deque(), {}, set(), {}
+        self._running, self._waiting, self._delayed, self._stuck = {}, deque(), {}, set()
         current: tables.Row | None = row
         try:
             actions, events, adopted = await self._load(row)
@@ -395,33 +394,29 @@ class RunDriver:
                 self._journal.add_artifact(action.path, artifact, item.size_bytes)
                 artifacts[key].append(artifact)
         outputs = Values(parameters=result.parameters, artifacts=artifacts)
-        if key := self._keys.pop(action.path, "") or self._cache_key(action):
-            self._journal.remember(self._pipeline.name, key, action.path, outputs)
+        if self._may_cache(action):
+            material = cache_material(self._pipeline, action, result.environment or "")
+            self._journal.remember(self._pipeline.name, material, action.path, outputs)
         return TaskSucceeded(action.path, action.attempt, outputs)
 
     # ---- cache and importers
 
-    def _cache_key(self, action: StartTask) -> str:
+    def _may_cache(self, action: StartTask) -> bool:
         # A claim may be gone by now: built-in tasks are cheap and always done.
-        if not action.enable_cache or built_in_image(self._pipeline, action):
-            return ""
-        return cache_key(self._pipeline, action)
+        return action.enable_cache and not built_in_image(self._pipeline, action)
 
     async def _find_cached(self, action: StartTask) -> TaskSucceeded | None:
-        key = self._cache_key(action)
-        if not key or action.attempt > 0:
+        if action.attempt > 0:
             return None
-        self._keys[action.path] = key
-        entry = await self._database.read(lambda c: tables.get_cache_entry(c, self._pipeline.name, key))
-        if entry is None:
+        if not self._may_cache(action):
+            self._journal.set_note(action.path, OFF)
             return None
-        outputs = msgspec.convert(entry["outputs"], type=Values)
-        if not await asyncio.to_thread(_are_there, outputs):
-            self._journal.set_note(action.path, f"Not from the cache: artifacts of run {entry['run_id']} were removed.")
+        services = self._driver.services
+        answer = await self._database.read(lambda c: look_up(c, services, self._pipeline, action))
+        self._journal.set_note(action.path, answer.note)
+        if answer.outputs is None:
             return None
-        del self._keys[action.path]
-        self._journal.set_note(action.path, f"Outputs of run {entry['run_id']}, task {entry['task_id']}.")
-        return TaskSucceeded(action.path, action.attempt, outputs, cached=True)
+        return TaskSucceeded(action.path, action.attempt, answer.outputs, cached=True)
 
     async def _import(self, action: ImportArtifact) -> Event:
         if action.download_to_workspace:
@@ -445,9 +440,3 @@ def _is_full(root: str) -> bool:
         return shutil.disk_usage(root).free < _FULL_BYTES
     except OSError:
         return False
-
-
-def _are_there(values: Values) -> bool:
-    """Say whether all local files of cached outputs still exist; what never was written needs not."""
-    artifacts = [artifact for items in values.artifacts.values() for artifact in items]
-    return all(os.path.exists(a.uri) for a in artifacts if a.digest and a.uri.startswith("/"))

@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from shallop.pipelines import tables
+from shallop.pipelines.cachekey import fingerprint
 from shallop.pipelines.inputs import Artifact, TaskError, Values
 from shallop.pipelines.plan import Event, Plan, TaskInstance, TaskState
 
@@ -147,11 +148,11 @@ class Journal:
                     row: Row = {"artifact_id": int(artifact.id), "run_id": self._run_id, "task_id": id_}
                     self._links.append(row | {"type": type_, "key": key})
 
-    def remember(self, pipeline_name: str, key: str, path: str, outputs: Values) -> None:
-        """Keep the outputs of a task for the cache."""
-        entry: Row = {"pipeline_name": pipeline_name, "key": key, "run_id": self._run_id}
+    def remember(self, pipeline_name: str, material: Row, path: str, outputs: Values) -> None:
+        """Keep the outputs of a task for the cache, under the key of ``material``."""
+        entry: Row = {"pipeline_name": pipeline_name, "key": fingerprint(material), "run_id": self._run_id}
         entry |= {"task_id": task_id(self._run_id, path), "outputs": to_json(outputs), "created_at": self._now()}
-        self._cache.append(entry)
+        self._cache.append(entry | {"component": self._plan.tasks[path].component, "material": material})
 
     def finish(self, state: str, outputs: Values, error: TaskError | None) -> None:
         """End the run; SUCCEEDED, FAILED or CANCELED as clients see it."""

@@ -213,6 +213,10 @@ cache_entries = sa.Table(
     _text("task_id", 64),
     _json("outputs"),
     _time("created_at"),
+    # Of what the key was made: so that a later miss can be explained.
+    _text("component"),
+    sa.Column("material", sa.JSON(none_as_null=True)),
+    sa.Index("pipelines_cache_component", "pipeline_name", "component", "created_at"),
 )
 
 
@@ -225,13 +229,26 @@ def m0002_recurring_runs(connection: sa.Connection) -> None:
     _create_index(connection, runs, "pipelines_runs_recurring")
 
 
+def m0003_cache_reasons(connection: sa.Connection) -> None:
+    for column in ("component", "material"):
+        _add_column(connection, cache_entries.c[column])
+    _create_index(connection, cache_entries, "pipelines_cache_component")
+
+
+def _add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
+    """Add a column that ``m0001_tables`` did not have; on a new database it is there already."""
+    if column.name not in (known["name"] for known in sa.inspect(connection).get_columns(column.table.name)):
+        definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}")
+
+
 def _create_index(connection: sa.Connection, table: sa.Table, name: str) -> None:
     """Create an index that ``m0001_tables`` did not have; on a new database it is there already."""
     (index,) = (index for index in table.indexes if index.name == name)
     index.create(connection, checkfirst=True)
 
 
-MIGRATIONS = (m0001_tables, m0002_recurring_runs)
+MIGRATIONS = (m0001_tables, m0002_recurring_runs, m0003_cache_reasons)
 
 
 # --- lists ---
@@ -628,6 +645,31 @@ def last_numbers(connection: sa.Connection) -> tuple[int, int]:
 
 def get_cache_entry(connection: sa.Connection, pipeline_name: str, key: str) -> Row | None:
     return _one(connection, sa.select(cache_entries).filter_by(pipeline_name=pipeline_name, key=key))
+
+
+def newest_cache_entry(connection: sa.Connection, pipeline_name: str, component: str) -> Row | None:
+    """Return what was kept last of any execution of a component."""
+    query = sa.select(cache_entries).filter_by(pipeline_name=pipeline_name, component=component)
+    return _one(connection, query.order_by(cache_entries.c.created_at.desc()).limit(1))
+
+
+def list_cache_entries(
+    connection: sa.Connection, *, before: tuple[int, str] | None, limit: int, equals: Mapping[str, str]
+) -> tuple[list[Row], int]:
+    """Return entries older than ``before`` (time and key), the newest first, and the number of all matches."""
+    place = sa.tuple_(cache_entries.c.created_at, cache_entries.c.key)
+    query = sa.select(cache_entries).filter_by(**equals)
+    if before:
+        query = query.where(place < sa.tuple_(*map(sa.literal, before)))
+    count = sa.select(sa.func.count()).select_from(cache_entries).filter_by(**equals)
+    rows = connection.execute(
+        query.order_by(cache_entries.c.created_at.desc(), cache_entries.c.key.desc()).limit(limit)
+    )
+    return [_row(row) for row in rows], connection.execute(count).scalar_one()
+
+
+def delete_cache_entries(connection: sa.Connection, equals: Mapping[str, str]) -> int:
+    return connection.execute(cache_entries.delete().filter_by(**equals)).rowcount
 
 
 # --- artifacts ---

@@ -625,3 +625,22 @@ def test_an_artifact_elsewhere_or_gone_is_said(server: Server) -> None:
     assert server.call("GET", "/artifacts/7:download").status == 400
     assert server.call("GET", "/artifacts/8:download").status == 404
     assert server.call("GET", "/artifacts/..%2Fx:download").status in (400, 404)
+
+
+# ---- the cache
+
+
+def test_cache_entries_are_listed_and_removed(server: Server) -> None:
+    entry = {"pipeline_name": "p", "run_id": "r", "task_id": "t", "outputs": {}, "material": {"image": "alpine"}}
+    rows = [{**entry, "key": str(n), "component": f"c{n % 2}", "created_at": n} for n in range(5)]
+
+    async def write() -> None:
+        await server.database.write(lambda c: c.execute(tables.cache_entries.insert(), rows))
+
+    anyio.run(write)
+    listed = server.call("GET", "/cache", component="c1").json
+    assert (listed["total_size"], [one["key"] for one in listed["entries"]]) == (2, ["3", "1"])
+    assert server.call("DELETE", "/cache").status == 400
+    assert server.call("DELETE", "/cache", component="c1").json == {"deleted": 2}
+    assert server.call("DELETE", "/cache", all="true").json == {"deleted": 3}
+    assert server.call("GET", "/cache").json == {"entries": [], "total_size": 0}

@@ -19,15 +19,22 @@ from shallop.errors import ApiError, BadRequestError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, is_deleting, key_of
 from shallop.pipelines import tables
+from shallop.pipelines.cachekey import cache_material, fingerprint
+from shallop.pipelines.caching import Answer, look_up
 from shallop.pipelines.claims import tidy_workspaces
 from shallop.pipelines.driver import Driver
+from shallop.pipelines.ir import parse_pipeline
+from shallop.pipelines.messages import to_micros
+from shallop.pipelines.plan import Plan, StartTask
 from shallop.pipelines.runs_api import RunsApi
+from shallop.pipelines.values import RunInfo, Values
 from shallop.settings import Settings
 from shallop.store.database import Database
 
 POD = Gvk("v1", "Pod")
 CLAIM = Gvk("v1", "PersistentVolumeClaim")
 Behave = Callable[[Object, dict[str, Any]], Any]
+INFO = RunInfo("r", "run", "p-12345", "/root", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
 NEVER = "never"  # the Pod runs on
 SILENT = "silent"  # the Pod ends well and leaves no result
 
@@ -286,9 +293,50 @@ def test_the_cache_does_not_answer_with_artifacts_that_are_gone(play: Play) -> N
         await world.over(second)
         task = (await world.tasks(second))["a"]
         assert task["state"] == "SUCCEEDED"
-        assert "were removed" in task["note"]
+        assert "was removed" in task["note"]
 
     play(scenario)
+
+
+def test_every_miss_of_the_cache_has_a_reason(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async def note(document: dict[str, Any], **changes: Any) -> str:
+            world.services = replace(world.services, **changes)
+            run_id = await world.submit(document)
+            await world.over(run_id)
+            return str((await world.tasks(run_id))["a"]["note"])
+
+        document = pipeline({"name": "a", **CACHED})
+        assert "has no kept outputs" in await note(document)
+        assert "Outputs of run" in await note(document)
+        document["deploymentSpec"]["executors"]["exec-a"]["container"]["command"] = ["false"]
+        assert "command or arguments changed" in await note(document)
+        assert "caching is off" in await note(pipeline({"name": "a"}))
+
+    play(scenario)
+
+
+def test_the_cache_answers_only_for_the_same_packages_and_not_for_ever(tmp_path: Path) -> None:
+    document = parse_pipeline(pipeline({"name": "a", **CACHED}))
+    (action,) = (a for a in Plan(document, INFO, {}).begin() if isinstance(a, StartTask))
+    services = Services(Settings(home=tmp_path), cast(Client, None), cast(Database, None), lambda: datetime.now(UTC))
+    services = replace(services, environment_of=lambda image, argv: "sha256:1")
+    database = Database(f"sqlite:///{tmp_path}/rows.db")
+    database.migrate("pipelines", tables.MIGRATIONS)
+    material = cache_material(document, action, "sha256:1")
+    entry = {"pipeline_name": "p", "key": fingerprint(material), "run_id": "r", "task_id": "t", "outputs": {}}
+    entry |= {"created_at": to_micros(datetime.now(UTC)) - 10_000_000, "component": "comp-a", "material": material}
+
+    async def ask(services: Services) -> Answer:
+        return await database.read(lambda c: look_up(c, services, document, action))
+
+    asyncio.run(database.write(lambda c: c.execute(tables.cache_entries.insert(), entry)))
+    assert asyncio.run(ask(services)).outputs == Values()
+    other = asyncio.run(ask(replace(services, environment_of=lambda image, argv: "sha256:2")))
+    assert (other.outputs, "environment" in other.note) == (None, True)
+    old = asyncio.run(ask(replace(services, settings=Settings(home=tmp_path, cache_max_age_s=5))))
+    assert (old.outputs, "10 s old, more than 5 s" in old.note) == (None, True)
+    database.close()
 
 
 def test_a_terminated_run_stops_its_pods(play: Play) -> None:

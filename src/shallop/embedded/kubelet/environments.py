@@ -287,6 +287,11 @@ class Environments:
             )
         return environment
 
+    def digest_of(self, spec: EnvironmentSpec) -> str:
+        """Return the digest of an environment; while it is not built, a text that none of them has."""
+        environment = self._find(spec)
+        return environment.digest if environment else f"not built: {spec.key}"
+
     def _find(self, spec: EnvironmentSpec) -> Environment | None:
         path = self._root / spec.key
         python = path / "bin" / "python"

@@ -230,6 +230,13 @@ class Node:
             return str(error)
         return None
 
+    def environment_of(self, image: str, argv: Sequence[str]) -> str:
+        """Return the digest of the environment that stands for an image; reads files: call it in a thread."""
+        try:
+            return self.environments.digest_of(self.environments.resolve(image, argv))
+        except NodeError:
+            return ""
+
     def lookup(self, kind: str, namespace: str, name: str) -> Object | None:
         return self._informers[kind].store.get(Key(namespace, name))
 
