@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shallop import __version__, instance
+from shallop.cluster.commands import add_commands as add_cluster_commands
 from shallop.errors import ApiError, SettingsError, ShallopError
 from shallop.settings import Settings
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_apply(commands, common)
     _add_logs(commands, common)
     _add_env(commands, common)
+    add_cluster_commands(commands)
     doctor = commands.add_parser("doctor", parents=[common], help="say what this machine can do and what to mend")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -102,6 +104,12 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         choices=["auto", "namespaces", "user", "none"],
         default=Settings.isolation,
         help="how Pods are kept apart (default: the best that this machine allows, see 'shallop doctor')",
+    )
+    up.add_argument(
+        "--synchronous",
+        choices=["normal", "full"],
+        default=Settings.synchronous,
+        help="'full': every write waits for the disk, so that a power cut loses nothing (default %(default)s)",
     )
     up.add_argument("--verbose", "-v", action="store_true", help="log every decision")
     up.set_defaults(command=_up)
@@ -174,7 +182,7 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     names = ("api_port", "web_port", "gateway_port", "content_port")
     automatic = 0 if options.port == "auto" else None
-    settings = replace(settings, host=options.host, isolation=options.isolation)
+    settings = replace(settings, host=options.host, isolation=options.isolation, synchronous=options.synchronous)
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
     settings = replace(settings, **ports)

@@ -116,7 +116,7 @@ class Platform:
                 stack.callback(sock.close)
             settings = self._settings.with_ports(**{name: s.getsockname()[1] for name, s in sockets.items()})
             _prepare_home(settings)
-            database = Database(f"sqlite:///{settings.home / 'rows.db'}")
+            database = Database(f"sqlite:///{settings.home / 'rows.db'}", synchronous=settings.synchronous)
             stack.callback(database.close)
             for part in PARTS:
                 if part.migrations:
@@ -133,6 +133,7 @@ class Platform:
             admin_token=token,
             key_file=settings.home / "tls" / "service-accounts.key",
             hosts=[settings.host],
+            synchronous=settings.synchronous,
             resolve_service=lambda namespace, name, port: resolve_service(manager, namespace, name, port),
         )
         await server.start()

@@ -34,6 +34,10 @@ class Settings:
         web_port: dashboard, KFP and registry REST.
         gateway_port: online prediction.
         content_port: a second web origin for content that users write.
+        gateway_base: URL of the gateway where it is not ``gateway_port`` of this machine; empty = there is none, models
+            are reached by their Services.
+        synchronous: ``normal`` (a killed process loses nothing) or ``full`` (a power cut loses nothing either: every
+            commit waits for the disk).
         node_name: the name of the Node object.
         isolation: ``auto``, ``namespaces`` (root), ``user`` (user namespaces) or ``none``.
         cpu_overcommit: how many times the machine's cores Pods may request.
@@ -49,6 +53,8 @@ class Settings:
     web_port: int = 8080
     gateway_port: int = 8081
     content_port: int = 8082
+    gateway_base: str | None = None
+    synchronous: str = "normal"
     node_name: str = "shallop"
     isolation: str = "auto"
     cpu_overcommit: float = 4.0
@@ -59,6 +65,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.isolation not in ("auto", "namespaces", "user", "none"):
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
+        if self.synchronous not in ("normal", "full"):
+            raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
         for name in ("api_port", "web_port", "gateway_port", "content_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise SettingsError(f"{name}: {getattr(self, name)} is no port; use 1 to 65535, or auto.")
@@ -73,7 +81,7 @@ class Settings:
 
     @property
     def gateway_url(self) -> str:
-        return f"http://{self.host}:{self.gateway_port}"
+        return self.gateway_base if self.gateway_base is not None else f"http://{self.host}:{self.gateway_port}"
 
     @property
     def content_url(self) -> str:

@@ -186,7 +186,7 @@ async def write_lives(api: Api, journal: Journal, number: int, rng: random.Rando
             options = {"preconditions": {"uid": obj["metadata"]["uid"]}}
 
             async def gone() -> tuple[bool, Object]:
-                found, body = await exists()  # noqa: B023 called at once
+                found, body = await exists()
                 assert not found or revision_of(body) == revision_of(obj), "an acknowledged change is lost"  # noqa: B023
                 return not found, {}
 

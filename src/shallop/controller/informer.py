@@ -6,10 +6,11 @@ import asyncio
 import builtins
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shallop.errors import ApiError, ExpiredError
+from shallop.errors import ApiError, ExpiredError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Key, Object, key_of
 
@@ -18,6 +19,10 @@ __all__ = ["Change", "Informer", "Store"]
 log = logging.getLogger(__name__)
 _FIRST_RETRY_S = 0.05
 _MAX_RETRY_S = 30.0
+# A watch that lasted so long, or that brought anything, was a good one.
+_GOOD_WATCH_S = 5.0
+# How often we look whether a kind that the server lacks has come.
+_ABSENT_S = 5.0
 
 
 class Change(NamedTuple):
@@ -32,15 +37,15 @@ class Store:
 
     def __init__(self) -> None:
         self._objects: dict[Key, Object] = {}
+        self._namespaces: dict[str, dict[Key, Object]] = {}
         self._owned: dict[str, set[Key]] = {}
 
     def get(self, key: Key) -> Object | None:
         return self._objects.get(key)
 
     def list(self, namespace: str = "") -> builtins.list[Object]:
-        if not namespace:
-            return builtins.list(self._objects.values())
-        return [obj for key, obj in self._objects.items() if key.namespace == namespace]
+        objects = self._namespaces.get(namespace, {}) if namespace else self._objects
+        return builtins.list(objects.values())
 
     def by_owner(self, uid: str) -> builtins.list[Object]:
         """Return the objects that have an owner reference to ``uid``."""
@@ -56,22 +61,35 @@ class Store:
                     del self._owned[reference["uid"]]
         if obj is None:
             self._objects.pop(key, None)
+            names = self._namespaces.get(key.namespace, {})
+            names.pop(key, None)
+            if not names:
+                self._namespaces.pop(key.namespace, None)
             return old
         self._objects[key] = obj
+        self._namespaces.setdefault(key.namespace, {})[key] = obj
         for reference in obj["metadata"].get("ownerReferences") or ():
             self._owned.setdefault(reference["uid"], set()).add(key)
         return old
 
 
 class Informer:
-    """Keeps a Store in step with the API server and tells handlers of every change, in order."""
+    """
+    Keeps a Store in step with the API server and tells handlers of every change, in order.
+
+    A stream that ends or breaks goes on from the last revision. Where that fails, or the revision has expired, the kind
+    is listed again and handlers hear of the differences: no change is told twice, none is missed in its result.
+    A kind that the server does not have is an empty one (``served`` is False) until it appears.
+    """
 
     def __init__(self, client: Client, gvk: Gvk) -> None:
         self.gvk = gvk
         self.store = Store()
         self.synced = asyncio.Event()
+        self.served = True
         self._client = client
         self._handlers: list[Callable[[Change], None]] = []
+        self._revision = ""
 
     def add_handler(self, handler: Callable[[Change], None]) -> None:
         """Call ``handler`` for each later change, and now for each known object."""
@@ -80,41 +98,71 @@ class Informer:
             handler(Change(None, obj))
 
     async def run(self) -> None:
-        """List and watch for ever; a lost connection or an expired revision starts over with a list."""
-        delay = _FIRST_RETRY_S
+        """List and watch for ever."""
+        failures = 0
         while True:
+            began, revision = time.monotonic(), self._revision
             try:
-                revision = await self._relist()
-                delay = _FIRST_RETRY_S
-                await self._watch(revision)
-            except ExpiredError:
-                continue
+                if not revision:
+                    await self._relist()
+                await self._watch()
+                problem = None
             except (TimeoutError, ApiError, OSError) as error:
-                log.warning("watch of %s lost, retry in %.1f s: %s", self.gvk.kind, delay, error)
-                await asyncio.sleep(delay * random.uniform(0.8, 1.2))
-                delay = min(delay * 2, _MAX_RETRY_S)
+                problem = error
+            good = time.monotonic() - began > _GOOD_WATCH_S or (bool(revision) and self._revision != revision)
+            failures = 0 if good else failures + 1
+            await asyncio.sleep(self._pause_s(problem, failures))
 
-    async def _relist(self) -> str:
+    def _pause_s(self, problem: Exception | None, failures: int) -> float:
+        """Decide how to go on after a watch has ended, and how soon."""
+        if problem is None and failures < 3:
+            # A server ends watches now and then; going on from the last revision loses nothing.
+            return 0.01
+        delay = min(_FIRST_RETRY_S * 2.0 ** min(failures, 30), _MAX_RETRY_S) * random.uniform(0.8, 1.2)
+        if isinstance(problem, NotFoundError):
+            self._absent()
+            return _ABSENT_S * random.uniform(0.8, 1.2)
+        if isinstance(problem, ExpiredError) and self._revision:
+            log.info("watch of %s: %s; listing again", self.gvk.kind, problem)
+            self._revision = ""
+            return 0.0 if failures < 2 else delay
+        if problem is not None:
+            log.warning("watch of %s lost, retry in %.1f s: %s", self.gvk.kind, delay, problem)
+        if failures:
+            # It did not go on: the server may be another one by now, or have been restored. Trust only a list.
+            self._revision = ""
+        return delay
+
+    def _absent(self) -> None:
+        if self.served or not self.synced.is_set():
+            log.warning("%s %s: not served; what needs it is off until it appears", self.gvk.api_version, self.gvk.kind)
+        self.served, self._revision = False, ""
+        for obj in self.store.list():
+            self._change(key_of(obj), None)
+        self.synced.set()
+
+    async def _relist(self) -> None:
         listing = await self._client.list(self.gvk)
+        if not self.served:
+            log.info("%s %s: served now", self.gvk.api_version, self.gvk.kind)
+            self.served = True
         current = {key_of(obj): obj for obj in listing.items}
         for obj in self.store.list():
-            if key_of(obj) not in current:
+            now = current.get(key_of(obj))
+            if now is None or now["metadata"]["uid"] != obj["metadata"]["uid"]:
                 self._change(key_of(obj), None)
         for key, obj in current.items():
             known = self.store.get(key)
             if known is None or known["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
                 self._change(key, obj)
+        self._revision = listing.resource_version
         self.synced.set()
-        return listing.resource_version
 
-    async def _watch(self, revision: str) -> None:
-        while True:
-            async for event in self._client.watch(self.gvk, resource_version=revision):
-                revision = event.object["metadata"]["resourceVersion"]
-                if event.type != "BOOKMARK":
-                    self._change(key_of(event.object), None if event.type == "DELETED" else event.object)
-            # A server ends watches now and then; going on from the last revision loses nothing.
-            await asyncio.sleep(0.01)
+    async def _watch(self) -> None:
+        async for event in self._client.watch(self.gvk, resource_version=self._revision):
+            self._revision = event.object["metadata"]["resourceVersion"]
+            if event.type != "BOOKMARK":
+                self._change(key_of(event.object), None if event.type == "DELETED" else event.object)
 
     def _change(self, key: Key, obj: Object | None) -> None:
         old = self.store._put(key, obj)

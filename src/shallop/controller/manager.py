@@ -31,7 +31,13 @@ def _utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class Context:
-    """What a reconcile may use; ``now`` gives aware UTC time."""
+    """
+    What a reconcile may use; ``now`` gives aware UTC time.
+
+    Args:
+        cache: the local copy of a kind.
+        serves: whether the cluster has a kind; one that nobody asked for before counts as had.
+    """
 
     client: Client
     settings: Settings
@@ -39,6 +45,7 @@ class Context:
     events: EventRecorder
     now: Callable[[], datetime]
     cache: Callable[[Gvk], Store]
+    serves: Callable[[Gvk], bool] = lambda gvk: True
 
 
 class _Controller:
@@ -56,6 +63,8 @@ class Manager:
     Args:
         component: the name that Events carry.
         now: clock of everything that controllers decide.
+        admitted: whether the API server has defaulted and validated our kinds already; on a cluster that runs no
+            admission of ours the manager does both before each reconcile.
     """
 
     def __init__(
@@ -67,12 +76,14 @@ class Manager:
         *,
         component: str = "shallop",
         now: Callable[[], datetime] = _utc_now,
+        admitted: bool = True,
     ) -> None:
         self._client = client
+        self._admitted = admitted
         self._informers: dict[Gvk, Informer] = {}
         self._controllers = [_Controller(kind) for kind in kinds if kind.reconcile]
         self.events = EventRecorder(client, component, now)
-        self.context = Context(client, settings, database, self.events, now, self.cache)
+        self.context = Context(client, settings, database, self.events, now, self.cache, self.serves)
         self._tasks: asyncio.TaskGroup | None = None
 
     def informer(self, gvk: Gvk) -> Informer:
@@ -86,6 +97,14 @@ class Manager:
 
     def cache(self, gvk: Gvk) -> Store:
         return self.informer(gvk).store
+
+    def serves(self, gvk: Gvk) -> bool:
+        return self.informer(gvk).served
+
+    @property
+    def off(self) -> list[Gvk]:
+        """The kinds whose controller does nothing, because the cluster does not have them."""
+        return [controller.kind.gvk for controller in self._controllers if not self.serves(controller.kind.gvk)]
 
     async def run(self, started: asyncio.Event | None = None) -> None:
         """Run until cancelled; ``started`` is set when every informer has listed and workers go."""
@@ -161,6 +180,8 @@ class Manager:
             if kind.on_gone:
                 await kind.on_gone(self.context, key)
             return None
+        if not self._admitted:
+            obj = self._admit(kind, obj)
         try:
             resource = kind.decode(obj)
         except msgspec.ValidationError as error:
@@ -168,6 +189,15 @@ class Manager:
             raise TerminalError(f"spec: {error}") from error
         assert kind.reconcile is not None
         return (await kind.reconcile(self.context, resource)).requeue_after_s
+
+    def _admit(self, kind: Kind, obj: Object) -> Object:
+        if kind.default is not None:
+            obj = kind.default(obj)
+        if kind.validate is not None and (problems := kind.validate(obj, None)):
+            message = "; ".join(f"{problem.field}: {problem.message}" for problem in problems)
+            self.events.record(obj, "InvalidSpec", message, "Warning")
+            raise TerminalError(message)
+        return obj
 
     @property
     def idle(self) -> bool:

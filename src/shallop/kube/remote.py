@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import builtins
-import json
-import os
-import ssl
-import subprocess
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
-import yaml
 
-from shallop.errors import ApiError, ExpiredError, NotFoundError, SettingsError, UnavailableError, api_error
+from shallop import __version__
+from shallop.errors import ApiError, ExpiredError, NotFoundError, UnavailableError, api_error
 from shallop.kube.client import ObjectList, WatchEvent
+from shallop.kube.kubeconfig import Access, load_kubeconfig
 from shallop.kube.objects import Gvk, Object, ResourceType, gvk_of, owner_reference
 
 __all__ = ["Access", "RemoteClient", "load_kubeconfig"]
@@ -29,127 +26,35 @@ _PATCH_TYPES = {
     "json": "application/json-patch+json",
     "strategic": "application/strategic-merge-patch+json",
 }
-_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_APPLY = "application/apply-patch+yaml"
+# Sending these twice is the same as sending them once, so that a lost answer is no reason to give up.
+_IDEMPOTENT = frozenset((_APPLY, _PATCH_TYPES["merge"]))
+_ATTEMPTS = 5
+_MAX_WAIT_S = 30.0
 _PAGE = 500
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 # A watch may be silent for long; the server ends it after timeoutSeconds at the latest.
 _WATCH_S = 300
 _LOG_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _POD = Gvk("v1", "Pod")
-_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_S + 30)
-
-
-@dataclass(frozen=True)
-class Access:
-    """How to reach one API server; ``token_file`` is read again for each connection, as tokens rotate."""
-
-    server: str
-    ssl: ssl.SSLContext | None
-    token: str = ""
-    token_file: Path | None = None
-    namespace: str = "default"
-
-    def headers(self) -> dict[str, str]:
-        token = self.token_file.read_text().strip() if self.token_file else self.token
-        return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def load_kubeconfig(path: str | Path | None = None, *, context: str = "") -> Access:
-    """
-    Read how to reach a cluster.
-
-    Args:
-        path: a kubeconfig; None takes ``KUBECONFIG``, then the Pod's service account, then ``~/.kube/config``.
-        context: a context of the file; empty = its current one.
-
-    Raises:
-        SettingsError: the file is missing, has no such context, or uses a login that is not supported.
-    """
-    if path is None and not os.environ.get("KUBECONFIG") and (_SERVICE_ACCOUNT / "token").exists():
-        return _in_cluster()
-    file = Path(path or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"kubeconfig {file}: {error}. Name another one with --kubeconfig or KUBECONFIG.") from error
-    chosen = context or config.get("current-context", "")
-    ctx = _named(config, "contexts", chosen, "context", file)
-    cluster = _named(config, "clusters", ctx["cluster"], "cluster", file)
-    user = _named(config, "users", ctx["user"], "user", file) if ctx.get("user") else {}
-    return Access(
-        server=cluster["server"].rstrip("/"),
-        ssl=_tls(cluster, user, file.parent),
-        token=user.get("token", "") or _exec_token(user),
-        token_file=file.parent / user["tokenFile"] if user.get("tokenFile") else None,
-        namespace=ctx.get("namespace", "default"),
-    )
-
-
-def _named(config: dict[str, Any], section: str, name: str, key: str, file: Path) -> dict[str, Any]:
-    for entry in config.get(section) or ():
-        if entry["name"] == name:
-            return dict(entry[key])
-    raise SettingsError(f"kubeconfig {file}: {section} has no entry named {name!r}.")
-
-
-def _tls(cluster: dict[str, Any], user: dict[str, Any], folder: Path) -> ssl.SSLContext | None:
-    if not cluster["server"].startswith("https://"):
-        return None
-    context = ssl.create_default_context()
-    if data := cluster.get("certificate-authority-data"):
-        context = ssl.create_default_context(cadata=base64.b64decode(data).decode())
-    elif file := cluster.get("certificate-authority"):
-        context = ssl.create_default_context(cafile=str(folder / file))
-    if cluster.get("insecure-skip-tls-verify"):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if user.get("client-certificate"):
-        context.load_cert_chain(folder / user["client-certificate"], folder / user["client-key"])
-    elif user.get("client-certificate-data"):
-        _load_inline_pair(context, user)
-    return context
-
-
-def _load_inline_pair(context: ssl.SSLContext, user: dict[str, Any]) -> None:
-    # The ssl module loads key pairs from files only; an anonymous file never has a name on disk.
-    data = base64.b64decode(user["client-certificate-data"]) + b"\n" + base64.b64decode(user["client-key-data"])
-    descriptor = os.memfd_create("client-pair")
-    try:
-        os.write(descriptor, data)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-
-
-def _exec_token(user: dict[str, Any]) -> str:
-    plugin = user.get("exec")
-    if not plugin:
-        return ""
-    extra = {entry["name"]: entry["value"] for entry in plugin.get("env") or ()}
-    command = [plugin["command"], *(plugin.get("args") or ())]
-    try:
-        done = subprocess.run(command, env=os.environ | extra, capture_output=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise SettingsError(f"kubeconfig login command {command[0]!r} failed: {error}") from error
-    return str(json.loads(done.stdout)["status"]["token"])
-
-
-def _in_cluster() -> Access:
-    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    host = f"[{host}]" if ":" in host else host
-    return Access(
-        server=f"https://{host}:{port}",
-        ssl=ssl.create_default_context(cafile=str(_SERVICE_ACCOUNT / "ca.crt")),
-        token_file=_SERVICE_ACCOUNT / "token",
-        namespace=(_SERVICE_ACCOUNT / "namespace").read_text().strip(),
-    )
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=2 * _WATCH_S + 30)
 
 
 class RemoteClient:
-    """``shallop.kube.client.Client`` over HTTP; close it with ``await client.close()``."""
+    """
+    ``shallop.kube.client.Client`` over HTTP; close it with ``await client.close()``.
 
-    def __init__(self, access: Access) -> None:
+    A request that the server puts off (429, or 5xx with Retry-After) is sent again, as is one that was never sent
+    because nobody listened. After a connection that broke off only what may happen twice is: reads, apply and merge
+    patches.
+
+    Args:
+        may_write: asked before anything but a read is sent; a leader that lost its lease says no.
+    """
+
+    def __init__(self, access: Access, *, may_write: Callable[[], bool] = lambda: True) -> None:
         self._access = access
+        self._may_write = may_write
         self._session: aiohttp.ClientSession | None = None
         self._types: dict[Gvk, ResourceType] = {}
 
@@ -173,7 +78,15 @@ class RemoteClient:
         path = await self._path(gvk, namespace)
         items: builtins.list[Object] = []
         while True:
-            page = await self._send("GET", path, query=query)
+            try:
+                page = await self._send("GET", path, query=query)
+            except ExpiredError:
+                if "continue" not in query:
+                    raise
+                # Too slow for the server's history: begin again and take everything in one answer.
+                items.clear()
+                query = _selectors(label_selector, field_selector)
+                continue
             for item in page.get("items") or ():
                 items.append({"apiVersion": gvk.api_version, "kind": gvk.kind} | item)
             if not page["metadata"].get("continue"):
@@ -189,21 +102,17 @@ class RemoteClient:
         label_selector: str = "",
         field_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
-        query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(_WATCH_S)}
-        query |= {"resourceVersion": resource_version} | _selectors(label_selector, field_selector)
+        query = {"watch": "true", "allowWatchBookmarks": "true"}
+        query |= {"timeoutSeconds": str(int(_WATCH_S * random.uniform(1, 2))), "resourceVersion": resource_version}
+        query |= _selectors(label_selector, field_selector)
         path = await self._path(gvk, namespace)
-        try:
-            async with self._open().get(
-                self._access.server + path, params=query, headers=self._access.headers(), timeout=_WATCH_TIMEOUT
-            ) as response:
-                await _raise_for(response)
-                async for line in _lines(response.content):
-                    event = msgspec.json.decode(line)
-                    if event["type"] == "ERROR":
-                        raise api_error(event["object"].get("code", 500), event["object"])
-                    yield WatchEvent(event["type"], event["object"])
-        except aiohttp.ClientError as error:
-            raise UnavailableError(f"watch of {gvk.kind} at {self._access.server}: {error}") from error
+        async with self._stream(path, query, _WATCH_TIMEOUT) as response:
+            _keep_alive(response)
+            async for line in _lines(response.content):
+                event = msgspec.json.decode(line)
+                if event["type"] == "ERROR":
+                    raise api_error(event["object"].get("code", 500), event["object"])
+                yield WatchEvent(event["type"], event["object"])
 
     async def create(self, obj: Object) -> Object:
         gvk = gvk_of(obj)
@@ -234,7 +143,7 @@ class RemoteClient:
         metadata = obj["metadata"]
         path = await self._path(gvk_of(obj), metadata.get("namespace", ""), metadata["name"])
         query = {"fieldManager": field_manager, "force": "true" if force else "false"}
-        return await self._send("PATCH", path, body=obj, query=query, content_type="application/apply-patch+yaml")
+        return await self._send("PATCH", path, body=obj, query=query, content_type=_APPLY)
 
     async def delete(
         self,
@@ -270,13 +179,9 @@ class RemoteClient:
         query = {"container": container, "follow": "true" if follow else "", "previous": "true" if previous else ""}
         query |= {"tailLines": "" if tail_lines is None else str(tail_lines)}
         path = await self._path(_POD, namespace, pod, "log")
-        async with self._open().get(
-            self._access.server + path,
-            params={name: value for name, value in query.items() if value},
-            headers=self._access.headers(),
-            timeout=_LOG_TIMEOUT,
+        async with self._stream(
+            path, {name: value for name, value in query.items() if value}, _LOG_TIMEOUT
         ) as response:
-            await _raise_for(response)
             async for chunk in response.content.iter_any():
                 yield chunk
 
@@ -315,9 +220,59 @@ class RemoteClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._access.ssl or False, limit=0)
-            self._session = aiohttp.ClientSession(connector=connector)
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self._session
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None,
+        timeout: aiohttp.ClientTimeout,
+        *,
+        data: bytes | None = None,
+        content_type: str = "",
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send once, and once more with a new login where the server does not know the old one."""
+        access = self._access
+        login = await access.credentials.login()
+        while True:
+            if method != "GET" and not self._may_write():
+                raise UnavailableError(f"{method} {path}: not sent, because another replica may be the leader now")
+            headers = [("Accept", "application/json"), ("User-Agent", f"shallop/{__version__}"), *access.headers]
+            headers += [("Authorization", login.authorization)] if login.authorization else []
+            headers += [("Content-Type", content_type)] if content_type else []
+            async with self._open().request(
+                method,
+                access.server + path,
+                params=query,
+                data=data,
+                headers=headers,
+                timeout=timeout,
+                ssl=login.ssl or True,
+                proxy=access.proxy or None,
+                server_hostname=access.server_name or None,
+            ) as response:
+                if response.status == 401:
+                    access.credentials.reject(login)
+                    renewed = await access.credentials.login()
+                    if renewed != login:
+                        login = renewed
+                        continue
+                yield response
+                return
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            async with self._request("GET", path, query, timeout) as response:
+                await _raise_for(response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UnavailableError(f"GET {self._access.server}{path}: {_words(error)}") from error
 
     async def _send(
         self,
@@ -328,20 +283,60 @@ class RemoteClient:
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        headers = self._access.headers() | {"Accept": "application/json", "User-Agent": "shallop"}
-        data = None
-        if body is not None:
-            headers["Content-Type"] = content_type
-            data = msgspec.json.encode(body)
-        try:
-            async with self._open().request(
-                method, self._access.server + path, params=query, data=data, headers=headers, timeout=_TIMEOUT
-            ) as response:
-                await _raise_for(response)
-                decoded: Object = msgspec.json.decode(await response.read())
-                return decoded
-        except aiohttp.ClientError as error:
-            raise UnavailableError(f"{method} {self._access.server}{path}: {error}") from error
+        data = None if body is None else msgspec.json.encode(body)
+        type_ = content_type if body is not None else ""
+        repeatable = method == "GET" or content_type in _IDEMPOTENT
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with self._request(method, path, query, _TIMEOUT, data=data, content_type=type_) as response:
+                    wait_s = _wait_before_retry(response, attempt, repeatable=repeatable)
+                    if wait_s is None:
+                        await _raise_for(response)
+                        decoded: Object = msgspec.json.decode(await response.read())
+                        return decoded
+            except (aiohttp.ClientError, TimeoutError) as error:
+                never_sent = isinstance(error, aiohttp.ClientConnectorError)
+                if attempt == _ATTEMPTS or not (never_sent or repeatable):
+                    raise UnavailableError(f"{method} {self._access.server}{path}: {_words(error)}") from error
+                wait_s = _back_off(attempt)
+            except msgspec.DecodeError as error:
+                raise UnavailableError(f"{method} {self._access.server}{path}: the answer is no JSON") from error
+            await asyncio.sleep(wait_s)
+
+
+def _wait_before_retry(response: aiohttp.ClientResponse, attempt: int, *, repeatable: bool) -> float | None:
+    """Seconds until a request should be sent again; None when its answer is final."""
+    if attempt == _ATTEMPTS:
+        return None
+    after = response.headers.get("Retry-After", "")
+    if after.isdigit() and (response.status == 429 or response.status >= 500):
+        return min(float(after), _MAX_WAIT_S) * random.uniform(1, 1.2)
+    # What a proxy in between says while the server behind it starts.
+    return _back_off(attempt) if response.status in (502, 503, 504) and repeatable else None
+
+
+def _back_off(attempt: int) -> float:
+    return float(0.1 * 2**attempt * random.uniform(0.8, 1.2))
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    """Notice within a minute that the other side of a silent connection is gone without a word."""
+    transport = response.connection.transport if response.connection is not None else None
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        return
+    options = {"SO_KEEPALIVE": (socket.SOL_SOCKET, 1)}
+    options |= {name: (socket.IPPROTO_TCP, n) for name, n in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10))}
+    options |= {"TCP_KEEPCNT": (socket.IPPROTO_TCP, 3)}
+    for name, (level, value) in options.items():
+        if hasattr(socket, name):
+            sock.setsockopt(level, getattr(socket, name), value)
 
 
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
@@ -357,8 +352,6 @@ async def _raise_for(response: aiohttp.ClientResponse) -> None:
         status = msgspec.json.decode(body)
     except msgspec.DecodeError:
         status = {"message": body.decode(errors="replace").strip() or f"HTTP {response.status}"}
-    if response.status == 410:
-        raise ExpiredError(str(status.get("message")))
     error: ApiError = api_error(response.status, status)
     raise error
 

@@ -161,11 +161,13 @@ async def _apply(
     template = render_pod_template(service, runtime, storage)
     deployment = await ctx.client.apply(render.render_deployment(service, template, pins), owner=service)
     await ctx.client.apply(render.render_service(service, template), owner=service)
-    routes = [await ctx.client.apply(route, owner=service) for route in render.render_routes(service)]
+    rendered = render.render_routes(service) if ctx.serves(HTTP_ROUTE) else []
+    routes = [await ctx.client.apply(route, owner=service) for route in rendered]
     names = {workload_name(service), *(route["metadata"]["name"] for route in routes)}
     await _remove_children(ctx, service, keep=names)
     namespace = service["metadata"]["namespace"]
     name = service["metadata"]["name"]
+    address = f"http://{workload_name(service)}.{namespace}.svc.cluster.local"
     return Observed(
         deployment=deployment,
         pods=[pod for pod in ctx.cache(POD).list(namespace) if labels_of(pod).get(LABEL) == name],
@@ -176,8 +178,8 @@ async def _apply(
         ],
         routes=routes,
         runtime=runtime,
-        url=ctx.settings.gateway_url + render.path_prefix(service),
-        address=f"http://{workload_name(service)}.{namespace}.svc.cluster.local",
+        url=ctx.settings.gateway_url + render.path_prefix(service) if ctx.settings.gateway_url else address,
+        address=address,
     )
 
 

@@ -31,16 +31,17 @@ class Database:
 
     Args:
         url: ``sqlite:////absolute/path`` or ``postgresql+psycopg://...``.
+        synchronous: of SQLite. ``normal``: the operating system syncs the log, so a killed process loses nothing; a
+            power cut may lose the last moment. ``full``: every commit waits for the disk.
 
-    A write has been committed when its coroutine returns. With SQLite the log is synced by the operating system, so a
-    killed process loses nothing; a power cut may lose the last moment.
+    A write has been committed when its coroutine returns.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, synchronous: str = "normal") -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             _create_private(self._engine.url.database)
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._writer = ThreadPoolExecutor(1, "rows-writer")
         self._readers = ThreadPoolExecutor(2, "rows-reader")
@@ -87,11 +88,11 @@ def _create_private(path: str | None) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
-def _prepare_sqlite(connection: object, _record: object) -> None:
+def _prepare_sqlite(connection: object, synchronous: str) -> None:
     # The driver's own transaction handling starts too late for reads; we send BEGIN ourselves.
     connection.isolation_level = None  # type: ignore[attr-defined]
     cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -153,14 +153,14 @@ class ObjectsStore:
     changed.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """Open or create the database; None keeps everything in memory only."""
+    def __init__(self, path: Path | None, *, synchronous: str = "normal") -> None:
+        """Open or create the database; None keeps everything in memory only; for ``synchronous`` see Settings."""
         if path is not None:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
-        # A commit survives the end of this process at any moment; an fsync per commit would add power loss.
-        self._db.execute("PRAGMA synchronous=NORMAL")
+        # A commit survives the end of this process at any moment; "full" adds an fsync for the end of the machine.
+        self._db.execute(f"PRAGMA synchronous={synchronous}")
         self._db.executescript(_SCHEMA)
         self._objects: dict[str, _Objects] = {}
         self._owned: dict[str, set[tuple[str, str, str]]] = {}

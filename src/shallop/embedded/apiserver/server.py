@@ -52,6 +52,7 @@ class ApiServer:
             none; for ``services/NAME/proxy``.
         hosts: names that a Host header may carry besides loopback and the names of the API inside Pods.
         users: further bearer tokens.
+        synchronous: whether a commit waits for the disk, see Settings.
         now: aware UTC clock.
 
     Serve ``asgi`` with any ASGI server between ``start`` and ``stop``; both run on the loop that serves.
@@ -67,10 +68,11 @@ class ApiServer:
         resolve_service: ResolveService | None = None,
         hosts: Iterable[str] = (),
         users: Mapping[str, User] | None = None,
+        synchronous: str = "normal",
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         self.registry = Registry()
-        self.store = ObjectsStore(path)
+        self.store = ObjectsStore(path, synchronous=synchronous)
         self.verbs = Verbs(self.store, self.registry, now)
         self.tokens = Tokens(self.store, admin_token, key_file, now, users)
         self.subresources = Subresources(self.verbs, self.registry, self.tokens.issue)
