@@ -106,6 +106,11 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         help="how Pods are kept apart (default: the best that this machine allows, see 'shallop doctor')",
     )
     up.add_argument(
+        "--bare",
+        action="store_true",
+        help="only a small Kubernetes: API, built-in controllers and node, to try 'shallop install' and 'controllers'",
+    )
+    up.add_argument(
         "--synchronous",
         choices=["normal", "full"],
         default=Settings.synchronous,
@@ -182,7 +187,8 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     names = ("api_port", "web_port", "gateway_port", "content_port")
     automatic = 0 if options.port == "auto" else None
-    settings = replace(settings, host=options.host, isolation=options.isolation, synchronous=options.synchronous)
+    settings = replace(settings, host=options.host, isolation=options.isolation)
+    settings = replace(settings, bare=options.bare, synchronous=options.synchronous)
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
     settings = replace(settings, **ports)

@@ -103,6 +103,7 @@ class Platform:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._parts = (workloads.PART,) if settings.bare else PARTS
         self.keep_pods = True
         self.failed = asyncio.Event()
         self.error: BaseException | None = None
@@ -118,7 +119,7 @@ class Platform:
             _prepare_home(settings)
             database = Database(f"sqlite:///{settings.home / 'rows.db'}", synchronous=settings.synchronous)
             stack.callback(database.close)
-            for part in PARTS:
+            for part in self._parts:
                 if part.migrations:
                     database.migrate(part.name, part.migrations)
             await self._start(stack, settings, database, sockets)
@@ -138,7 +139,7 @@ class Platform:
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        kinds = [kind for part in PARTS for kind in part.kinds]
+        kinds = [kind for part in self._parts for kind in part.kinds]
         await server.register_kinds([kind for kind in kinds if kind.schema is not None])
         client = server.client()
         manager = Manager(client, settings, database, kinds)
@@ -147,9 +148,9 @@ class Platform:
         services = replace(services, cannot_run=node.cannot_run, environment_of=node.environment_of)
         server.node = node
         await self._serve(stack, settings, server, sockets, token)
-        await _apply_objects(client, settings)
+        await _apply_objects(client, settings, self._parts)
         tasks: list[Callable[[], Awaitable[None]]] = [node.run]
-        for part in PARTS:
+        for part in self._parts:
             tasks += part.tasks(services) if part.tasks else ()
         started = asyncio.Event()
         # Undone in reverse: first nobody starts processes any more, then those of Pods are ended.
@@ -176,8 +177,8 @@ class Platform:
         self, stack: AsyncExitStack, settings: Settings, services: Services, sockets: dict[str, socket.socket]
     ) -> None:
         for name, routes in (
-            ("web", [route for part in PARTS if part.routes for route in part.routes(services)]),
-            ("content", [route for part in PARTS if part.content for route in part.content(services)]),
+            ("web", [route for part in self._parts if part.routes for route in part.routes(services)]),
+            ("content", [route for part in self._parts if part.content for route in part.content(services)]),
         ):
             server = Server(OriginGuard(_web_app(routes), [settings.host]), sockets[name])
             await server.start()
@@ -236,8 +237,8 @@ def _prepare_home(settings: Settings) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-async def _apply_objects(client: Client, settings: Settings) -> None:
-    for part in PARTS:
+async def _apply_objects(client: Client, settings: Settings, parts: Sequence[Part]) -> None:
+    for part in parts:
         for obj in part.objects:
             await client.apply(obj)
     ports = [(name, port, settings.web_port, "kubeflow", "http") for name, port in _PLATFORM_SERVICES]

@@ -34,6 +34,7 @@ class Settings:
         web_port: dashboard, KFP and registry REST.
         gateway_port: online prediction.
         content_port: a second web origin for content that users write.
+        bare: whether only Kubernetes itself runs: API, built-in controllers and node, as a small cluster for tests.
         gateway_base: URL of the gateway where it is not ``gateway_port`` of this machine; empty = there is none, models
             are reached by their Services.
         synchronous: ``normal`` (a killed process loses nothing) or ``full`` (a power cut loses nothing either: every
@@ -53,6 +54,7 @@ class Settings:
     web_port: int = 8080
     gateway_port: int = 8081
     content_port: int = 8082
+    bare: bool = False
     gateway_base: str | None = None
     synchronous: str = "normal"
     node_name: str = "shallop"

@@ -36,6 +36,13 @@ def _add_controllers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--lease-namespace", default="", metavar="NAME", help="where the Lease is (default: that of the kubeconfig)"
     )
     controllers.add_argument(
+        "--lease-duration",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="a leader that is silent for so long is replaced; it stops by itself after two thirds (default 15)",
+    )
+    controllers.add_argument(
         "--gateway-url",
         default="",
         metavar="URL",
@@ -65,7 +72,8 @@ def _add_install(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _controllers(options: argparse.Namespace) -> int:
-    from shallop.cluster.run import run
+    from shallop.cluster.run import Lease, run
+    from shallop.controller.leader import LeaseTimes
     from shallop.kube.kubeconfig import load_kubeconfig
     from shallop.settings import Settings
 
@@ -75,9 +83,13 @@ def _controllers(options: argparse.Namespace) -> int:
         stream=sys.stderr,
     )
     access = load_kubeconfig(options.kubeconfig, context=options.context)
-    lease_namespace = (options.lease_namespace or access.namespace) if options.leader_elect else ""
+    lease = None
+    if options.leader_elect:
+        duration_s = max(options.lease_duration, 3.0)
+        times = LeaseTimes(duration_s, duration_s * 2 / 3, duration_s * 2 / 15)
+        lease = Lease(options.lease_namespace or access.namespace, times)
     settings = Settings(gateway_base=options.gateway_url.rstrip("/"))
-    return run(access, settings, lease_namespace=lease_namespace, health_port=options.health_port)
+    return run(access, settings, lease, health_port=options.health_port)
 
 
 def _install(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 import uvloop
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 from shallop.cluster.manifests import CLUSTER_PARTS, LEASE_NAME
 from shallop.controller import Manager
-from shallop.controller.leader import Elector
+from shallop.controller.leader import Elector, LeaseTimes
 from shallop.errors import ApiError
 from shallop.kube.kubeconfig import Access
 from shallop.kube.objects import Key, Object, gvk_of
@@ -28,32 +29,39 @@ from shallop.settings import Settings
 from shallop.store.database import Database
 from shallop.webserver import Server, bind
 
-__all__ = ["run"]
+__all__ = ["Lease", "run"]
 
 log = logging.getLogger(__name__)
 _RETRY_S = 5.0
 
 
-def run(access: Access, settings: Settings, *, lease_namespace: str, health_port: int) -> int:
-    """Run until SIGINT or SIGTERM (0), or until the lead is lost (1); no election without a ``lease_namespace``."""
+class Lease(NamedTuple):
+    """Where replicas decide who acts, and how long that holds."""
+
+    namespace: str
+    times: LeaseTimes
+
+
+def run(access: Access, settings: Settings, lease: Lease | None, *, health_port: int) -> int:
+    """Run until SIGINT or SIGTERM (0), or until the lead is lost (1); no election without a ``lease``."""
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(f"sqlite:///{settings.home / 'controllers.db'}", synchronous=settings.synchronous)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(access, settings, database, lease_namespace, health_port))
+            return runner.run(_run(access, settings, database, lease, health_port))
     finally:
         database.close()
 
 
-async def _run(access: Access, settings: Settings, database: Database, lease_namespace: str, health_port: int) -> int:
+async def _run(access: Access, settings: Settings, database: Database, lease: Lease | None, health_port: int) -> int:
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     async with AsyncExitStack() as stack:
         plain = await stack.enter_async_context(RemoteClient(access))
-        elector = Elector(plain, Key(lease_namespace, LEASE_NAME), _identity()) if lease_namespace else None
-        client = plain
-        if elector is not None:
+        elector, client = None, plain
+        if lease is not None:
+            elector = Elector(plain, Key(lease.namespace, LEASE_NAME), _identity(), lease.times)
             client = await stack.enter_async_context(RemoteClient(access, may_write=elector.may_write))
         kinds = [kind for part in CLUSTER_PARTS for kind in part.kinds]
         manager = Manager(client, settings, database, kinds, component="shallop-controllers", admitted=False)

@@ -18,7 +18,7 @@ __all__ = ["Change", "Informer", "Store"]
 
 log = logging.getLogger(__name__)
 _FIRST_RETRY_S = 0.05
-_MAX_RETRY_S = 30.0
+_MAX_RETRY_S = 10.0
 # A watch that lasted so long, or that brought anything, was a good one.
 _GOOD_WATCH_S = 5.0
 # How often we look whether a kind that the server lacks has come.
@@ -89,7 +89,9 @@ class Informer:
         self.served = True
         self._client = client
         self._handlers: list[Callable[[Change], None]] = []
+        self._appeared: list[Callable[[], None]] = []
         self._revision = ""
+        self._heard = False
 
     def add_handler(self, handler: Callable[[Change], None]) -> None:
         """Call ``handler`` for each later change, and now for each known object."""
@@ -97,19 +99,23 @@ class Informer:
         for obj in self.store.list():
             handler(Change(None, obj))
 
+    def on_appeared(self, call: Callable[[], None]) -> None:
+        """Call when the server has the kind after all."""
+        self._appeared.append(call)
+
     async def run(self) -> None:
         """List and watch for ever."""
         failures = 0
         while True:
-            began, revision = time.monotonic(), self._revision
+            began, self._heard = time.monotonic(), False
             try:
-                if not revision:
+                if not self._revision:
                     await self._relist()
                 await self._watch()
                 problem = None
             except (TimeoutError, ApiError, OSError) as error:
                 problem = error
-            good = time.monotonic() - began > _GOOD_WATCH_S or (bool(revision) and self._revision != revision)
+            good = self._heard or time.monotonic() - began > _GOOD_WATCH_S
             failures = 0 if good else failures + 1
             await asyncio.sleep(self._pause_s(problem, failures))
 
@@ -143,9 +149,7 @@ class Informer:
 
     async def _relist(self) -> None:
         listing = await self._client.list(self.gvk)
-        if not self.served:
-            log.info("%s %s: served now", self.gvk.api_version, self.gvk.kind)
-            self.served = True
+        appeared, self.served = not self.served, True
         current = {key_of(obj): obj for obj in listing.items}
         for obj in self.store.list():
             now = current.get(key_of(obj))
@@ -157,10 +161,14 @@ class Informer:
                 self._change(key, obj)
         self._revision = listing.resource_version
         self.synced.set()
+        if appeared:
+            log.info("%s %s: served now", self.gvk.api_version, self.gvk.kind)
+            for call in self._appeared:
+                call()
 
     async def _watch(self) -> None:
         async for event in self._client.watch(self.gvk, resource_version=self._revision):
-            self._revision = event.object["metadata"]["resourceVersion"]
+            self._revision, self._heard = event.object["metadata"]["resourceVersion"], True
             if event.type != "BOOKMARK":
                 self._change(key_of(event.object), None if event.type == "DELETED" else event.object)
 

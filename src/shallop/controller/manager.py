@@ -132,9 +132,14 @@ class Manager:
         self.informer(kind.gvk).add_handler(lambda change: self._changed(queue, change))
         for gvk in kind.owns:
             self.informer(gvk).add_handler(lambda change: _owner_changed(queue, kind.gvk, change))
+            self.informer(gvk).on_appeared(lambda: self._queue_all(controller))
         for watch in kind.watches:
             self.informer(watch.gvk).add_handler(lambda change, w=watch: _mapped(queue, w.to_keys, change))  # type: ignore[misc]
         self._tasks = tasks
+
+    def _queue_all(self, controller: _Controller) -> None:
+        for obj in self.cache(controller.kind.gvk).list():
+            controller.queue.add(key_of(obj))
 
     def _changed(self, queue: WorkQueue[Key], change: Change) -> None:
         queue.add(key_of(change.new or change.old or {}))
