@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from shallop import dashboard, gateway, instance, pipelines, registry, serving
+from shallop import dashboard, gateway, instance, pipelines, registry, serving, training
 from shallop.controller import Manager, Part, Services
 from shallop.embedded import workloads
 from shallop.embedded.apiserver.kubeconfig import write_kubeconfig
@@ -44,6 +44,7 @@ PARTS: tuple[Part, ...] = (
     registry.PART,
     pipelines.PART,
     serving.PART,
+    training.PART,
     dashboard.PART,
 )
 _SERVICE = Gvk("v1", "Service")

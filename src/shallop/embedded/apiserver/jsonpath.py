@@ -1,4 +1,4 @@
-"""JSON paths of printer columns: ``.spec.a``, ``.list[0]``, ``[*]``, ``['key']``, ``[?(@.type=="Ready")].status``."""
+"""JSON paths of printer columns: ``.a.b``, ``.list[0]``, ``[-1:]``, ``[*]``, ``[?(@.type=="Ready")].status``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ __all__ = ["compile_path"]
 _STEP = re.compile(
     r"""\.(?P<key>(?:\\.|[^.\[\]\\])+)
     |\[(?P<index>-?\d+)\]
+    |\[(?P<slice>(?P<from>-?\d*):(?P<to>-?\d*))\]
     |\[(?P<all>\*)\]
     |\[['"](?P<quoted>[^'"]*)['"]\]
     |\[\?\(\s*@(?P<path>[^=!<>]*?)\s*(?P<op>==|!=)\s*(?P<value>[^)]*?)\s*\)\]""",
@@ -58,6 +59,9 @@ def _step(match: re.Match[str]) -> Select:
     if match["index"] is not None:
         index = int(match["index"])
         return lambda node: [node[index]] if isinstance(node, list) and -len(node) <= index < len(node) else []
+    if match["slice"] is not None:
+        part = slice(*(int(bound) if bound else None for bound in (match["from"], match["to"])))
+        return lambda node: node[part] if isinstance(node, list) else []
     return _filter(compile_path(match["path"]), match["op"], _literal(match["value"]))
 
 

@@ -78,6 +78,7 @@ class EnvironmentSpec:
         env: variables of the image.
         shell: ``bash`` when ``sh`` must be one.
         preload: modules for the fork-server.
+        workdir: where processes start when the container does not say; empty for the root.
         warnings: what differs from the image; for the Pod's Events.
         installs_at_run_time: the command calls pip itself; give it a place of its own (``PIP_TARGET``).
     """
@@ -92,6 +93,7 @@ class EnvironmentSpec:
     env: tuple[tuple[str, str], ...] = ()
     shell: str = ""
     preload: tuple[str, ...] = ()
+    workdir: str = ""
     warnings: tuple[str, ...] = ()
     installs_at_run_time: bool = False
 
@@ -184,8 +186,11 @@ def _without_cuda(requirements: Iterable[str]) -> list[str]:
     for requirement in requirements:
         exact = re.match(r"xgboost\s*(==\s*([\d.]+))?", requirement)
         old = exact is not None and exact[2] and tuple(map(int, exact[2].strip(".").split(".")[:3])) < (2, 1, 1)
-        is_xgboost = _package_of(requirement) == "xgboost" and not old
-        result.append(re.sub(r"^xgboost", "xgboost-cpu", requirement) if is_xgboost else requirement)
+        if _package_of(requirement) == "xgboost" and not old:
+            requirement = re.sub(r"^xgboost", "xgboost-cpu", requirement)
+        elif _package_of(requirement) == "tensorflow" and sys.platform == "linux":
+            requirement = re.sub(r"^tensorflow", "tensorflow-cpu", requirement)
+        result.append(requirement)
     return result
 
 
@@ -246,6 +251,7 @@ class Environments:
             env=entry.env,
             shell=entry.shell,
             preload=entry.preload,
+            workdir=entry.workdir,
             warnings=(f"image '{image}': {warning}",) if warning else (),
             installs_at_run_time=needs_pip,
         )

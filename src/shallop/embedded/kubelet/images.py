@@ -26,7 +26,7 @@ __all__ = ["ImageEntry", "ImageTable", "add_image", "read_requirements", "remove
 _VERSION = re.compile(r"3\.\d+")
 _TAG_VERSION = re.compile(r"(?:python)?-?(3\.\d+)(?![\d])")
 _NAME_VERSION = re.compile(r"(3)\.?(\d+)$")
-_FIELDS = ("image", "python", "requirements", "command", "env", "shell", "preload")
+_FIELDS = ("image", "python", "requirements", "command", "env", "shell", "preload", "workdir")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ImageEntry:
         env: variables that it sets, in the order of the file.
         shell: ``bash`` when ``sh`` must be one.
         preload: modules that the environment's fork-server imports.
+        workdir: where its processes start; empty for the root.
     """
 
     image: str
@@ -51,6 +52,7 @@ class ImageEntry:
     env: tuple[tuple[str, str], ...] = ()
     shell: str = ""
     preload: tuple[str, ...] = ()
+    workdir: str = ""
 
     def python_of(self, repository: str, tag: str) -> str:
         """Return X.Y for one image, empty when it names none."""
@@ -169,6 +171,7 @@ def _parse(item: Any, where: str) -> ImageEntry:
         tuple((str(name), str(value)) for name, value in env.items()),
         str(item.get("shell", "")),
         _strings(item, "preload", where),
+        str(item.get("workdir", "")),
     )
 
 

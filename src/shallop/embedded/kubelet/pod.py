@@ -399,6 +399,8 @@ class PodWorker:
                 "not known here; set command in the Pod"
             )
         argv = expand_all(words, env)
+        if "workingDir" not in container and environment.spec.workdir:
+            container = {**container, "workingDir": environment.spec.workdir}
         request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
         plain = True
         if (group := self._memory_group(record, container)) and request.plan is not None:
@@ -487,7 +489,7 @@ class PodWorker:
 
     def _working_folder(self, record: ContainerRecord, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Make the working directory, as container engines do: in the volume where it lies, or as a private folder."""
-        path = Path(self._specs[record.name].get("workingDir") or "/")
+        path = Path(self._specs[record.name].get("workingDir") or self._environments[record.name].spec.workdir or "/")
         for mount in sorted(mounts, key=lambda mount: len(mount["target"]), reverse=True):
             if path.is_relative_to(mount["target"]) and "source" in mount:
                 if not mount.get("readonly"):
@@ -674,6 +676,8 @@ class PodWorker:
                 return 126
             container, environment = self._specs[record.name], self._environments[record.name]
             env = self._env(container, environment)
+            if "workingDir" not in container and environment.spec.workdir:
+                container = {**container, "workingDir": environment.spec.workdir}
             request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
             id_ = f"exec.{os.urandom(4).hex()}"
             done: asyncio.Future[int] = asyncio.get_running_loop().create_future()

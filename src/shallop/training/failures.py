@@ -1,0 +1,90 @@
+"""Why a training process ended badly, in words for users: which container, exit code, memory, its last lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from shallop.kube.objects import Object
+
+__all__ = ["Failure", "explain", "first_failure", "is_failed_start", "start_problem"]
+
+_LINES, _CHARACTERS = 8, 700
+# Waiting reasons that no amount of waiting cures by itself.
+_STUCK = ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "InvalidImageName")
+_SIGNALS = {130: "interrupted", 137: "killed", 139: "crashed: segmentation fault", 143: "ended from outside"}
+
+
+class Failure(NamedTuple):
+    """
+    One end of one container.
+
+    Args:
+        identity: the same for the same end, different for the next restart.
+        at: RFC 3339 time of the end.
+    """
+
+    identity: str
+    at: str
+    message: str
+
+
+def first_failure(pods: Iterable[Object]) -> Failure | None:
+    """Return the container that failed first: what came after is often a consequence, such as lost peers."""
+    found = [failure for pod in pods for failure in _failures(pod)]
+    # A process that was told to end did not cause anything.
+    return min(found, key=lambda item: (item[0], item[1].at), default=(0, None))[1]
+
+
+def _failures(pod: Object) -> Iterable[tuple[int, Failure]]:
+    status = pod.get("status") or {}
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or ():
+            for state in (container.get("lastState") or {}, container.get("state") or {}):
+                ended = state.get("terminated")
+                if ended and ended.get("exitCode"):
+                    consequence = ended["exitCode"] in (143, 130) or (
+                        ended["exitCode"] == 137 and ended.get("reason") != "OOMKilled"
+                    )
+                    identity = f"{pod['metadata']['uid']}/{container['name']}/{ended.get('finishedAt', '')}"
+                    at = str(ended.get("finishedAt") or "")
+                    yield int(consequence), Failure(identity, at, explain(pod, container["name"], ended))
+
+
+def explain(pod: Object, container: str, ended: dict[str, Any]) -> str:
+    """Say how a container ended."""
+    code = int(ended["exitCode"])
+    text = f"container {container} of Pod {pod['metadata']['name']} ended with exit code {code}"
+    if ended.get("reason") == "OOMKilled":
+        text += ": out of memory; raise its memory limit or make batches smaller"
+    elif code in _SIGNALS:
+        text += f" ({_SIGNALS[code]})"
+    elif code == 127:
+        text += " (command not found)"
+    lines = [line for line in str(ended.get("message") or "").splitlines() if line.strip()][-_LINES:]
+    if lines:
+        text += "; last lines:\n" + "\n".join(lines)[-_CHARACTERS:]
+    return text
+
+
+def start_problem(pod: Object) -> str:
+    """Return why a Pod cannot start, empty when nothing is known to be wrong."""
+    status = pod.get("status") or {}
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or ():
+            waiting = (container.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") in _STUCK:
+                return f"{waiting['reason']}: {waiting.get('message', '')}"
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return str(condition.get("message") or condition.get("reason") or "")
+    return ""
+
+
+def is_failed_start(pod: Object) -> bool:
+    """Whether an image cannot be had: waiting does not help, a mapping of the image does."""
+    status = pod.get("status") or {}
+    return any(
+        ((container.get("state") or {}).get("waiting") or {}).get("reason") in ("ErrImagePull", "ImagePullBackOff")
+        for container in status.get("containerStatuses") or ()
+    )

@@ -1,0 +1,247 @@
+"""The classic jobs: variables of replicas, and what a job does next."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from shallop.kube.objects import Object, find_condition
+from shallop.training.classic import CLASSIC_KINDS, default_job, validate_job
+from shallop.training.classic_plan import ClassicPlan, plan_classic
+from shallop.training.classic_render import render_config, render_pod, render_service
+from shallop.training.classic_table import CLASSIC, ClassicKind
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KINDS = {kind.kind: kind for kind in CLASSIC}
+
+
+def job(kind: str, replicas: dict[str, int], *, policy: str | None = None, **spec: Any) -> Object:
+    table = KINDS[kind]
+    container = {"name": table.container, "image": "python", "command": ["true"]}
+    specs = {
+        name: {"replicas": count, "template": {"spec": {"containers": [dict(container)]}}}
+        | ({"restartPolicy": policy} if policy else {})
+        for name, count in replicas.items()
+    }
+    metadata = {"name": "j", "namespace": "team", "uid": "u"}
+    raw = {"apiVersion": "kubeflow.org/v1", "kind": kind, "metadata": metadata, "spec": {table.specs: specs, **spec}}
+    return default_job(table, raw)
+
+
+def env(raw: Object, type_: str, index: int) -> dict[str, str]:
+    table = KINDS[raw["kind"]]
+    entries = table.variables(table.view(raw), type_, index)
+    return {entry["name"]: entry.get("value", "") for entry in entries}
+
+
+def test_pytorch_names_its_master_and_ranks() -> None:
+    raw = job("PyTorchJob", {"Master": 1, "Worker": 2}, nprocPerNode="2")
+    assert env(raw, "Worker", 1) == {
+        "PYTHONUNBUFFERED": "1",
+        "MASTER_ADDR": "j-master-0",
+        "PET_MASTER_ADDR": "j-master-0",
+        "MASTER_PORT": "23456",
+        "PET_MASTER_PORT": "23456",
+        "WORLD_SIZE": "6",
+        "RANK": "2",
+        "PET_NODE_RANK": "2",
+        "PET_NPROC_PER_NODE": "2",
+        "PET_NNODES": "3",
+    }
+    assert env(raw, "Master", 0)["RANK"] == "0"
+
+
+def test_an_elastic_pytorch_job_meets_at_its_first_worker() -> None:
+    elastic = {"minReplicas": 1, "maxReplicas": 3, "maxRestarts": 4, "rdzvConf": [{"key": "a", "value": "b"}]}
+    values = env(job("PyTorchJob", {"Worker": 2}, elasticPolicy=elastic), "Worker", 0)
+    assert values["PET_NNODES"] == "1:3" and values["PET_RDZV_ENDPOINT"] == "j-worker-0:23456"
+    assert values["PET_RDZV_BACKEND"] == "c10d" and values["PET_MAX_RESTARTS"] == "4"
+    assert values["PET_RDZV_CONF"] == "a=b" and "MASTER_ADDR" not in values
+
+
+def test_tensorflow_gets_its_cluster() -> None:
+    raw = job("TFJob", {"Worker": 2, "PS": 1})
+    config = json.loads(env(raw, "Worker", 1)["TF_CONFIG"])
+    assert config["cluster"] == {
+        "worker": ["j-worker-0.team.svc:2222", "j-worker-1.team.svc:2222"],
+        "ps": ["j-ps-0.team.svc:2222"],
+    }
+    assert config["task"] == {"type": "worker", "index": 1}
+    assert env(job("TFJob", {"Worker": 1}), "Worker", 0) == {}
+
+
+def test_xgboost_jax_and_paddle_number_their_replicas() -> None:
+    values = env(job("XGBoostJob", {"Master": 1, "Worker": 2}), "Worker", 0)
+    assert (values["RANK"], values["WORLD_SIZE"], values["WORKER_ADDRS"]) == ("1", "3", "j-worker-0,j-worker-1")
+    values = env(job("JAXJob", {"Worker": 2}), "Worker", 1)
+    assert (values["PROCESS_ID"], values["COORDINATOR_ADDRESS"], values["COORDINATOR_PORT"]) == (
+        "1",
+        "j-worker-0",
+        "6666",
+    )
+    paddle = job("PaddleJob", {"Worker": 2})
+    assert env(paddle, "Worker", 0)["PADDLE_MASTER"] == "$(POD_IP_DUMMY):36543"
+    assert env(paddle, "Worker", 1)["PADDLE_MASTER"] == "j-worker-0:36543"
+
+
+def test_pods_and_services_have_the_names_and_labels_of_kubeflow() -> None:
+    raw = job("PyTorchJob", {"Master": 1, "Worker": 1}, policy="ExitCode")
+    table = KINDS["PyTorchJob"]
+    pod, service = (make(table, table.view(raw), "Master", 0) for make in (render_pod, render_service))
+    prefix = "training.kubeflow.org"
+    assert pod["metadata"]["name"] == service["metadata"]["name"] == "j-master-0"
+    assert pod["metadata"]["labels"] == {
+        f"{prefix}/operator-name": "pytorchjob-controller",
+        f"{prefix}/job-name": "j",
+        f"{prefix}/replica-type": "master",
+        f"{prefix}/replica-index": "0",
+        f"{prefix}/job-role": "master",
+    }
+    assert pod["spec"]["restartPolicy"] == "Never" and service["spec"]["clusterIP"] == "None"
+    assert set(service["spec"]["selector"].items()) <= set(pod["metadata"]["labels"].items())
+
+
+def test_an_mpi_worker_waits_to_be_called_and_the_launcher_comes_last() -> None:
+    raw = job("MPIJob", {"Launcher": 1, "Worker": 2}, slotsPerWorker=2)
+    table = KINDS["MPIJob"]
+    view = table.view(raw)
+    assert render_config(view)["data"]["hostfile"] == "j-worker-0 slots=2\nj-worker-1 slots=2\n"
+    command = render_pod(table, view, "Worker", 0)["spec"]["containers"][0]["command"]
+    assert command == ["python3", "-m", "shallop_pod.rsh", "serve", "--", "true"]
+    assert plan(raw, []).create == (("Worker", 0), ("Worker", 1))
+    workers = [pod(raw, "Worker", index, "Running") for index in (0, 1)]
+    assert plan(raw, workers).create == (("Launcher", 0),)
+    done = plan(raw, [*workers, pod(raw, "Launcher", 0, "Succeeded")])
+    assert types(done) == {"Created": "True", "Succeeded": "True"}
+
+
+def pod(raw: Object, type_: str, index: int, phase: str, code: int = 0, restarts: int = 0) -> Object:
+    table = KINDS[raw["kind"]]
+    made = render_pod(table, table.view(raw), type_, index)
+    state = {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:00:00Z", "message": "last words"}}
+    container = {
+        "name": table.container,
+        "restartCount": restarts,
+        "state": state if phase in ("Failed", "Succeeded") else {"running": {}},
+    }
+    metadata = made["metadata"] | {"uid": f"{type_}{index}{phase}"}
+    return made | {"metadata": metadata, "status": {"phase": phase, "containerStatuses": [container]}}
+
+
+def plan(raw: Object, pods: list[Object], now: datetime = NOW) -> ClassicPlan:
+    return plan_classic(KINDS[raw["kind"]], raw, pods, now)
+
+
+def types(result: ClassicPlan) -> dict[str, str]:
+    return {item["type"]: item["status"] for item in result.status["conditions"]}
+
+
+def after(raw: Object, result: ClassicPlan) -> Object:
+    return raw | {"status": json.loads(json.dumps(result.status))}
+
+
+def test_a_job_is_created_runs_and_succeeds_with_its_master() -> None:
+    raw = job("PyTorchJob", {"Master": 1, "Worker": 1})
+    first = plan(raw, [])
+    assert first.create == (("Master", 0), ("Worker", 0)) and types(first) == {"Created": "True"}
+    raw = after(raw, first)
+    pods = [pod(raw, "Master", 0, "Running"), pod(raw, "Worker", 0, "Running")]
+    second = plan(raw, pods)
+    assert types(second) == {"Created": "True", "Running": "True"} and not second.create
+    assert second.status["replicaStatuses"]["Worker"]["active"] == 1
+    raw = after(raw, second)
+    third = plan(raw, [pod(raw, "Master", 0, "Succeeded"), pods[1]])
+    assert types(third) == {"Created": "True", "Running": "False", "Succeeded": "True"}
+    assert third.status["conditions"][-1]["reason"] == "PyTorchJobSucceeded" and third.status["completionTime"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "expected"),
+    [("Never", 1, "Failed"), ("ExitCode", 1, "Failed"), ("ExitCode", 137, "Restarting")],
+)
+def test_what_a_failed_replica_does_depends_on_its_restart_policy(policy: str, code: int, expected: str) -> None:
+    raw = job("TFJob", {"Worker": 2}, policy=policy)
+    pods = [pod(raw, "Worker", 0, "Running"), pod(raw, "Worker", 1, "Failed", code)]
+    result = plan(raw, pods)
+    assert types(result)[expected] == "True"
+    if expected == "Failed":
+        assert "exit code 1; last lines:\nlast words" in result.status["conditions"][-1]["message"]
+    else:
+        assert [item["metadata"]["name"] for item in result.delete] == ["j-worker-1"]
+        assert result.status["restartCount"] == 1
+
+
+def test_too_many_restarts_end_a_job() -> None:
+    raw = job("PyTorchJob", {"Worker": 1}, runPolicy={"backoffLimit": 2})
+    assert "Failed" not in types(plan(raw, [pod(raw, "Worker", 0, "Running", restarts=2)]))
+    assert types(plan(raw, [pod(raw, "Worker", 0, "Running", restarts=3)]))["Failed"] == "True"
+
+
+def test_a_deadline_ends_a_job() -> None:
+    raw = job("JAXJob", {"Worker": 1}, runPolicy={"activeDeadlineSeconds": 60})
+    first = plan(raw, [])
+    assert first.requeue_after_s == 60
+    late = plan(after(raw, first), [], NOW + timedelta(seconds=61))
+    assert types(late)["Failed"] == "True" and not late.create
+
+
+def test_suspending_ends_pods_and_resuming_makes_them_again() -> None:
+    raw = job("XGBoostJob", {"Master": 1}, runPolicy={"suspend": True})
+    held = plan(raw, [pod(raw, "Master", 0, "Running")])
+    assert len(held.delete) == 1 and types(held)["Suspended"] == "True" and held.status["startTime"] is None
+    raw = after(raw, held)
+    raw["spec"]["runPolicy"]["suspend"] = False
+    resumed = plan(raw, [])
+    assert types(resumed)["Suspended"] == "False" and resumed.create == (("Master", 0),)
+
+
+@pytest.mark.parametrize(("clean", "left"), [("None", 2), ("Running", 1), ("All", 0)])
+def test_pods_of_a_finished_job_go_as_its_policy_says(clean: str, left: int) -> None:
+    raw = job("PyTorchJob", {"Master": 1, "Worker": 1}, runPolicy={"cleanPodPolicy": clean})
+    pods = [pod(raw, "Master", 0, "Succeeded"), pod(raw, "Worker", 0, "Running")]
+    finished = after(raw, plan(raw, pods))
+    assert len(pods) - len(plan(finished, pods).delete) == left
+
+
+def test_a_finished_job_goes_when_its_time_is_over_and_never_runs_again() -> None:
+    raw = job("PyTorchJob", {"Worker": 1}, runPolicy={"ttlSecondsAfterFinished": 5})
+    finished = after(raw, plan(raw, [pod(raw, "Worker", 0, "Succeeded")]))
+    assert plan(finished, []).create == () and plan(finished, []).requeue_after_s == 5
+    assert plan(finished, [], NOW + timedelta(seconds=6)).delete_job
+
+
+def test_fewer_replicas_end_the_last_ones() -> None:
+    raw = job("PyTorchJob", {"Worker": 1}, elasticPolicy={"minReplicas": 1, "maxReplicas": 3})
+    result = plan(raw, [pod(raw, "Worker", index, "Running") for index in (0, 1)])
+    assert [item["metadata"]["name"] for item in result.delete] == ["j-worker-1"]
+
+
+def fields(raw: Object) -> list[str]:
+    return [error.field for error in validate_job(KINDS[raw["kind"]], raw, None)]
+
+
+def test_bad_jobs_are_refused_with_the_field() -> None:
+    assert fields(job("PyTorchJob", {"Master": 2})) == ["spec.pytorchReplicaSpecs[Master].replicas"]
+    assert fields(job("XGBoostJob", {"Worker": 1})) == ["spec.xgbReplicaSpecs[Master]"]
+    assert fields(job("PyTorchJob", {"Foo": 1})) == ["spec.pytorchReplicaSpecs[Foo]"]
+    raw = job("TFJob", {"Worker": 1}, policy="Sometimes")
+    template = raw["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    template["name"], template["image"] = "main", ""
+    path = "spec.tfReplicaSpecs[Worker]"
+    assert fields(raw) == [
+        f"{path}.template.spec.containers[0].image",
+        f"{path}.template.spec.containers",
+        f"{path}.restartPolicy",
+    ]
+    raw = job("JAXJob", {"Worker": 1}, runPolicy={"cleanPodPolicy": "Some"})
+    raw["metadata"]["name"] = "9lives"
+    assert fields(raw) == ["metadata.name", "spec.runPolicy.cleanPodPolicy"]
+
+
+def test_replica_types_are_spelled_as_the_table_spells_them() -> None:
+    assert list(job("TFJob", {"worker": 1, "ps": 1})["spec"]["tfReplicaSpecs"]) == ["Worker", "PS"]
+    assert len(CLASSIC_KINDS) == 6 and isinstance(CLASSIC[0], ClassicKind)
+    assert find_condition({"status": plan(job("JAXJob", {"Worker": 1}), []).status}, "Created")
