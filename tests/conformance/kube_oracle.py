@@ -41,8 +41,8 @@ async def running(home: Path) -> AsyncIterator[ApiServer]:
     settings = Settings(home=home)
     database = Database(f"sqlite:///{home / 'rows.db'}")
     await server.start()
-    # The recorded cluster had no scheduler.
-    kinds = [kind for kind in workloads.PART.kinds if kind.kind != "Pod"]
+    # The recorded cluster had no scheduler and no kinds of ours.
+    kinds = [kind for kind in workloads.PART.kinds if kind.kind != "Pod" and kind.schema is None]
     manager = Manager(
         server.client(field_manager="kube-controller-manager"),
         settings,

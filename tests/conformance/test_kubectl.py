@@ -76,7 +76,7 @@ def _serve(home: Path, ready: threading.Event, stop: threading.Event) -> None:
         url = f"https://127.0.0.1:{sock.getsockname()[1]}"
         write_kubeconfig(home / "kubeconfig", server=url, ca_pem=tls.ca.read_bytes(), token="secret")
         database = Database(f"sqlite:///{home / 'rows.db'}")
-        kinds = [kind for kind in workloads.PART.kinds if kind.kind != "Pod"]
+        kinds = [kind for kind in workloads.PART.kinds if kind.kind != "Pod" and kind.schema is None]
         manager = Manager(server.client(), Settings(home=home), database, kinds)
         running = asyncio.create_task(manager.run())
         ready.set()

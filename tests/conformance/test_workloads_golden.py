@@ -33,13 +33,7 @@ POLL_S = 5.0
 
 # Steps that concern kinds or columns of others, or what we leave out on purpose.
 NOT_OURS = {
-    "workload_controllers.json": {
-        "sts-pod-0": "StatefulSet has no controller yet",
-        "sts-pvc": "StatefulSet has no controller yet",
-        "sts-pod-1-waits": "StatefulSet has no controller yet",
-        "sts-status": "StatefulSet has no controller yet",
-        "daemonset-status": "DaemonSet has no controller: there is one node",
-    },
+    "workload_controllers.json": {},
     "finalizers_gc.json": {},
     "serviceaccounts_tokens.json": {},
 }
@@ -54,6 +48,7 @@ async def control_plane(home: Path) -> AsyncIterator[str]:
     (home / "tls" / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n")
     server = ApiServer(None, admin_token=TOKEN)
     await server.start()
+    await server.register_kinds(PART.kinds)
     client = server.client()
     for obj in PART.objects:
         await client.create(obj)
@@ -159,8 +154,9 @@ class Replay:
             metadata = body.get("metadata")
             if isinstance(metadata, dict) and metadata.get("generateName") and metadata.get("name"):
                 self.suffixed.add(metadata["name"])
-            if "pod-template-hash" in body:
-                self.hashes.add(body["pod-template-hash"])
+            for label in ("pod-template-hash", "controller-revision-hash"):
+                if label in body:
+                    self.hashes.add(body[label].rpartition("-")[2])
             for inner in body.values():
                 self._learn(inner)
         elif isinstance(body, list):
@@ -171,7 +167,7 @@ class Replay:
         """Apply the rules that the recordings were made with, then those of the step."""
         text = json.dumps(body)
         for name in sorted(self.suffixed, key=len, reverse=True):
-            text = text.replace(name, f"{name[:-5]}<suffix>")
+            text = text.replace(name, f"{name.rpartition('-')[0]}-<suffix>")
         return shaped(json.loads(text), step, self.hashes)
 
 
@@ -220,7 +216,7 @@ def scrubbed(value: Any, hashes: set[str], drop: frozenset[str], key: str = "") 
 
 
 def recorded_hashes(steps: list[dict[str, Any]]) -> set[str]:
-    return set(re.findall(r'"pod-template-hash": "(\w+)"', json.dumps(steps)))
+    return set(re.findall(r'"(?:pod-template|controller-revision)-hash": "(?:\w+-)?(\w+)"', json.dumps(steps)))
 
 
 # What the recorder's own clients and identity left in the answers, and prose that is not ours to repeat.

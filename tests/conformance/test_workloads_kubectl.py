@@ -95,6 +95,7 @@ async def open_cluster(home: Path, over: str) -> AsyncIterator[Cluster]:
     tls = ensure_tls(home / "tls")
     server = ApiServer(None, admin_token="workloads-token")
     await server.start()
+    await server.register_kinds(PART.kinds)
     local = server.client()
     sock = bind("127.0.0.1", 0, "api_port")
     http = Server(server.asgi, sock, tls=(str(tls.certificate), str(tls.key)))

@@ -164,6 +164,7 @@ async def running(home: Path, cache: Path, isolation: str) -> AsyncIterator[Worl
     database = Database(f"sqlite:///{home / 'rows.db'}")
     server = ApiServer(home / "objects.db", admin_token="t", key_file=home / "tls" / "accounts.key")
     await server.start()
+    await server.register_kinds(workloads.PART.kinds)
     client = server.client()
     node = Node(Services(settings, client, database, lambda: datetime.now(UTC)))
     started = asyncio.Event()

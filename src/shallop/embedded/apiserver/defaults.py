@@ -180,7 +180,19 @@ def _daemonset(obj: Object, old: Object | None) -> Object:
         strategy["rollingUpdate"] = rolling
     spec["updateStrategy"] = strategy
     spec["template"] = default_template(spec.get("template") or {})
-    return obj | {"spec": spec}
+    metadata = obj["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), _TEMPLATE_GENERATION: _template_generation(spec, old)}
+    return obj | {"spec": spec, "metadata": {**metadata, "annotations": annotations}}
+
+
+_TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
+
+
+def _template_generation(spec: Object, old: Object | None) -> str:
+    if old is None:
+        return "1"
+    known = int((old["metadata"].get("annotations") or {}).get(_TEMPLATE_GENERATION, "1"))
+    return str(known if old["spec"].get("template") == spec["template"] else known + 1)
 
 
 def _job(obj: Object, old: Object | None) -> Object:

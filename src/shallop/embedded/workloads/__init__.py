@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from shallop.controller import Part, Services
 from shallop.embedded.workloads.cronjob import CRONJOB
+from shallop.embedded.workloads.daemonset import DAEMONSET
 from shallop.embedded.workloads.deployment import DEPLOYMENT
 from shallop.embedded.workloads.endpointslice import SERVICE_ENDPOINTS
 from shallop.embedded.workloads.garbage import GarbageCollector
@@ -17,6 +18,7 @@ from shallop.embedded.workloads.persistentvolumeclaim import PERSISTENTVOLUMECLA
 from shallop.embedded.workloads.replicaset import REPLICASET
 from shallop.embedded.workloads.scheduler import SCHEDULER
 from shallop.embedded.workloads.serviceaccount import NAMESPACE_DEFAULTS
+from shallop.embedded.workloads.statefulset import STATEFULSET
 
 __all__ = ["PART"]
 
@@ -30,6 +32,8 @@ PART = Part(
     kinds=(
         DEPLOYMENT,
         REPLICASET,
+        STATEFULSET,
+        DAEMONSET,
         JOB,
         CRONJOB,
         JOBSET,

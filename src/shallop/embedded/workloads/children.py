@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shallop.controller import Context
-from shallop.errors import ApiError, NotFoundError
+from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, controller_of, is_deleting, key_of, owner_reference
 
 __all__ = ["Children", "is_controlled_by", "is_namespace_ending"]
@@ -75,6 +75,25 @@ class Children:
         created = await ctx.client.create({**obj, "metadata": metadata})
         self._created.setdefault(owner["metadata"]["uid"], {})[key_of(created)] = created
         return created
+
+    async def ensure(self, ctx: Context, owner: Object, obj: Object) -> Object | None:
+        """
+        Create a child whose name is fixed.
+
+        Returns:
+            None when a child of ``owner`` still has the name: it is about to go, and its end brings the owner back.
+
+        Raises:
+            AlreadyExistsError: somebody else's object has the name.
+        """
+        try:
+            return await self.create(ctx, owner, obj)
+        except AlreadyExistsError:
+            key = key_of(obj)
+            found = await ctx.client.get(self.gvk, key.name, key.namespace)
+            if is_controlled_by(found, owner["metadata"]["uid"]):
+                return None
+            raise
 
     async def delete(self, ctx: Context, owner: Object, obj: Object, *, propagation: str = "Background") -> None:
         """Delete a child; one that is gone already is no error."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from shallop.controller import Column, Context, Kind, Resource, Result
-from shallop.embedded.workloads.children import Children, is_controlled_by, is_namespace_ending
+from shallop.embedded.workloads.children import Children, is_namespace_ending
 from shallop.embedded.workloads.jobset_admission import MANAGER, default, validate
 from shallop.embedded.workloads.jobset_plan import JobSetPlan, NewJob, plan_jobset
 from shallop.embedded.workloads.jobset_render import render_claims, render_job, render_service
@@ -76,19 +76,12 @@ class JobSets:
 
     async def _create(self, ctx: Context, raw: Object, new: NewJob) -> None:
         job = render_job(raw, new.rjob, new.replica, int(raw["status"]["restarts"]))
-        key = key_of(job)
         try:
-            await self._jobs.create(ctx, raw, job)
-        except AlreadyExistsError as error:
-            found = await ctx.client.get(_JOB, key.name, key.namespace)
-            if is_controlled_by(found, raw["metadata"]["uid"]):
-                # Of an earlier attempt and about to go: its end comes back here.
-                return
-            ctx.events.record(raw, "JobCreationFailed", str(error), "Warning")
-            raise
+            await self._jobs.ensure(ctx, raw, job)
         except ApiError as error:
             if not is_namespace_ending(error):
-                ctx.events.record(raw, "JobCreationFailed", f"Job {key.name}: {error}", "Warning")
+                text = f"Job {job['metadata']['name']}: {error}"
+                ctx.events.record(raw, "JobCreationFailed", text, "Warning")
                 raise
 
 

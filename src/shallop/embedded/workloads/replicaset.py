@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
 from shallop.embedded.workloads.children import Children, is_namespace_ending
+from shallop.embedded.workloads.claiming import claim_pods
 from shallop.embedded.workloads.pods import POD, available_in_s, is_active, is_ready, is_terminal, phase_of
 from shallop.embedded.workloads.selecting import Selectors
 from shallop.embedded.workloads.statuses import write_status
@@ -25,19 +26,14 @@ from shallop.kube.objects import (
     controller_of,
     find_condition,
     is_deleting,
-    key_of,
     labels_of,
-    owner_reference,
     parse_time,
     set_condition,
 )
-from shallop.kube.selectors import match_selector
 
 __all__ = [
     "REPLICASET",
-    "Claims",
     "ReplicaSets",
-    "plan_claims",
     "plan_scale",
     "rank_for_deletion",
     "render_pod",
@@ -47,25 +43,6 @@ __all__ = [
 REPLICASET_GVK = Gvk("apps/v1", "ReplicaSet")
 _DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _PHASES = {"Pending": 0, "Unknown": 1, "Running": 2}
-
-
-class Claims(NamedTuple):
-    """Pods to take (orphans that match) and to let go (owned ones that match no longer)."""
-
-    adopt: list[Object]
-    release: list[Object]
-
-
-def plan_claims(replicaset: Object, owned: Iterable[Object], others: Iterable[Object]) -> Claims:
-    """Decide which Pods change hands; ``others`` are Pods of the namespace, most of them somebody's."""
-    if is_deleting(replicaset):
-        return Claims([], [])
-    selector = replicaset["spec"]["selector"]
-    release = [pod for pod in owned if not match_selector(selector, labels_of(pod))]
-    adopt = [
-        pod for pod in others if not controller_of(pod) and is_active(pod) and match_selector(selector, labels_of(pod))
-    ]
-    return Claims(adopt, release)
 
 
 def plan_scale(replicas: int, pods: Sequence[Object], now: datetime) -> tuple[int, list[Object]]:
@@ -166,7 +143,7 @@ class ReplicaSets:
         """Create, adopt, release or delete Pods until ``replicas`` are active."""
         raw = replicaset.raw
         self._selectors.put(replicaset.key, replicaset.spec["selector"])
-        owned = await self._claim(ctx, raw)
+        owned = await claim_pods(ctx, self._pods, raw)
         failure: ApiError | None = None
         if not is_deleting(raw):
             missing, surplus = plan_scale(replicaset.spec.get("replicas", 1), owned, ctx.now())
@@ -189,18 +166,6 @@ class ReplicaSets:
         """Return the ReplicaSets that may adopt a Pod."""
         return [] if controller_of(pod) else self._selectors.matching(pod)
 
-    async def _claim(self, ctx: Context, raw: Object) -> list[Object]:
-        owned = await self._pods.of(ctx, raw)
-        claims = plan_claims(raw, owned, ctx.cache(POD).list(raw["metadata"]["namespace"]))
-        for pod in claims.adopt:
-            references = [*(pod["metadata"].get("ownerReferences") or ()), owner_reference(raw)]
-            owned.append(await _set_owners(ctx, pod, references))
-        for pod in claims.release:
-            uid = raw["metadata"]["uid"]
-            await _set_owners(ctx, pod, [r for r in pod["metadata"]["ownerReferences"] if r["uid"] != uid])
-            owned = [other for other in owned if other is not pod]
-        return owned
-
     async def _create(self, ctx: Context, raw: Object, count: int) -> ApiError | None:
         for _ in range(count):
             try:
@@ -212,15 +177,6 @@ class ReplicaSets:
                 return error
             ctx.events.record(raw, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
         return None
-
-
-async def _set_owners(ctx: Context, pod: Object, references: list[dict[str, Any]]) -> Object:
-    metadata = pod["metadata"]
-    # The uid and version guard against a Pod that changed hands meanwhile.
-    guard = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-    patch = {"metadata": {**guard, "ownerReferences": references or None}}
-    key = key_of(pod)
-    return await ctx.client.patch(POD, key.name, key.namespace, patch)
 
 
 def _next_available_s(min_ready_s: int, pods: Iterable[Object], now: datetime) -> float | None:

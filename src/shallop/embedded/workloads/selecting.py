@@ -23,6 +23,10 @@ class Selectors:
     def drop(self, key: Key) -> None:
         self._by_namespace.get(key.namespace, {}).pop(key.name, None)
 
+    def keys(self) -> list[Key]:
+        """Return every key that has a selector."""
+        return [Key(namespace, name) for namespace, known in self._by_namespace.items() for name in known]
+
     def matching(self, obj: Object) -> list[Key]:
         """Return the keys whose selector, a ``metav1.LabelSelector``, matches the labels of ``obj``."""
         namespace = obj["metadata"].get("namespace", "")

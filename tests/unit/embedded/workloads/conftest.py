@@ -16,11 +16,13 @@ import pytest
 from shallop.controller import Kind, Manager, Watch
 from shallop.embedded.apiserver import ApiServer
 from shallop.embedded.workloads import PART
+from shallop.embedded.workloads.daemonset import DaemonSets
 from shallop.embedded.workloads.garbage import GarbageCollector
 from shallop.embedded.workloads.job import Jobs
 from shallop.embedded.workloads.jobset import JobSets
 from shallop.embedded.workloads.replicaset import ReplicaSets
 from shallop.embedded.workloads.scheduler import Scheduler
+from shallop.embedded.workloads.statefulset import StatefulSets
 from shallop.errors import AlreadyExistsError, ConflictError, NotFoundError
 from shallop.kube.client import Client, WatchEvent
 from shallop.kube.objects import Gvk, Object, format_time, is_deleting, key_of
@@ -31,6 +33,9 @@ POD = Gvk("v1", "Pod")
 KINDS = {
     "Deployment": "apps/v1",
     "ReplicaSet": "apps/v1",
+    "StatefulSet": "apps/v1",
+    "DaemonSet": "apps/v1",
+    "ControllerRevision": "apps/v1",
     "Job": "batch/v1",
     "JobSet": "jobset.x-k8s.io/v1alpha2",
     "EndpointSlice": "discovery.k8s.io/v1",
@@ -161,6 +166,8 @@ def fresh_kinds() -> list[Kind]:
     """The kinds of the part, with controllers that remember nothing, as after a start."""
     controllers: dict[str, Any] = {
         "ReplicaSet": ReplicaSets(),
+        "StatefulSet": StatefulSets(),
+        "DaemonSet": DaemonSets(),
         "Job": Jobs(),
         "JobSet": JobSets(),
         "Pod": Scheduler(),
@@ -169,8 +176,11 @@ def fresh_kinds() -> list[Kind]:
     for kind in PART.kinds:
         if controller := controllers.get(kind.kind):
             kind = replace(kind, reconcile=controller.reconcile, on_gone=getattr(controller, "on_gone", None))
-            if isinstance(controller, ReplicaSets):
+            if isinstance(controller, ReplicaSets | StatefulSets):
                 kind = replace(kind, watches=(Watch(POD, controller.keys_of_orphan),))
+            elif isinstance(controller, DaemonSets):
+                watches = (Watch(POD, controller.keys_of_orphan), Watch(Gvk("v1", "Node"), controller.keys_of_node))
+                kind = replace(kind, watches=watches)
             elif isinstance(controller, Scheduler):
                 kind = replace(kind, watches=(Watch(Gvk("v1", "Node"), controller.keys_to_wake),))
         kinds.append(kind)

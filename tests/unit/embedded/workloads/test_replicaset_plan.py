@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shallop.embedded.workloads.replicaset import plan_claims, plan_scale, rank_for_deletion, render_status
+from shallop.embedded.workloads.claiming import plan_claims
+from shallop.embedded.workloads.replicaset import plan_scale, rank_for_deletion, render_status
 
 Object = dict[str, Any]
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
