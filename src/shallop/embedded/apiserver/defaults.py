@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 
+from shallop.embedded.apiserver.admission_validation import default_policy, default_policy_binding, default_webhooks
 from shallop.embedded.apiserver.limit_ranges import default_limit_range
 from shallop.embedded.apiserver.pod_defaults import complete_pod, default_pod, default_template
 from shallop.embedded.apiserver.quantities import canonical_quantities
@@ -369,6 +370,10 @@ _DEFAULTS: dict[str, Default] = {
     "horizontalpodautoscalers.autoscaling": _hpa,
     "jobs.batch": _job,
     "limitranges": _limit_range,
+    "mutatingwebhookconfigurations.admissionregistration.k8s.io": default_webhooks,
+    "validatingadmissionpolicies.admissionregistration.k8s.io": default_policy,
+    "validatingadmissionpolicybindings.admissionregistration.k8s.io": default_policy_binding,
+    "validatingwebhookconfigurations.admissionregistration.k8s.io": default_webhooks,
     "namespaces": _namespace,
     "networkpolicies.networking.k8s.io": _network_policy,
     "persistentvolumeclaims": _claim,

@@ -164,6 +164,8 @@ _EVENT_FIELDS = (
 )
 _RBAC = "rbac.authorization.k8s.io"
 
+_ADMISSION = "admissionregistration.k8s.io"
+
 BUILTINS: tuple[Resource, ...] = (
     _builtin("", "Binding", verbs=_CREATE),
     _builtin("", "ConfigMap", short="cm"),
@@ -230,6 +232,19 @@ BUILTINS: tuple[Resource, ...] = (
     ),
     _builtin("apps", "StatefulSet", short="sts", all_=True, status=True, scale=True, generation=True),
     _builtin("events.k8s.io", "Event", short="ev", fields=("reason", "reportingController", "type", "regarding.name")),
+    _builtin(
+        _ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", cluster=True, status=True,
+        generation=True, categories=("api-extensions",),
+    ),
+    _builtin(
+        _ADMISSION, "ValidatingAdmissionPolicyBinding", cluster=True, generation=True, categories=("api-extensions",)
+    ),
+    _builtin(
+        _ADMISSION, "MutatingWebhookConfiguration", cluster=True, generation=True, categories=("api-extensions",)
+    ),
+    _builtin(
+        _ADMISSION, "ValidatingWebhookConfiguration", cluster=True, generation=True, categories=("api-extensions",)
+    ),
     _builtin("authentication.k8s.io", "SelfSubjectReview", cluster=True, verbs=_CREATE),
     _builtin("authentication.k8s.io", "TokenReview", cluster=True, verbs=_CREATE),
     _builtin("authorization.k8s.io", "LocalSubjectAccessReview", verbs=_CREATE),

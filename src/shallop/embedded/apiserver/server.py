@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from shallop.controller.kind import Kind
+from shallop.embedded.apiserver.admission_plugins import AdmissionPlugins
 from shallop.embedded.apiserver.allocation import KUBERNETES_IP
 from shallop.embedded.apiserver.app import App
 from shallop.embedded.apiserver.authorization import Rbac
@@ -84,6 +85,8 @@ class ApiServer:
         self._app = App(self.verbs, self.subresources, self.registry, self.tokens, rbac, hosts)
         self._app.node = node
         self._app.resolve_service = resolve_service
+        self._plugins = AdmissionPlugins(self.store, self.registry, resolve_service)
+        self.verbs.plugins = self._plugins
 
     @property
     def asgi(self) -> ASGIApp:
@@ -113,6 +116,7 @@ class ApiServer:
 
     async def stop(self) -> None:
         """End all watches, write what is under way, close the database."""
+        await self._plugins.stop()
         await self._quotas.stop()
         await self._roles.stop()
         await self._crds.stop()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from zoneinfo import available_timezones
 
+from shallop.embedded.apiserver.admission_validation import validate_policy, validate_webhooks
 from shallop.embedded.apiserver.crd_validation import validate_crd
 from shallop.embedded.apiserver.limit_ranges import validate_limit_range
 from shallop.embedded.apiserver.metadata import check_dns_subdomain
@@ -505,6 +506,9 @@ _VALIDATE: dict[str, Validate] = {
     "horizontalpodautoscalers.autoscaling": _hpa,
     "ingresses.networking.k8s.io": _ingress,
     "jobs.batch": _job,
+    "mutatingwebhookconfigurations.admissionregistration.k8s.io": validate_webhooks,
+    "validatingadmissionpolicies.admissionregistration.k8s.io": validate_policy,
+    "validatingwebhookconfigurations.admissionregistration.k8s.io": validate_webhooks,
     "limitranges": validate_limit_range,
     "persistentvolumeclaims": _claim,
     "pods": validate_pod,

@@ -9,10 +9,12 @@ import builtins
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers
+from shallop.embedded.apiserver.admission_matching import Review
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
 from shallop.embedded.apiserver.limit_ranges import check_limits, with_limits
 from shallop.embedded.apiserver.objects_store import ObjectsStore, Stored
@@ -69,6 +71,18 @@ class DeleteOptions(NamedTuple):
 Check = Callable[[Resource, Object, Object | None, User], None]
 
 
+class Plugins(Protocol):
+    """Admission that users configure; both methods raise ApiError to refuse."""
+
+    def concern(self) -> bool:
+        """Whether anything is configured: without, a write skips it all."""
+
+    async def mutate(self, review: Review) -> Object | None:
+        """Return the object to go on with: a new one, or the one of the review."""
+
+    async def validate(self, review: Review) -> None: ...
+
+
 class Verbs:
     """
     Reads and writes of every resource.
@@ -82,6 +96,7 @@ class Verbs:
         self.registry = registry
         self.now = now
         self.quotas = Quotas(store)
+        self.plugins: Plugins | None = None
         self._addresses = asyncio.Lock()
         # Called with (resource, new, old or None, user) before a write; raise to refuse it.
         self.checks: list[Check] = []
@@ -213,9 +228,34 @@ class Verbs:
         self._check_type_stays(resource)
         obj = allocation.with_priority(self.store, resource, with_limits(self.store, resource, draft))
         obj = admission.complete_create(resource, obj)
+        plugins = self.plugins if self.plugins and self.plugins.concern() else None
+        review = Review(resource, "CREATE", namespace, obj["metadata"].get("name", ""), obj, None, options)
+        if plugins is not None:
+            changed = await plugins.mutate(review)
+            if changed is not None and changed is not obj:
+                changed["metadata"] = _kept_identity(changed.get("metadata") or {}, obj["metadata"])
+                obj = admission.readmit(resource, changed)
         admission.validate_create(resource, obj)
         check_limits(self.store, resource, obj, None)
+        if plugins is not None:
+            await plugins.validate(replace(review, obj=obj))
         return obj
+
+    async def _admit_change(
+        self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions, subresource: str = ""
+    ) -> Object:
+        """Let webhooks and policies change or refuse a changed object."""
+        if self.plugins is None or not self.plugins.concern() or subresource == "scale":
+            return new
+        name = old["metadata"]["name"]
+        review = Review(resource, "UPDATE", namespace, name, new, old, options, subresource)
+        changed = await self.plugins.mutate(review)
+        if changed is not None and changed is not new:
+            changed["metadata"] = _kept_identity(changed.get("metadata") or {}, new["metadata"])
+            quiet = WriteOptions(options.user, field_validation="Ignore")
+            new = admission.prepare_update(resource, changed, old, quiet, self.now(), subresource)
+        await self.plugins.validate(replace(review, obj=new))
+        return new
 
     def _check_type_stays(self, resource: Resource) -> None:
         if resource.custom:
@@ -259,6 +299,7 @@ class Verbs:
                 raise failures.invalid(resource, name, [problem])
             self._check_preconditions(resource, namespace, name, obj["metadata"], old["metadata"])
             new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
+            new = await self._admit_change(resource, namespace, old, new, options, subresource)
             return await self._store_changed(resource, namespace, old, new, options, subresource)
 
     def _check_preconditions(
@@ -333,6 +374,7 @@ class Verbs:
             obj = admission.check_body(resource, namespace, name, patched)
             self._check_preconditions(resource, namespace, name, obj["metadata"], old["metadata"])
             new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
+            new = await self._admit_change(resource, namespace, old, new, options, subresource)
             return await self._store_changed(resource, namespace, old, new, options, subresource)
 
     async def _apply(
@@ -358,6 +400,7 @@ class Verbs:
             managed = merged["metadata"].get("managedFields")
             merged = admission.check_body(resource, namespace, name, merged)
             new = admission.prepare_update(resource, merged, old, options, self.now(), subresource)
+            new = await self._admit_change(resource, namespace, old, new, options, subresource)
             if managed:
                 new["metadata"]["managedFields"] = managed
             return await self._store_update(resource, namespace, old, new, options)
@@ -389,6 +432,11 @@ class Verbs:
         async with self.store.lock(resource.storage, namespace, name):
             old = self.get_stored(resource, namespace, name).object
             self._check_delete(resource, namespace, name, delete, old)
+            if self.plugins is not None and self.plugins.concern():
+                shown = conversion.to_version(resource, old)
+                review = Review(resource, "DELETE", namespace, name, None, shown, options)
+                await self.plugins.mutate(review)
+                await self.plugins.validate(review)
             new = self._mark_deleted(resource, old, delete, options)
             if new is None:
                 return conversion.to_version(resource, old)
@@ -466,6 +514,12 @@ class Verbs:
             except NotFoundError:
                 continue
         return page
+
+
+def _kept_identity(metadata: Object, before: Object) -> Object:
+    """Metadata as a webhook left it, with what identifies the object as it was."""
+    identity = ("name", "namespace", "uid", "creationTimestamp", "generation", "resourceVersion", "deletionTimestamp")
+    return metadata | {key: before[key] for key in identity if key in before}
 
 
 def _check_match(query: ListQuery) -> None:

@@ -1,0 +1,33 @@
+"""The admission that users configure: webhooks and policies, in the order of a real server."""
+
+from __future__ import annotations
+
+from shallop.embedded.apiserver.admission_matching import Review
+from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.policies import Policies
+from shallop.embedded.apiserver.resources import Registry
+from shallop.embedded.apiserver.webhooks import ResolveService, Webhooks
+from shallop.kube.objects import Object
+
+__all__ = ["AdmissionPlugins"]
+
+
+class AdmissionPlugins:
+    """``verbs.Plugins`` on the configurations in the store."""
+
+    def __init__(self, store: ObjectsStore, registry: Registry, resolve_service: ResolveService | None) -> None:
+        self._webhooks = Webhooks(store, registry, resolve_service)
+        self._policies = Policies(store, registry)
+
+    def concern(self) -> bool:
+        return self._webhooks.concern() or self._policies.concern()
+
+    async def mutate(self, review: Review) -> Object | None:
+        return await self._webhooks.mutate(review)
+
+    async def validate(self, review: Review) -> None:
+        self._policies.validate(review)
+        await self._webhooks.validate(review)
+
+    async def stop(self) -> None:
+        await self._webhooks.stop()

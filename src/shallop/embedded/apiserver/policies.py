@@ -1,0 +1,200 @@
+"""ValidatingAdmissionPolicy: rules in CEL that refuse a write, warn about it, or do nothing but be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from shallop.embedded.apiserver import conversion, failures
+from shallop.embedded.apiserver.admission_matching import (
+    REQUEST_VARIABLES,
+    Review,
+    compiled,
+    equivalent_resource,
+    matches_labels,
+    unmet_condition,
+)
+from shallop.embedded.apiserver.cel import CelError
+from shallop.embedded.apiserver.objects_store import Change, ObjectsStore
+from shallop.embedded.apiserver.resources import Registry, Resource
+from shallop.errors import ApiError
+from shallop.kube.objects import Gvk, Object, labels_of
+from shallop.kube.selectors import match_selector
+
+__all__ = ["POLICIES", "POLICY_VARIABLES", "Policies"]
+
+_GROUP = "admissionregistration.k8s.io"
+POLICIES, BINDINGS = f"validatingadmissionpolicies.{_GROUP}", f"validatingadmissionpolicybindings.{_GROUP}"
+POLICY_VARIABLES = (*REQUEST_VARIABLES, "params", "namespaceObject", "variables")
+_CODES = {"Unauthorized": 401, "Forbidden": 403, "Invalid": 422, "RequestEntityTooLarge": 413}
+
+
+class _Variables(dict[str, Any]):
+    """The ``variables`` of a policy, each computed when first read."""
+
+    def __init__(self, sources: Iterable[Object], values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._sources = {source["name"]: source["expression"] for source in sources}
+        self._values = values
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._sources else default
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._sources:
+            raise KeyError(f"no such key: {name}")
+        program = compiled(self._sources[name], POLICY_VARIABLES)
+        self[name] = value = program.evaluate(**self._values, variables=self)
+        return value
+
+
+class Policies:
+    """Evaluates the policies that have a binding."""
+
+    def __init__(self, store: ObjectsStore, registry: Registry) -> None:
+        self._store = store
+        self._registry = registry
+        self._bound: list[tuple[Object, Object]] = []
+        self._read()
+        store.listeners.append(self._changed)
+
+    def _changed(self, change: Change) -> None:
+        if change.new.resource in (POLICIES, BINDINGS):
+            self._read()
+
+    def _read(self) -> None:
+        self._bound = []
+        for stored in self._store.list(BINDINGS):
+            binding = stored.object
+            policy = self._store.get(POLICIES, "", (binding.get("spec") or {}).get("policyName", ""))
+            if policy is not None:
+                self._bound.append((policy.object, binding))
+
+    def concern(self) -> bool:
+        return bool(self._bound)
+
+    def validate(self, review: Review) -> None:
+        """
+        Raises:
+            ApiError: a bound policy denies the write, or cannot be evaluated and its ``failurePolicy`` is Fail.
+        """
+        for policy, binding in self._bound:
+            if not self._matches(policy, binding, review):
+                continue
+            actions = (binding.get("spec") or {}).get("validationActions") or ("Deny",)
+            fails = (policy.get("spec") or {}).get("failurePolicy", "Fail") == "Fail"
+            for message, reason in self._problems(policy, binding, review, fails=fails):
+                names = policy["metadata"]["name"], binding["metadata"]["name"]
+                if "Warn" in actions:
+                    text = f"Validation failed for ValidatingAdmissionPolicy '{names[0]}' with binding '{names[1]}'"
+                    review.options.warnings.append(f"{text}: {message}")
+                if "Deny" in actions:
+                    raise _denied(review, names, message, reason)
+
+    def _matches(self, policy: Object, binding: Object, review: Review) -> bool:
+        each = [(policy.get("spec") or {}).get("matchConstraints") or {}]
+        if resources := (binding.get("spec") or {}).get("matchResources"):
+            each.append(resources)
+        return all(self._matches_resources(item, review) for item in each)
+
+    def _matches_resources(self, wanted: Object, review: Review) -> bool:
+        match_policy = wanted.get("matchPolicy", "Equivalent")
+
+        def picks(rules: Iterable[Object]) -> bool:
+            return equivalent_resource(review, rules, match_policy, self._versions) is not None
+
+        rules = wanted.get("resourceRules")
+        if rules is not None and not picks(rules):
+            return False
+        if picks(wanted.get("excludeResourceRules") or ()):
+            return False
+        return matches_labels(review, wanted, self._namespace_labels)
+
+    def _versions(self, resource: Resource) -> Iterable[Resource]:
+        return [other for other in self._registry.all() if other.storage == resource.storage]
+
+    def _namespace(self, name: str) -> Object | None:
+        stored = self._store.get("namespaces", "", name) if name else None
+        return stored.object if stored else None
+
+    def _namespace_labels(self, name: str) -> dict[str, str]:
+        return labels_of(self._namespace(name) or {})
+
+    def _problems(self, policy: Object, binding: Object, review: Review, *, fails: bool) -> Iterator[tuple[str, str]]:
+        """Yield message and reason of each failed validation."""
+        spec = policy.get("spec") or {}
+        try:
+            parameters = list(self._parameters(spec, binding, review))
+        except LookupError as error:
+            if fails:
+                yield str(error.args[0]), "Invalid"
+            return
+        for params in parameters:
+            values: dict[str, Any] = {
+                **review.values,
+                "params": params,
+                "namespaceObject": self._namespace(review.namespace),
+            }
+            values["variables"] = _Variables(spec.get("variables") or (), dict(values))
+            try:
+                if unmet_condition(spec.get("matchConditions") or (), values, POLICY_VARIABLES) is not None:
+                    continue
+            except CelError as error:
+                if fails:
+                    yield str(error), "Invalid"
+                continue
+            for validation in spec.get("validations") or ():
+                problem = _failed(validation, values, fails=fails)
+                if problem:
+                    yield problem, validation.get("reason") or "Invalid"
+
+    def _parameters(self, spec: Object, binding: Object, review: Review) -> Iterator[Object | None]:
+        """Yield the parameter objects of a binding; one None where the policy has none."""
+        kind = spec.get("paramKind")
+        reference = (binding.get("spec") or {}).get("paramRef")
+        if not kind or not reference:
+            yield None
+            return
+        resource = self._registry.by_gvk(Gvk(kind.get("apiVersion", ""), kind.get("kind", "")))
+        found = []
+        if resource is not None:
+            namespace = (reference.get("namespace") or review.namespace) if resource.namespaced else ""
+            found = [
+                conversion.to_version(resource, stored.object)
+                for stored in self._store.list(resource.storage, namespace)
+                if stored.name == reference.get("name")
+                or (not reference.get("name") and match_selector(reference.get("selector"), labels_of(stored.object)))
+            ]
+        if not found and reference.get("parameterNotFoundAction", "Deny") == "Deny":
+            raise LookupError("no params found for policy binding with `Deny` parameterNotFoundAction")
+        yield from found
+
+
+def _failed(validation: Object, values: dict[str, Any], *, fails: bool) -> str:
+    """Return why a validation does not hold; empty when it does."""
+    expression = validation.get("expression", "")
+    try:
+        if compiled(expression, POLICY_VARIABLES).evaluate(**values) is True:
+            return ""
+    except CelError as error:
+        return f"expression '{expression}' resulted in error: {error}" if fails else ""
+    if source := validation.get("messageExpression"):
+        try:
+            text = compiled(source, POLICY_VARIABLES).evaluate(**values)
+        except CelError:
+            text = ""
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    return validation.get("message") or f"failed expression: {expression.strip()}"
+
+
+def _denied(review: Review, names: tuple[str, str], message: str, reason: str) -> ApiError:
+    why = f"ValidatingAdmissionPolicy '{names[0]}' with binding '{names[1]}' denied request: {message}"
+    error: ApiError = failures.forbidden(review.resource, review.name, why)
+    error.reason = reason
+    error.code = _CODES.get(reason, 422)
+    error.details = {**(error.details or {}), "causes": [{"message": message}]}
+    return error
