@@ -1,16 +1,24 @@
 """
 Entering the namespaces of a Pod: private mounts at their absolute paths, the Pod's network, own processes.
 
-``enter(plan)`` runs in a forked, single-threaded child before the user's code. Keys of a plan, all optional:
+In a forked, single-threaded process. The first steps may be taken before it is known for which Pod, because they look
+at no more of the plan than ``shape_of(plan)`` keeps::
+
+    entrance = Entrance(plan)
+    if not entrance.forks or os.fork() == 0:
+        entrance.finish()
+        entrance.complete(plan)      # and then the user's code
+    else: ...                        # wait for the child, then entrance.end()
+
+Keys of a plan, all optional:
 
 - ``user``: true for an ordinary user: a user namespace comes first.
 - ``netns``: path of the network namespace to join, such as ``/proc/PID/ns/net``.
 - ``cgroup``: folder of the control group to join first.
 - ``hostname``: as ``hostname`` will say.
-- ``pid``: true for an own PID namespace; then ``enter`` returns True and the caller forks once more and calls
-  ``finish`` in the new process.
-- ``reap``: true where there is no PID namespace: what leaves the process group is found by its parentage. ``enter``
-  returns True, the caller forks once more, waits for that process and then calls ``end``.
+- ``pid``: true for an own PID namespace; it begins with the next fork.
+- ``reap``: true where there is no PID namespace: what leaves the process group is found by its parentage, which
+  takes a fork too.
 - ``mounts``: ``{"target": absolute path, "source": path, "readonly": bool}``, or ``{"target": path, "tmpfs": true}``
   for an empty folder, or ``{"target": "/dev", "devices": true}`` for the devices that a program needs, a shared memory
   of its own and room for more. Mount points need not exist on the machine, and nothing is ever created there.
@@ -29,12 +37,12 @@ import signal
 import stat
 from typing import Any
 
-__all__ = ["end", "enter", "finish"]
+__all__ = ["Entrance", "shape_of"]
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
-_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_MS_BIND, _MS_REC, _MS_SLAVE = 4096, 16384, 1 << 19
 _MNT_DETACH = 2
 _PR_SET_CHILD_SUBREAPER = 36
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -69,54 +77,80 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
     _call(f"mount {source} on {target}", result)
 
 
-def enter(plan: dict[str, Any]) -> bool:
-    """
-    Enter what the plan says; see the module.
+def shape_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return what making and finishing an :class:`Entrance` need of a plan; most Pods of a node have the same."""
+    shape = {key: plan[key] for key in ("user", "pid", "reap") if plan.get(key)}
+    devices = [mount for mount in plan.get("mounts") or () if mount.get("devices")]
+    return {**shape, "mounts": devices} if devices else shape
 
-    Returns:
-        True when the caller must fork for the PID namespace to take effect.
+
+class Entrance:
+    """
+    A process on its way into namespaces; making one leaves the machine's.
+
+    ``forks`` says that the rest belongs into a child, which the caller forks.
 
     Raises:
         OSError: the kernel refused; the message names the step.
     """
-    if plan.get("cgroup"):
-        with open(f"{plan['cgroup']}/cgroup.procs", "w") as file:
-            file.write("0")
-    if plan.get("reap"):
-        _call("become the parent of orphans", _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-        return True
-    if plan.get("user"):
-        _enter_user_namespace()
-    if plan.get("netns"):
-        descriptor = os.open(plan["netns"], os.O_RDONLY)
-        _call(f"join network of {plan['netns']}", _libc.setns(descriptor, _CLONE_NEWNET))
-        os.close(descriptor)
-    flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if plan.get("pid") else 0)
-    _call("unshare", _libc.unshare(flags))
-    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-    _View(plan.get("mounts") or []).build()
-    if plan.get("hostname"):
-        name = plan["hostname"].encode()
-        _call("sethostname", _libc.sethostname(name, len(name)))
-    return bool(plan.get("pid"))
 
-
-def finish(plan: dict[str, Any]) -> None:
-    """Complete a PID namespace, in its first process: /proc shows what is in it."""
-    if plan.get("pid"):
-        _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-
-
-def end(plan: dict[str, Any]) -> None:
-    """Kill what a container's first process has left running; with a PID namespace the kernel has done so."""
-    while plan.get("reap"):
-        for pid in _children():
-            os.kill(pid, signal.SIGKILL)
-        try:
-            # Whoever loses its parent by this becomes a child of ours, until nobody is left.
-            os.wait()
-        except ChildProcessError:
+    def __init__(self, shape: dict[str, Any]) -> None:
+        self._shape = shape
+        self._view = _View()
+        self.forks = bool(shape.get("pid") or shape.get("reap"))
+        # The machine's /proc, where networks are found, is covered soon.
+        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        if shape.get("reap"):
+            _call("become the parent of orphans", _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
             return
+        if shape.get("user"):
+            _enter_user_namespace()
+        flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if shape.get("pid") else 0)
+        _call("unshare", _libc.unshare(flags))
+        # What is mounted on the machine later still appears here; nothing of ours appears there.
+        _mount("none", "/", None, _MS_REC | _MS_SLAVE)
+        if devices := shape.get("mounts"):
+            # Such a plan is a container's; its mount points hardly ever all exist.
+            self._view.build(devices, new_root=True)
+
+    def finish(self) -> None:
+        """Complete a PID namespace, in its first process: /proc shows what is in it."""
+        if self._shape.get("pid"):
+            _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+    def complete(self, plan: dict[str, Any]) -> None:
+        """
+        Become a process of one Pod: its control group, network, mounts and name.
+
+        Raises:
+            OSError: the kernel refused; the message names the step.
+        """
+        if plan.get("cgroup"):
+            with open(f"{plan['cgroup']}/cgroup.procs", "w") as file:
+                file.write("0")
+        if plan.get("netns"):
+            descriptor = os.open(plan["netns"].removeprefix("/proc/"), os.O_RDONLY, dir_fd=self._proc)
+            _call(f"join network of {plan['netns']}", _libc.setns(descriptor, _CLONE_NEWNET))
+            os.close(descriptor)
+        os.close(self._proc)
+        if self._shape.get("reap"):
+            return
+        done = self._shape.get("mounts") or []
+        self._view.build([mount for mount in plan.get("mounts") or [] if mount not in done])
+        if plan.get("hostname"):
+            name = plan["hostname"].encode()
+            _call("sethostname", _libc.sethostname(name, len(name)))
+
+    def end(self) -> None:
+        """Kill what a container's first process has left running; with a PID namespace the kernel has done so."""
+        while self._shape.get("reap"):
+            for pid in _children():
+                os.kill(pid, signal.SIGKILL)
+            try:
+                # Whoever loses its parent by this becomes a child of ours, until nobody is left.
+                os.wait()
+            except ChildProcessError:
+                return
 
 
 def _children() -> list[int]:
@@ -143,26 +177,26 @@ def _enter_user_namespace() -> None:
 
 
 class _View:
-    """Builds the mounts; the order of targets is from the root downwards."""
+    """Builds mounts, each time in the order from the root downwards."""
 
-    def __init__(self, mounts: list[dict[str, Any]]) -> None:
-        self._mounts = sorted(mounts, key=lambda mount: (mount["target"].rstrip("/").count("/"), mount["target"]))
+    def __init__(self) -> None:
         # Opened before anything is covered, so that a mount may show what another one hides.
         self._sources: dict[str, int] = {}
         self._own: set[str] = set()
         self._old_root = ""
 
-    def build(self) -> None:
-        for mount in self._mounts:
-            if "source" in mount:
-                self._sources[mount["source"]] = os.open(mount["source"], os.O_PATH)
-        if any(_existing(mount["target"]) == "/" and not os.path.exists(mount["target"]) for mount in self._mounts):
+    def build(self, mounts: list[dict[str, Any]], *, new_root: bool = False) -> None:
+        mounts = sorted(mounts, key=lambda mount: (mount["target"].rstrip("/").count("/"), mount["target"]))
+        self._sources = {m["source"]: os.open(m["source"], os.O_PATH) for m in mounts if "source" in m}
+        missing = any(_existing(mount["target"]) == "/" and not os.path.exists(mount["target"]) for mount in mounts)
+        if "/" not in self._own and (new_root or missing):
             self._new_root()
-        for mount in self._mounts:
+        for mount in mounts:
             self._place(mount)
         if self._old_root:
             _call("leave the old root", _libc.umount2(self._old_root.encode(), _MNT_DETACH))
             os.rmdir(self._old_root)
+            self._old_root = ""
         for descriptor in self._sources.values():
             os.close(descriptor)
 

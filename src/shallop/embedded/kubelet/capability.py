@@ -17,10 +17,11 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from shallop_pod import isolation
 plan = {"user": sys.argv[2] == "user", "pid": True, "mounts": [{"target": "/shallop-probe/models", "source": "/usr"}]}
-again = isolation.enter(plan)
-pid = os.fork() if again else 0
+entrance = isolation.Entrance(isolation.shape_of(plan))
+pid = os.fork() if entrance.forks else 0
 if pid == 0:
-    isolation.finish(plan)
+    entrance.finish()
+    entrance.complete(plan)
     os._exit(0 if os.listdir("/shallop-probe/models") and os.getpid() == 1 else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
@@ -163,37 +164,48 @@ def _downward_files(pod: Object, source: Mapping[str, Any]) -> dict[str, tuple[b
 
 
 def _write_files(folder: Path, files: Mapping[str, tuple[bytes, int]], *, private: bool) -> None:
-    """Replace the content of a folder at once: readers see all old files or all new ones, through ``..data``."""
-    digest = json.dumps({path: [base64.b64encode(content).decode(), mode] for path, (content, mode) in files.items()})
-    marker = folder / "..digest"
-    if marker.exists() and marker.read_text() == digest:
+    """
+    Replace the content of a folder at once: readers see all old files or all new ones, through ``..data``.
+
+    Every Pod has such a volume for its token: with plain system calls it takes a third of the time of ``pathlib``.
+    """
+    version = f"..{_digest_of(files)}"
+    links = {name for name in os.listdir(folder) if not name.startswith("..")}
+    old = os.readlink(folder / "..data") if os.path.lexists(folder / "..data") else ""
+    if old == version:
         return
-    version = folder / f"..{os.urandom(6).hex()}"
-    version.mkdir(mode=0o700 if private else 0o755)
+    root = f"{folder}/{version}"
+    if os.path.isdir(root):  # left by a killed writer
+        shutil.rmtree(root)
+    os.mkdir(root, 0o700 if private else 0o755)
     for path, (content, mode) in files.items():
-        target = version / path
-        if ".." in Path(path).parts or (target.is_absolute() and not target.is_relative_to(version)):
+        parts = path.split("/")
+        if ".." in parts or path.startswith("/"):
             raise NodeError(f"volume {folder.name}: path {path!r} leaves the volume")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.touch(mode=0o600)
-        target.write_bytes(content)
-        target.chmod(mode & 0o700 if private else mode)
-    data, fresh = folder / "..data", folder / "..data_new"
-    old = os.readlink(data) if data.is_symlink() else ""
-    fresh.symlink_to(version.name)
-    fresh.replace(data)
-    tops = {Path(path).parts[0] for path in files}
-    for top in tops:
-        link = folder / top
-        if not link.is_symlink():
-            link.symlink_to(f"..data/{top}")
-    for link in folder.iterdir():
-        if link.is_symlink() and not link.name.startswith("..") and link.name not in tops:
-            link.unlink()
+        if len(parts) > 1:
+            os.makedirs(os.path.dirname(f"{root}/{path}"), exist_ok=True)
+        with open(os.open(f"{root}/{path}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0) as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode & 0o700 if private else mode)
+    with contextlib.suppress(FileNotFoundError):  # of a killed writer
+        os.unlink(f"{folder}/..data_new")
+    os.symlink(version, f"{folder}/..data_new")
+    os.replace(f"{folder}/..data_new", f"{folder}/..data")
+    tops = {path.split("/")[0] for path in files}
+    for top in tops - links:
+        os.symlink(f"..data/{top}", f"{folder}/{top}")
+    for top in links - tops:
+        os.unlink(f"{folder}/{top}")
     if old:
         shutil.rmtree(folder / old, ignore_errors=True)
-    marker.touch(mode=0o600)
-    marker.write_text(digest)
+
+
+def _digest_of(files: Mapping[str, tuple[bytes, int]]) -> str:
+    digest = hashlib.sha256()
+    for path, (content, mode) in files.items():
+        digest.update(f"{path}\0{mode}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:32]
 
 
 def references(pod: Object) -> set[tuple[str, str]]:
