@@ -10,6 +10,7 @@ Source: kfp 2.17.0 ``dsl/component_factory.py``; shapes since kfp 2.1.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -125,7 +126,9 @@ def _is_host(value: str) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
+@functools.lru_cache(maxsize=256)
 def _parse_script(script: str) -> _Parsed | None:
+    """Read a script; the answer, which many components share, is not to be changed."""
     text = _BOOTSTRAP.sub("", script).strip()
     if not _CONTINUE.search(text) or "pip" not in text:
         return None

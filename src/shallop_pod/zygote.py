@@ -281,6 +281,7 @@ class _Server:
         self._path = socket_path
         self._idle_s = idle_s
         self._listener: socket.socket | None = None
+        self._inode = 0
         self._children: dict[int, socket.socket] = {}
         self._standby: _Standby | None = None
         # The shape that the last request had, once there was one.
@@ -290,7 +291,7 @@ class _Server:
 
     def run(self, ready: Callable[[], None]) -> None:
         self._listener = listen(self._path)
-        inode = os.stat(self._path).st_ino
+        self._inode = os.stat(self._path).st_ino
         self._listener.setblocking(False)
         wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -305,9 +306,12 @@ class _Server:
         try:
             self._loop(wake)
         finally:
-            with contextlib.suppress(OSError):
-                if os.stat(self._path).st_ino == inode:
-                    os.unlink(self._path)
+            self._unlink()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
 
     def _loop(self, wake: int) -> None:
         while self._children or not self._stopping:
@@ -331,6 +335,7 @@ class _Server:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(self._listener)
             self._listener.close()
+        self._unlink()
 
     def _accept(self) -> None:
         if self._stopping or self._listener is None:

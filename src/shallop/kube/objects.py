@@ -154,7 +154,7 @@ def _condition(type_: str, status: str, reason: str, message: str, transition: s
 
 def format_time(time: datetime) -> str:
     """RFC 3339 in UTC with whole seconds, as ``metav1.Time``."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.astimezone(UTC).isoformat(timespec="seconds")[:-6] + "Z"
 
 
 def parse_time(text: str) -> datetime:

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class EnvironmentSpec:
     warnings: tuple[str, ...] = ()
     installs_at_run_time: bool = False
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name of the folder: 32 hexadecimal digits."""
         parts = {
@@ -180,7 +181,7 @@ def _without_cuda(requirements: Iterable[str]) -> list[str]:
     Only for what we choose ourselves (images, models), never for what a component asks for. ``xgboost-cpu`` is the
     same project's; it has releases from 2.1.1 on, and is 5 MB where ``xgboost`` brings 290 MB of NCCL.
     """
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    if _has_gpu():
         return list(requirements)
     result = []
     for requirement in requirements:
@@ -192,6 +193,11 @@ def _without_cuda(requirements: Iterable[str]) -> list[str]:
             requirement = re.sub(r"^tensorflow", "tensorflow-cpu", requirement)
         result.append(requirement)
     return result
+
+
+@cache
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 class Environments:
@@ -302,7 +308,7 @@ class Environments:
         path = self._root / spec.key
         python = path / "bin" / "python"
         # The link dangles when the interpreter below was uninstalled: then it is built again.
-        if not python.exists():
+        if not os.path.exists(python):
             self._known.pop(spec.key, None)
             return None
         contents = self._known.get(spec.key)

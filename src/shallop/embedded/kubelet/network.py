@@ -153,6 +153,8 @@ class Network:
         self._listeners: dict[tuple[str, int], asyncio.Server] = {}
         self._targets: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self._service_addresses: dict[tuple[str, str], str] = {}
+        # What the file of each namespace holds; those of an earlier run are found when the node starts.
+        self._hosts: dict[str, str] = {}
         self._known: tuple[list[Object], list[Object], dict[tuple[str, str], str]] = ([], [], {})
 
     @property
@@ -165,6 +167,7 @@ class Network:
 
     def start(self) -> None:
         """Make the bridge, or find the one of this home's last run: Pods that go on are connected to it."""
+        self._hosts = {path.name: path.read_text() for path in (self._settings.run / "hosts").glob("*")}
         if not self.own_network:
             self._claim_share()
             return
@@ -306,20 +309,22 @@ class Network:
     def hosts_file(self, namespace: str) -> Path:
         """Return the file that is ``/etc/hosts`` in Pods of a namespace; it exists."""
         path = self._settings.run / "hosts" / namespace
-        if not path.exists():
+        if namespace not in self._hosts:
             path.parent.mkdir(mode=0o755, exist_ok=True)
-            path.write_text(render_hosts(namespace, *self._known))
+            path.touch()
+            self._hosts[namespace] = ""
+            self._write_hosts(*self._known)
         return path
 
     def _write_hosts(self, services: list[Object], pods: list[Object], addresses: dict[tuple[str, str], str]) -> None:
-        for path in (self._settings.run / "hosts").glob("*"):
-            namespace = path.name
+        for namespace, known in self._hosts.items():
             text = render_hosts(namespace, services, pods, addresses)
-            if path.read_text() != text:
+            if text != known:
                 # In place, not by rename: Pods have this very file mounted.
-                with open(path, "r+") as file:
+                with open(self._settings.run / "hosts" / namespace, "r+") as file:
                     file.write(text)
                     file.truncate()
+                self._hosts[namespace] = text
 
     def close(self) -> None:
         for listener in self._listeners.values():

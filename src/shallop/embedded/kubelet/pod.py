@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -441,7 +442,7 @@ class PodWorker:
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
         home = self._folder / "home" / name
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(home, mode=0o700, exist_ok=True)
         base = self._node.base_environment()
         base["PATH"] = f"{environment.path}/bin:{base['PATH']}"
         base |= {"HOME": str(home), "HOSTNAME": self._hostname(), "TERMINATION_LOG": str(self._message_file(name))}
@@ -460,8 +461,8 @@ class PodWorker:
 
     def _message_file(self, name: str) -> Path:
         path = self._folder / "messages" / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.touch(mode=0o600)
+        os.makedirs(path.parent, mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         return path
 
     def _mounts(self, record: ContainerRecord, environment: Environment) -> list[dict[str, Any]]:
@@ -470,11 +471,12 @@ class PodWorker:
         mounts = container_mounts(container, self._volumes, f"spec.{kind}[{record.name}]")
         taken = {mount["target"].rstrip("/") for mount in mounts}
         for target in _PRIVATE:
-            folder = self._folder / "private" / record.name / target.strip("/").replace("/", "-")
-            folder.mkdir(mode=0o777, parents=True, exist_ok=True)
-            folder.chmod(0o1777)
+            folder = f"{self._folder}/private/{record.name}/{target.strip('/').replace('/', '-')}"
+            if not os.path.isdir(folder):
+                os.makedirs(folder)
+                os.chmod(folder, 0o1777)
             if target not in taken:
-                mounts.append({"target": target, "source": str(folder)})
+                mounts.append({"target": target, "source": folder})
         if "/etc/hosts" not in taken:
             hosts = self._node.network.hosts_file(self._pod["metadata"]["namespace"])
             mounts.append({"target": "/etc/hosts", "source": str(hosts)})
@@ -511,8 +513,7 @@ class PodWorker:
             self._folder / "home" / container,
             self._folder / "messages",
             environment.path,
-            Path(os.path.realpath(environment.python)).parents[1],
-            Path(os.path.realpath(shallop_pod.__path__[0])),
+            *_program_folders(environment.python),
         ]
         covers = [Path(mount["target"]) for mount in (*mounts, *hidden) if not mount["target"].startswith("/etc/")]
         shown = [path for path in needed if any(path.is_relative_to(cover) for cover in covers)]
@@ -840,6 +841,12 @@ class PodWorker:
         kind = "initContainers" if any(r.init and r.name == container for r in self._records) else "containers"
         path = f"spec.{kind}{{{container}}}" if container else ""
         self._node.events.record(self._pod, reason, message, type_, field_path=path)
+
+
+@lru_cache(maxsize=64)
+def _program_folders(python: Path) -> tuple[Path, Path]:
+    """Where an environment's interpreter and our own package really lie."""
+    return Path(os.path.realpath(python)).parents[1], Path(os.path.realpath(shallop_pod.__path__[0]))
 
 
 def _records(pod: Object) -> list[ContainerRecord]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -65,17 +65,32 @@ def _code_stamp() -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:8]
 
 
-class _Zygote(NamedTuple):
-    path: Path
-    pid: int
+class _Zygote:
+    """A fork-server that listened; its process is held by a descriptor, so that asking whether it lives is cheap."""
+
+    def __init__(self, path: Path, pid: int) -> None:
+        self.path = path
+        self._pid = pid
+        self._process = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
 
     def is_alive(self) -> bool:
-        return _pid_at(self.path) == self.pid
+        if self._process < 0:
+            return _pid_at(self.path) == self._pid
+        ended = select.poll()
+        ended.register(self._process, select.POLLIN)
+        # One that was told to stop takes its socket away and goes on for its processes.
+        return not ended.poll(0) and self.path.exists()
 
     def end(self) -> None:
         """Let it take no more work; processes that it started go on."""
         if self.is_alive():
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self._pid, signal.SIGTERM)
+        self.forget()
+
+    def forget(self) -> None:
+        if self._process >= 0:
+            os.close(self._process)
+            self._process = -1
 
 
 def _pid_at(path: Path) -> int | None:
@@ -127,6 +142,8 @@ class Zygotes:
         async with self._starting.setdefault(key, anyio.Lock()):
             zygote = self._zygotes.get(key)
             if zygote is None or not zygote.is_alive():
+                if zygote is not None:
+                    zygote.forget()
                 path = self._folder / f"{key[:16]}-{self._stamp}.sock"
                 zygote = self._adopt(path) or await self._start(environment, path)
                 self._zygotes[key] = zygote
