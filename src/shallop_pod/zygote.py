@@ -366,17 +366,18 @@ class _Server:
         shape = None if request.plan is None else _isolation().shape_of(request.plan)
         self._wanted = (shape,)
         standby, self._standby = self._standby, None
-        if standby is not None and not standby.serves(shape):
-            standby.close()
-            standby = None
-        if standby is None:
-            standby = _Standby(shape)
-        self._children[standby.pid] = connection
-        try:
-            standby.hand_over(request, stdio, connection)
-        except OSError:
-            del self._children[standby.pid]
-            raise
+        if standby is not None:
+            with contextlib.closing(standby), contextlib.suppress(OSError):  # somebody killed it
+                if standby.serves(shape):
+                    standby.hand_over(request, stdio, connection)
+                    self._children[standby.pid] = connection
+                    return
+        with contextlib.closing(_Standby(shape)) as fresh:
+            self._children[fresh.pid] = connection
+            with contextlib.suppress(OSError):  # its namespaces could not be made: it says why
+                fresh.hand_over(request, stdio, connection)
+                return
+            fresh.introduce(connection)
 
     def _prepare_standby(self) -> None:
         """Fork for the next request once nobody waits for this one."""
@@ -426,7 +427,7 @@ class _Standby:
 
     def __init__(self, shape: dict[str, Any] | None) -> None:
         self._shape = shape
-        self._root = os.stat("/").st_mtime_ns
+        self._machine = _Machine() if shape is not None else None
         # One end for the process, one for who stays outside of its PID namespace and reports.
         self._inlet, inlet = socket.socketpair()
         self._control, control = socket.socketpair()
@@ -437,21 +438,45 @@ class _Standby:
         control.close()
 
     def serves(self, shape: dict[str, Any] | None) -> bool:
-        """Say whether it is of this shape, and its root still shows all that the machine's root holds."""
-        return self._shape == shape and (shape is None or os.stat("/").st_mtime_ns == self._root)
+        """Say whether it is of this shape, and what it sees is still what the machine shows."""
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        return self._shape == shape and (self._machine is None or not self._machine.has_changed())
 
     def hand_over(self, request: Request, stdio: Sequence[int], connection: socket.socket) -> None:
         """Give it its request; OSError when it is no longer there."""
-        try:
-            _send(self._control, {}, [connection.fileno()])
-            _send(self._inlet, asdict(request), [*stdio, connection.fileno()])
-        finally:
-            self.close()
+        _send(self._inlet, asdict(request), [*stdio, connection.fileno()])
+        with contextlib.suppress(OSError):  # nobody stays outside, and the process has begun
+            self.introduce(connection)
+
+    def introduce(self, connection: socket.socket) -> None:
+        """Tell who stays outside where to report."""
+        _send(self._control, {}, [connection.fileno()])
 
     def close(self) -> None:
         """Let go of it; without a request it ends."""
         self._inlet.close()
         self._control.close()
+        if self._machine is not None:
+            self._machine.close()
+
+
+class _Machine:
+    """The mounts of this machine and the entries of its root, as they were when this was made."""
+
+    def __init__(self) -> None:
+        self._root = os.stat("/").st_mtime_ns
+        self._mounts = os.open("/proc/self/mounts", os.O_RDONLY)
+        self._changes = select.poll()
+        # The kernel marks the file as exceptional, once, when something was mounted or unmounted.
+        self._changes.register(self._mounts, select.POLLPRI)
+        self._changes.poll(0)
+
+    def has_changed(self) -> bool:
+        return os.stat("/").st_mtime_ns != self._root or bool(self._changes.poll(0))
+
+    def close(self) -> None:
+        os.close(self._mounts)
 
 
 def _stand_by(shape: dict[str, Any] | None, inlet: socket.socket, control: socket.socket) -> NoReturn:
@@ -478,6 +503,7 @@ def _stand_by(shape: dict[str, Any] | None, inlet: socket.socket, control: socke
         _wait_for_request(os.getpid(), entrance, inlet, control)
     except Exception as error:
         text = f"isolation: {error}"
+        inlet.close()
         if (received := _receive_with_descriptors(control, 1)) is not None:
             _refuse(socket.socket(fileno=received[1][0]), text)
         print(text, file=sys.stderr, flush=True)

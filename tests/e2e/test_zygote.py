@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import statistics
+import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +39,7 @@ def facts():
     }))
 
 def code(n): return int(n)
+def show(path): print(open(path).read())
 def leave(text): sys.exit(text)
 def crash(): raise RuntimeError("broken")
 def die(n): os.kill(os.getpid(), int(n))
@@ -214,6 +218,90 @@ def test_a_process_of_its_own_pid_namespace_reports_like_any_other(starter: Star
 def test_namespaces_that_cannot_be_entered_are_an_error(starter: Starter) -> None:
     with pytest.raises(ZygoteError, match=r"isolation: .*/no/such/folder"):
         starter.start("code", "0", plan={"mounts": [{"target": "/mnt", "source": "/no/such/folder"}]})
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def zygote_pid(starter: Starter) -> int:
+    with connect(str(starter.socket)) as connection:
+        (pid, *_) = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> dict[str, Any]:
+    """What every container has, with its folder at a place that does not exist on the machine."""
+    (tmp_path / "shown").mkdir()
+    mounts = [{"target": "/dev", "devices": True}, {"target": "/shown/here", "source": str(tmp_path / "shown")}]
+    return {"user": os.geteuid() != 0, "pid": True, "mounts": mounts}
+
+
+def standby_of(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> int:
+    """Run a process; return the standby that was forked for the next one."""
+    assert starter.run("code", "0", plan=plan).code == 0
+    until(lambda: len(children_of(zygote_pid)) == 1 and len(children_of(children_of(zygote_pid)[0])) == 1)
+    return children_of(children_of(zygote_pid)[0])[0]
+
+
+def test_the_next_process_is_the_standby(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> None:
+    waiting = standby_of(starter, zygote_pid, plan)
+    child = starter.start("wait", "0.2", plan=plan)
+    assert child.pid == waiting
+    found = child.wait(20)
+    assert found is not None and found.code == 5
+
+
+def test_a_process_of_another_shape_is_not_the_standby(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> None:
+    waiting = standby_of(starter, zygote_pid, plan)
+    child = starter.start("code", "3")
+    assert child.pid != waiting
+    found = child.wait(20)
+    assert found is not None and found.code == 3
+    until(lambda: not is_alive(waiting))
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["who stays outside", "the process to be"])
+def test_a_killed_standby_harms_nobody(starter: Starter, zygote_pid: int, plan: dict[str, Any], outside: bool) -> None:
+    waiting = standby_of(starter, zygote_pid, plan)
+    (guard,) = children_of(zygote_pid)
+    os.kill(guard if outside else waiting, signal.SIGKILL)
+    until(lambda: state_of(guard if outside else waiting) in ("", "Z"))
+    assert starter.run("code", "4", plan=plan).code == 4
+
+
+def test_a_standby_ends_with_its_fork_server(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> None:
+    waiting = standby_of(starter, zygote_pid, plan)
+    os.kill(zygote_pid, signal.SIGKILL)
+    until(lambda: not is_alive(waiting))
+
+
+def test_what_is_mounted_after_the_standby_was_forked_is_seen(
+    starter: Starter, zygote_pid: int, plan: dict[str, Any], tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting on the machine needs root")
+    waiting = standby_of(starter, zygote_pid, plan)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(disk)], check=True)
+    try:
+        (disk / "file").write_text("there")
+        child = starter.start("show", str(disk / "file"), plan=plan)
+        assert child.pid != waiting
+        assert child.wait(20) is not None
+        assert starter.log.read_text() == "there\n"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_nonsense_from_one_client_harms_no_other(starter: Starter) -> None:
