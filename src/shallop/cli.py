@@ -96,6 +96,7 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         ("web", "dashboard and REST APIs"),
         ("gateway", "predictions"),
         ("content", "user-made content"),
+        ("katib", "Katib's database manager"),
     ):
         default = getattr(Settings, f"{name}_port")
         up.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"port of {what} (default {default})")
@@ -185,7 +186,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    names = ("api_port", "web_port", "gateway_port", "content_port")
+    names = ("api_port", "web_port", "gateway_port", "content_port", "katib_port")
     automatic = 0 if options.port == "auto" else None
     settings = replace(settings, host=options.host, isolation=options.isolation)
     settings = replace(settings, bare=options.bare, synchronous=options.synchronous)

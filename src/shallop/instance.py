@@ -78,6 +78,7 @@ def write_status(settings: Settings, *, ready: bool, kubeconfig: Path | None = N
         "api": settings.api_url,
         "gateway": settings.gateway_url,
         "content": settings.content_url,
+        "katib": f"{settings.host}:{settings.katib_port}",
         "kubeconfig": str(kubeconfig or settings.home / "kubeconfig"),
     }
     temporary = settings.home / f".{_STATUS}.{os.getpid()}"

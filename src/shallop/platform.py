@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from shallop import dashboard, gateway, instance, pipelines, registry, serving, training
+from shallop import dashboard, gateway, instance, pipelines, registry, serving, training, tuning
 from shallop.controller import Manager, Part, Services
 from shallop.embedded import workloads
 from shallop.embedded.apiserver.kubeconfig import write_kubeconfig
@@ -45,12 +45,17 @@ PARTS: tuple[Part, ...] = (
     pipelines.PART,
     serving.PART,
     training.PART,
+    tuning.PART,
     dashboard.PART,
 )
 _SERVICE = Gvk("v1", "Service")
 _SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
 # How Pods reach the platform: the names and ports that Kubeflow's clients have built in.
-_PLATFORM_SERVICES = (("ml-pipeline", 8888), ("model-registry-service", 8080))
+_PLATFORM_SERVICES = (
+    ("ml-pipeline", 8888, "web_port"),
+    ("model-registry-service", 8080, "web_port"),
+    ("katib-db-manager", 6789, "katib_port"),
+)
 
 
 def run(settings: Settings) -> int:
@@ -113,7 +118,7 @@ class Platform:
     async def running(self) -> AsyncIterator[Settings]:
         """Start; yields the settings with the ports that were really bound; stop in reverse order on leaving."""
         async with AsyncExitStack() as stack:
-            sockets = {name: _bind(self._settings, name) for name in ("api", "web", "gateway", "content")}
+            sockets = {name: _bind(self._settings, name) for name in ("api", "web", "gateway", "content", "katib")}
             for sock in sockets.values():
                 stack.callback(sock.close)
             settings = self._settings.with_ports(**{name: s.getsockname()[1] for name, s in sockets.items()})
@@ -148,6 +153,9 @@ class Platform:
         node = Node(services)
         services = replace(services, cannot_run=node.cannot_run, environment_of=node.environment_of)
         server.node = node
+        for part in self._parts:
+            for gvk, mutate in (part.admission(services) if part.admission else {}).items():
+                server.registry.mutating.setdefault(gvk, []).append(mutate)
         await self._serve(stack, settings, server, sockets, token)
         await _apply_objects(client, settings, self._parts)
         tasks: list[Callable[[], Awaitable[None]]] = [node.run]
@@ -242,7 +250,7 @@ async def _apply_objects(client: Client, settings: Settings, parts: Sequence[Par
     for part in parts:
         for obj in part.objects:
             await client.apply(obj)
-    ports = [(name, port, settings.web_port, "kubeflow", "http") for name, port in _PLATFORM_SERVICES]
+    ports = [(name, port, getattr(settings, to), "kubeflow", "http") for name, port, to in _PLATFORM_SERVICES]
     ports.append(("kubernetes", 443, settings.api_port, "default", "https"))
     for name, port, target, namespace, protocol in ports:
         if name != "kubernetes":

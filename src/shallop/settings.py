@@ -39,6 +39,7 @@ class Settings:
             are reached by their Services.
         synchronous: ``normal`` (a killed process loses nothing) or ``full`` (a power cut loses nothing either: every
             commit waits for the disk).
+        katib_port: Katib's database manager, gRPC.
         node_name: the name of the Node object.
         isolation: ``auto``, ``namespaces`` (root), ``user`` (user namespaces) or ``none``.
         cpu_overcommit: how many times the machine's cores Pods may request.
@@ -57,6 +58,7 @@ class Settings:
     bare: bool = False
     gateway_base: str | None = None
     synchronous: str = "normal"
+    katib_port: int = 6789
     node_name: str = "shallop"
     isolation: str = "auto"
     cpu_overcommit: float = 4.0
@@ -69,13 +71,13 @@ class Settings:
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
         if self.synchronous not in ("normal", "full"):
             raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
-        for name in ("api_port", "web_port", "gateway_port", "content_port"):
+        for name in ("api_port", "web_port", "gateway_port", "content_port", "katib_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise SettingsError(f"{name}: {getattr(self, name)} is no port; use 1 to 65535, or auto.")
 
-    def with_ports(self, api: int, web: int, gateway: int, content: int) -> Settings:
+    def with_ports(self, api: int, web: int, gateway: int, content: int, katib: int) -> Settings:
         """Return the settings with the ports that were really bound."""
-        return replace(self, api_port=api, web_port=web, gateway_port=gateway, content_port=content)
+        return replace(self, api_port=api, web_port=web, gateway_port=gateway, content_port=content, katib_port=katib)
 
     @property
     def web_url(self) -> str:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from shallop.controller.manager import Context
 
-__all__ = ["Column", "Kind", "Part", "Resource", "Result", "Scale", "Services", "Watch"]
+__all__ = ["Admission", "Column", "Kind", "Part", "Resource", "Result", "Scale", "Services", "Watch"]
 
 S = TypeVar("S")
+# Changes an object that is about to be created, before defaults are set and it is validated; may read other objects.
+Admission = Callable[[Object], Awaitable[Object]]
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ class Part:
     Args:
         objects: manifests applied at every start.
         migrations: functions of a connection, applied once each, in order.
+        admission: changes that the part makes to new objects of kinds that are not its own, such as Pods.
         routes: web routes for the web origin.
         content: routes for the second origin, where content that users made is shown.
         tasks: coroutines that run as long as the platform; cancelled on stop, a failure stops the platform.
@@ -219,6 +222,7 @@ class Part:
     kinds: tuple[Kind, ...] = ()
     objects: tuple[Object, ...] = ()
     migrations: tuple[Migration, ...] = ()
+    admission: Callable[[Services], Mapping[Gvk, Admission]] | None = None
     routes: Callable[[Services], Sequence[BaseRoute]] | None = None
     content: Callable[[Services], Sequence[BaseRoute]] | None = None
     tasks: Callable[[Services], Sequence[Callable[[], Awaitable[None]]]] | None = None

@@ -37,6 +37,8 @@ class Context:
     Args:
         cache: the local copy of a kind.
         serves: whether the cluster has a kind; one that nobody asked for before counts as had.
+        watch_children: ``(owner, child)``, for children whose kind only the object names: from then on a change of one
+            reconciles its controlling owner, as ``Kind.owns`` does for kinds that are known before.
     """
 
     client: Client
@@ -46,6 +48,7 @@ class Context:
     now: Callable[[], datetime]
     cache: Callable[[Gvk], Store]
     serves: Callable[[Gvk], bool] = lambda gvk: True
+    watch_children: Callable[[Gvk, Gvk], None] = lambda owner, child: None
 
 
 class _Controller:
@@ -83,8 +86,11 @@ class Manager:
         self._informers: dict[Gvk, Informer] = {}
         self._controllers = [_Controller(kind) for kind in kinds if kind.reconcile]
         self.events = EventRecorder(client, component, now)
-        self.context = Context(client, settings, database, self.events, now, self.cache, self.serves)
+        self.context = Context(
+            client, settings, database, self.events, now, self.cache, self.serves, self.watch_children
+        )
         self._tasks: asyncio.TaskGroup | None = None
+        self._children: set[tuple[Gvk, Gvk]] = set()
 
     def informer(self, gvk: Gvk) -> Informer:
         """Return the shared informer of a kind; it starts at once when the manager runs."""
@@ -105,6 +111,16 @@ class Manager:
     def off(self) -> list[Gvk]:
         """The kinds whose controller does nothing, because the cluster does not have them."""
         return [controller.kind.gvk for controller in self._controllers if not self.serves(controller.kind.gvk)]
+
+    def watch_children(self, owner: Gvk, child: Gvk) -> None:
+        """Reconcile owners when a child of theirs changes; asking again does nothing."""
+        if (owner, child) in self._children:
+            return
+        self._children.add((owner, child))
+        for controller in self._controllers:
+            if controller.kind.gvk == owner and child not in controller.kind.owns:
+                queue = controller.queue
+                self.informer(child).add_handler(lambda change, q=queue: _owner_changed(q, owner, change))  # type: ignore[misc]
 
     async def run(self, started: asyncio.Event | None = None) -> None:
         """Run until cancelled; ``started`` is set when every informer has listed and workers go."""

@@ -14,6 +14,8 @@ __all__ = ["open_logs"]
 
 # A follower of a silent container gets its response head after this time.
 _FIRST_CHUNK_S = 0.1
+# Annotation, plus a name: the log of a container of that name, which the Pod does not have, is another one's.
+LOG_OF = "log-of.shallop.dev/"
 
 
 async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[str]]) -> AsyncIterator[bytes]:
@@ -100,11 +102,12 @@ def _choose_container(pod: Object, wanted: str) -> str:
     names = [c["name"] for c in spec.get("containers") or ()]
     init = [c["name"] for c in spec.get("initContainers") or ()]
     ephemeral = [c["name"] for c in spec.get("ephemeralContainers") or ()]
+    annotations = pod["metadata"].get("annotations") or {}
     if wanted:
+        wanted = annotations.get(LOG_OF + wanted, wanted)
         if wanted not in (*names, *init, *ephemeral):
             raise BadRequestError(f"container {wanted} is not valid for pod {name}")
         return wanted
-    annotations = pod["metadata"].get("annotations") or {}
     default = annotations.get("kubectl.kubernetes.io/default-container", "")
     if len(names) == 1:
         return str(names[0])

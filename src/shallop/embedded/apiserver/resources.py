@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from shallop.controller.kind import Admission
 from shallop.embedded.apiserver.schema import CompiledSchema, builtin_schema, crd_schema
 from shallop.errors import FieldError
 from shallop.kube.objects import Gvk, Object
@@ -287,6 +288,8 @@ class Registry:
         self._by_gvk: dict[Gvk, Resource] = {}
         self.serial = 0
         self.admission: dict[Gvk, tuple[Any, Any]] = {}
+        # Changes to new objects that parts make, see ``controller.Part.admission``.
+        self.mutating: dict[Gvk, list[Admission]] = {}
         for resource in builtins:
             self._add(resource)
 

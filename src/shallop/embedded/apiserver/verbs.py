@@ -182,7 +182,7 @@ class Verbs:
     # ---- creating
 
     async def create(self, resource: Resource, namespace: str, body: Object, options: WriteOptions) -> Written:
-        obj = admission.check_body(resource, namespace, "", body)
+        obj = await self._mutate(resource, admission.check_body(resource, namespace, "", body))
         draft = admission.draft_create(resource, obj, options, self.now())
         prepared = await self._admit_new(resource, namespace, draft, options)
         for attempt in range(_GENERATE_ATTEMPTS):
@@ -196,6 +196,11 @@ class Verbs:
                     raise
                 metadata["name"] = admission.generate_name(metadata["generateName"])
         raise AssertionError("unreachable")
+
+    async def _mutate(self, resource: Resource, obj: Object) -> Object:
+        for mutate in self.registry.mutating.get(resource.gvk, ()):
+            obj = await mutate(obj)
+        return obj
 
     async def _create(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
         name = obj["metadata"]["name"]
@@ -391,6 +396,7 @@ class Verbs:
                     raise failures.not_found(resource, name)
                 merged = fieldmanagers.apply(resource, None, config, options, self.now())
                 merged["metadata"].pop("resourceVersion", None)
+                merged = await self._mutate(resource, merged)
                 draft = admission.draft_create(resource, merged, options, self.now(), applied=True)
                 new = await self._admit_new(resource, namespace, draft, options)
                 return await self._store_new(resource, namespace, new, options)

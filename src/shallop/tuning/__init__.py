@@ -1,0 +1,26 @@
+"""Tuning: searches for parameters by many trials (Katib's Experiment, Suggestion, Trial), on one neutral engine."""
+
+from __future__ import annotations
+
+from shallop.controller import Part
+from shallop.tuning.engine import Searches
+from shallop.tuning.experiment import experiment_kind
+from shallop.tuning.pods import pod_admission
+from shallop.tuning.suggestion import suggestion_kind
+from shallop.tuning.tables import MIGRATIONS
+from shallop.tuning.trial import trial_kind
+
+__all__ = ["PART"]
+
+
+def _part() -> Part:
+    searches = Searches()
+    return Part(
+        name="tuning",
+        kinds=(experiment_kind(searches), suggestion_kind(searches), trial_kind()),
+        migrations=MIGRATIONS,
+        admission=pod_admission,
+    )
+
+
+PART = _part()

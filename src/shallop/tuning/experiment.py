@@ -1,0 +1,301 @@
+"""
+Experiment: a search for the best parameters, by many trials.
+
+Honours everything that Katib's API has: counts, goals, strategies, resume policies (all of them keep the algorithm's
+state, which is rows), trial templates of any kind inline or in a ConfigMap, collectors, early stopping. When the
+parallel count is lowered, only trials that have not ended are deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shallop.controller import Column, Context, Kind, Resource, Result
+from shallop.errors import AlreadyExistsError, NotFoundError
+from shallop.kube.objects import Gvk, Key, Object, format_time, is_deleting, owner_reference
+from shallop.tuning.admission import default, validate
+from shallop.tuning.conditions import has, status_patch, with_condition, without_condition
+from shallop.tuning.engine import Searches, Suggested, owner_of
+from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, SUGGESTION, TRIAL
+from shallop.tuning.plan import Plan, Tally, best_trial, decide, tally
+from shallop.tuning.schemas import EXPERIMENT as SCHEMA
+from shallop.tuning.suggestion import ENDED
+from shallop.tuning.template import TemplateError, render_run
+
+__all__ = ["experiment_kind", "render_trial"]
+
+_CONFIG_MAP = Gvk("v1", "ConfigMap")
+
+
+class Experiments:
+    """The controller."""
+
+    def __init__(self, searches: Searches) -> None:
+        self._searches = searches
+
+    async def reconcile(self, ctx: Context, experiment: Resource[Any]) -> Result:
+        """Start trials, take away what is too much, say how it stands, and when it is over."""
+        raw = experiment.raw
+        if is_deleting(raw):
+            return Result()
+        uid = raw["metadata"]["uid"]
+        trials = [trial for trial in ctx.cache(TRIAL).by_owner(uid) if not is_deleting(trial)]
+        counted = tally(trials)
+        best = best_trial(trials, raw["spec"]["objective"])
+        suggestion = ctx.cache(SUGGESTION).get(experiment.key)
+        failure = _condition(suggestion, "Failed")
+        exhausted = (_condition(suggestion, "Succeeded") or {}).get("reason") == ENDED
+        plan = decide(raw["spec"], counted, best[1] if best else None, exhausted=exhausted)
+        if failure is not None and not plan.verdict[0]:
+            plan = Plan(("Failed", "ExperimentFailed", str(failure.get("message", ""))))
+        over = has(experiment.status, "Succeeded") or has(experiment.status, "Failed")
+        resumed = over and _is_resumed(raw, counted)
+        if over and not resumed:
+            plan = Plan()
+        status = render_status(raw, counted, best[0] if best else None, plan, resumed=resumed, now=ctx.now())
+        await self._write(ctx, raw, status)
+        if has(status, "Succeeded") or has(status, "Failed"):
+            await self._close(ctx, raw, suggestion)
+            return Result()
+        await self._act(ctx, raw, plan, trials, suggestion)
+        return Result()
+
+    async def _act(
+        self, ctx: Context, raw: Object, plan: Plan, trials: list[Object], suggestion: Object | None
+    ) -> None:
+        for trial in plan.surplus:
+            metadata = trial["metadata"]
+            try:
+                await ctx.client.delete(TRIAL, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+            except NotFoundError:
+                continue
+        suggestion = await self._resume(ctx, raw, suggestion)
+        if not plan.create:
+            return
+        known = await self._searches.suggested(ctx.database, owner_of(raw))
+        existing = {trial["metadata"]["name"] for trial in ctx.cache(TRIAL).by_owner(raw["metadata"]["uid"])}
+        missing = [one for one in known if one.name not in existing]
+        for one in missing[: plan.create]:
+            await self._create(ctx, raw, one)
+        wanted = len(known) + plan.create - len(missing[: plan.create])
+        if suggestion is None:
+            await ctx.client.create(_render_suggestion(raw, wanted))
+        elif suggestion["spec"].get("requests", 0) < wanted:
+            metadata = suggestion["metadata"]
+            patch = {"spec": {"requests": wanted}}
+            await ctx.client.patch(SUGGESTION, metadata["name"], metadata["namespace"], patch)
+        elif wanted > len(known):
+            # An algorithm that had nothing to propose is asked again when a trial has ended.
+            await self._ask_again(ctx, suggestion, trials)
+
+    async def _ask_again(self, ctx: Context, suggestion: Object, trials: list[Object]) -> None:
+        ended = str(sum(1 for trial in trials if (trial.get("status") or {}).get("completionTime")))
+        annotations = suggestion["metadata"].get("annotations") or {}
+        if annotations.get(_ASKED) != ended:
+            metadata = suggestion["metadata"]
+            patch = {"metadata": {"annotations": {_ASKED: ended}}}
+            await ctx.client.patch(SUGGESTION, metadata["name"], metadata["namespace"], patch)
+
+    async def _resume(self, ctx: Context, raw: Object, suggestion: Object | None) -> Object | None:
+        """A suggestion that was closed with its Experiment goes on when the Experiment does."""
+        condition = _condition(suggestion, "Succeeded")
+        if suggestion is None or condition is None or condition.get("reason") == ENDED:
+            return suggestion
+        conditions = without_condition((suggestion.get("status") or {}).get("conditions") or (), "Succeeded")
+        return await ctx.client.patch_status(suggestion, {"conditions": conditions, "completionTime": None})
+
+    async def _create(self, ctx: Context, raw: Object, one: Suggested) -> None:
+        try:
+            text = await self._template_text(ctx, raw)
+            trial = render_trial(raw, text, one)
+        except TemplateError as error:
+            ctx.events.record(raw, "TrialTemplateInvalid", str(error), "Warning")
+            raise NotFoundError(str(error)) from error  # a ConfigMap may yet come: try again
+        try:
+            await ctx.client.create(trial)
+        except AlreadyExistsError:
+            return
+
+    async def _template_text(self, ctx: Context, raw: Object) -> str | None:
+        source = raw["spec"]["trialTemplate"].get("configMap")
+        if not source:
+            return None
+        name, namespace, path = source["configMapName"], source["configMapNamespace"], source["templatePath"]
+        try:
+            found = await ctx.client.get(_CONFIG_MAP, name, namespace)
+        except NotFoundError as error:
+            raise TemplateError(f"trialTemplate.configMap: no ConfigMap {namespace}/{name}; create it") from error
+        text = (found.get("data") or {}).get(path)
+        if text is None:
+            raise TemplateError(
+                f"trialTemplate.configMap.templatePath: ConfigMap {namespace}/{name} has no key {path!r}"
+            )
+        return str(text)
+
+    async def _close(self, ctx: Context, raw: Object, suggestion: Object | None) -> None:
+        if suggestion is None or raw["spec"]["resumePolicy"] == "LongRunning":
+            return
+        status = suggestion.get("status") or {}
+        if has(status, "Succeeded") or has(status, "Failed"):
+            return
+        now = ctx.now()
+        conditions = with_condition(
+            status.get("conditions") or (), "Running", "False", "SuggestionRunning", "Suggestion is not running", now
+        )
+        message = "Suggestion is succeeded, its Experiment is over"
+        conditions = with_condition(conditions, "Succeeded", "True", "SuggestionSucceeded", message, now)
+        await ctx.client.patch_status(suggestion, {"conditions": conditions, "completionTime": format_time(now)})
+
+    async def _write(self, ctx: Context, raw: Object, status: dict[str, Any]) -> None:
+        old = raw.get("status") or {}
+        patch = status_patch(old, status)
+        if patch is None:
+            return
+        await ctx.client.patch_status(raw, patch | {"lastReconcileTime": format_time(ctx.now())})
+        for type_ in ("Succeeded", "Failed"):
+            if has(status, type_) and not has(old, type_):
+                condition = _condition({"status": status}, type_) or {}
+                kind = "Normal" if type_ == "Succeeded" else "Warning"
+                ctx.events.record(raw, condition["reason"], condition["message"], kind)
+
+    async def gone(self, ctx: Context, key: Key) -> None:
+        """Rows of Experiments that no longer exist go."""
+        alive = {item["metadata"]["uid"] for item in ctx.cache(EXPERIMENT).list()}
+        await self._searches.drop(ctx.database, "Experiment", alive)
+
+
+_ASKED = "tuning.shallop.dev/asked-after"
+
+
+def _condition(obj: Mapping[str, Any] | None, type_: str) -> Mapping[str, Any] | None:
+    """Return a condition that is True."""
+    conditions = ((obj or {}).get("status") or {}).get("conditions") or ()
+    return next((c for c in conditions if c.get("type") == type_ and c.get("status") == "True"), None)
+
+
+def _is_resumed(experiment: Object, trials: Tally) -> bool:
+    """Whether an Experiment that is over has been given a greater budget."""
+    reason = (_condition(experiment, "Succeeded") or {}).get("reason")
+    spec, done = experiment["spec"], trials.total - len(trials.active)
+    if reason != "ExperimentMaxTrialsReached" or spec["resumePolicy"] not in ("LongRunning", "FromVolume"):
+        return False
+    return spec.get("maxTrialCount") is None or spec["maxTrialCount"] > done
+
+
+def render_status(
+    experiment: Object, trials: Tally, best: Object | None, plan: Plan, *, resumed: bool, now: Any
+) -> dict[str, Any]:
+    """Return the whole status."""
+    old = experiment.get("status") or {}
+    conditions = list(old.get("conditions") or ())
+    conditions = with_condition(conditions, "Created", "True", "ExperimentCreated", "Experiment is created", now)
+    status: dict[str, Any] = {"startTime": old.get("startTime") or format_time(now)} | trials.status()
+    if best is not None:
+        status["currentOptimalTrial"] = {
+            "bestTrialName": best["metadata"]["name"],
+            "parameterAssignments": best["spec"].get("parameterAssignments") or [],
+            "observation": best["status"]["observation"],
+        }
+    if old.get("completionTime") and not resumed:
+        status["completionTime"] = old["completionTime"]
+    if resumed:
+        conditions = without_condition(conditions, "Succeeded")
+        message = "Experiment is restarted"
+        conditions = with_condition(conditions, "Restarting", "True", "ExperimentRestarting", message, now)
+    over = any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
+    if plan.verdict[0]:
+        type_, reason, message = plan.verdict
+        conditions = with_condition(
+            conditions, "Running", "False", "ExperimentRunning", "Experiment is not running", now
+        )
+        conditions = with_condition(conditions, type_, "True", reason, message, now)
+        status["completionTime"] = format_time(now)
+    elif not over and trials.total:
+        if any(c["type"] == "Restarting" and c["status"] == "True" for c in conditions) and not resumed:
+            message = "Experiment goes on"
+            conditions = with_condition(conditions, "Restarting", "False", "ExperimentRestarting", message, now)
+        conditions = with_condition(conditions, "Running", "True", "ExperimentRunning", "Experiment is running", now)
+    status["conditions"] = conditions
+    if "lastReconcileTime" in old:
+        status["lastReconcileTime"] = old["lastReconcileTime"]
+    return status
+
+
+def _render_suggestion(experiment: Object, requests: int) -> Object:
+    spec, metadata = experiment["spec"], experiment["metadata"]
+    body = {"algorithm": spec["algorithm"], "requests": requests, "resumePolicy": spec["resumePolicy"]}
+    if spec.get("earlyStopping"):
+        body["earlyStopping"] = spec["earlyStopping"]
+    return {
+        "apiVersion": SUGGESTION.api_version,
+        "kind": SUGGESTION.kind,
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "labels": {EXPERIMENT_LABEL: metadata["name"]},
+            "ownerReferences": [owner_reference(experiment)],
+        },
+        "spec": body,
+    }
+
+
+def render_trial(experiment: Object, text: str | None, one: Suggested) -> Object:
+    """
+    Return the Trial of a suggestion.
+
+    Args:
+        text: the template in the ConfigMap, None when the Experiment has it.
+    """
+    spec, metadata = experiment["spec"], experiment["metadata"]
+    template = spec["trialTemplate"]
+    run = render_run(template, text, one.assignments, one.name, metadata["namespace"])
+    body: dict[str, Any] = {
+        "objective": spec["objective"],
+        "parameterAssignments": [{"name": name, "value": value} for name, value in one.assignments.items()],
+        "runSpec": run,
+        "metricsCollector": spec["metricsCollectorSpec"],
+        "primaryContainerName": template["primaryContainerName"],
+        "successCondition": template["successCondition"],
+        "failureCondition": template["failureCondition"],
+    }
+    if template.get("primaryPodLabels"):
+        body["primaryPodLabels"] = template["primaryPodLabels"]
+    if template.get("retain"):
+        body["retainRun"] = True
+    if one.labels:
+        body["labels"] = one.labels
+    if one.rules:
+        body["earlyStoppingRules"] = one.rules
+    return {
+        "apiVersion": TRIAL.api_version,
+        "kind": TRIAL.kind,
+        "metadata": {
+            "name": one.name,
+            "namespace": metadata["namespace"],
+            "labels": one.labels | {EXPERIMENT_LABEL: metadata["name"]},
+            "ownerReferences": [owner_reference(experiment)],
+        },
+        "spec": body,
+    }
+
+
+def experiment_kind(searches: Searches) -> Kind:
+    controller = Experiments(searches)
+    return Kind(
+        api_version=API_VERSION,
+        kind="Experiment",
+        plural="experiments",
+        categories=("all", "kubeflow", "katib"),
+        schema=SCHEMA,
+        columns=(
+            Column("Type", "string", ".status.conditions[-1:].type"),
+            Column("Status", "string", ".status.conditions[-1:].status"),
+            Column("Age", "date", ".metadata.creationTimestamp"),
+        ),
+        default=default,
+        validate=validate,
+        reconcile=controller.reconcile,
+        on_gone=controller.gone,
+        owns=(TRIAL, SUGGESTION),
+    )

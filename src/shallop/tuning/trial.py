@@ -1,0 +1,278 @@
+"""
+Trial: one run of a user's template with chosen values, and what it measured.
+
+Honours every field: runs of any kind that is served, success and failure conditions, collectors, early stopping rules,
+``retainRun``. An early stopped run is deleted, retained or not: nothing else ends a run of any kind. Katib's states are
+reached in its order; a trial has succeeded when its run has and the objective was measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from shallop.controller import Column, Context, Kind, Resource, Result
+from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
+from shallop.kube.objects import Gvk, Key, Object, format_time, gvk_of, is_deleting, labels_of, owner_reference
+from shallop.tuning import tables
+from shallop.tuning.collect import last_lines, read_metrics, remove_metrics
+from shallop.tuning.conditions import has, status_patch, with_condition
+from shallop.tuning.earlystopping import asha_stops, rules_fire, settings_of
+from shallop.tuning.gjson import GjsonError, Match, evaluate
+from shallop.tuning.metrics import UNAVAILABLE
+from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, TRIAL, TRIAL_LABEL
+from shallop.tuning.observation import is_available, metric_names, render_observation
+from shallop.tuning.schemas import ANY
+from shallop.tuning.scrape import scrape
+from shallop.tuning.tables import Report
+
+__all__ = ["trial_kind"]
+
+_POD = Gvk("v1", "Pod")
+_LOOK_S = 1.0
+_SCRAPE_S = 0.2
+_OVER = ("Succeeded", "Failed", "Killed", "MetricsUnavailable", "EarlyStopped")
+
+
+def is_over(trial: Mapping[str, Any]) -> bool:
+    return any(has(trial.get("status") or {}, type_) for type_ in _OVER)
+
+
+async def reconcile(ctx: Context, trial: Resource[Any]) -> Result:
+    """Run the trial, watch what it measures, say how it ended."""
+    raw = trial.raw
+    if is_deleting(raw):
+        return Result()
+    if is_over(raw):
+        await _clean_up(ctx, raw)
+        return Result()
+    run = await _ensure_run(ctx, raw)
+    if run is None:
+        return Result()
+    raw = await _mark_running(ctx, raw)
+    try:
+        failed = evaluate(raw["spec"]["failureCondition"], run)
+        succeeded = None if failed else evaluate(raw["spec"]["successCondition"], run)
+    except GjsonError as error:
+        await _end(
+            ctx, raw, "Failed", "TrialFailed", f"the condition of the trial template cannot be read: {error}", []
+        )
+        return Result()
+    pods = _pods(ctx, raw)
+    reports = await _collect(ctx, raw, pods)
+    if failed is not None:
+        await _end(ctx, raw, "Failed", "TrialFailed", await _why(ctx, raw, pods, failed), reports)
+    elif succeeded is not None:
+        await _succeed(ctx, raw, succeeded, reports)
+    elif await _is_stopped(ctx, raw, reports):
+        await _end(ctx, raw, "EarlyStopped", "TrialEarlyStopped", "Trial is early stopped", reports)
+    else:
+        return Result(requeue_after_s=_SCRAPE_S if _collector(raw) == "PrometheusMetric" else _LOOK_S)
+    return Result()
+
+
+def _collector(trial: Object) -> str:
+    return str(((trial["spec"].get("metricsCollector") or {}).get("collector") or {}).get("kind", "StdOut"))
+
+
+async def _ensure_run(ctx: Context, trial: Object) -> Object | None:
+    """Return the run, created when it is not there; None when it cannot be, which ends the trial."""
+    body = trial["spec"].get("runSpec") or {}
+    try:
+        gvk = gvk_of(body)
+    except KeyError:
+        await _end(ctx, trial, "Failed", "TrialFailed", "spec.runSpec: must have apiVersion and kind", [])
+        return None
+    name, namespace = trial["metadata"]["name"], trial["metadata"]["namespace"]
+    try:
+        run = await ctx.client.get(gvk, name, namespace)
+    except NotFoundError:
+        try:
+            run = await _create_run(ctx, trial, body)
+        except NotFoundError as error:
+            if not await _is_served(ctx, gvk):
+                text = f"spec.runSpec: no kind {gvk.kind} in {gvk.api_version} is served here; install its CRD"
+                await _end(ctx, trial, "Failed", "TrialFailed", text, [])
+                return None
+            raise error
+        except ApiError as error:
+            if error.code in (400, 403, 422):
+                await _end(ctx, trial, "Failed", "TrialFailed", f"the run was refused: {error.message}", [])
+                return None
+            raise
+    ctx.watch_children(TRIAL, gvk)
+    return run
+
+
+async def _create_run(ctx: Context, trial: Object, body: Object) -> Object:
+    metadata = {**(body.get("metadata") or {})}
+    metadata |= {"name": trial["metadata"]["name"], "namespace": trial["metadata"]["namespace"]}
+    metadata["ownerReferences"] = [owner_reference(trial)]
+    try:
+        return await ctx.client.create({**body, "metadata": metadata})
+    except AlreadyExistsError:
+        return await ctx.client.get(gvk_of(body), metadata["name"], metadata["namespace"])
+
+
+async def _is_served(ctx: Context, gvk: Gvk) -> bool:
+    return any(found.gvk == gvk for found in await ctx.client.resource_types())
+
+
+async def _mark_running(ctx: Context, trial: Object) -> Object:
+    status = trial.get("status") or {}
+    if has(status, "Running"):
+        return trial
+    now = ctx.now()
+    conditions = with_condition(
+        status.get("conditions") or (), "Created", "True", "TrialCreated", "Trial is created", now
+    )
+    conditions = with_condition(conditions, "Running", "True", "TrialRunning", "Trial is running", now)
+    start = {"startTime": status.get("startTime") or format_time(now), "lastReconcileTime": format_time(now)}
+    return await ctx.client.patch_status(trial, {"conditions": conditions, **start})
+
+
+def _pods(ctx: Context, trial: Object) -> list[Object]:
+    """Return the trial's primary Pods, the oldest first."""
+    wanted = trial["spec"].get("primaryPodLabels") or {}
+    name = trial["metadata"]["name"]
+    pods = [
+        pod
+        for pod in ctx.cache(_POD).list(trial["metadata"]["namespace"])
+        if labels_of(pod).get(TRIAL_LABEL) == name and wanted.items() <= labels_of(pod).items()
+    ]
+    return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+
+async def _collect(ctx: Context, trial: Object, pods: list[Object]) -> list[Report]:
+    """Store what can be read now; return everything that is known of the trial."""
+    name = trial["metadata"]["name"]
+    if _collector(trial) == "PrometheusMetric":
+        collected = await scrape(trial, pods, ctx.now())
+        for source, reports in collected:
+            await ctx.database.write(lambda c, s=source, r=reports: tables.append_reports(c, name, s, r))  # type: ignore[misc]
+    else:
+        collected = await asyncio.to_thread(read_metrics, ctx.settings, trial, pods)
+        if any(reports for _, reports in collected):
+
+            def store(connection: Any) -> None:
+                for source, reports in collected:
+                    tables.add_reports(connection, name, source, reports)
+
+            await ctx.database.write(store)
+    return await ctx.database.read(lambda connection: tables.reports_of(connection, name))
+
+
+async def _why(ctx: Context, trial: Object, pods: list[Object], failed: Match) -> str:
+    message = "Trial has failed"
+    if failed.message or failed.reason:
+        message += f". Job message: {failed.message}. Job reason: {failed.reason}"
+    container = trial["spec"].get("primaryContainerName", "")
+    if text := await asyncio.to_thread(last_lines, ctx.settings, pods, container):
+        message += f". Last lines of the log: {text}"
+    return message
+
+
+async def _succeed(ctx: Context, trial: Object, match: Match, reports: list[Report]) -> None:
+    objective = trial["spec"]["objective"]
+    more = f". Job message: {match.message}. Job reason: {match.reason}" if match.message or match.reason else ""
+    if _collector(trial) == "None":
+        await _end(ctx, trial, "Succeeded", "TrialSucceeded", f"Trial has succeeded{more}", reports)
+        return
+    observation = render_observation(objective, reports)
+    if is_available(objective, observation):
+        await _end(ctx, trial, "Succeeded", "TrialSucceeded", f"Trial has succeeded{more}", reports)
+        return
+    name, metric = trial["metadata"]["name"], objective["objectiveMetricName"]
+    missing = Report(metric, UNAVAILABLE)
+    await ctx.database.write(lambda c: tables.add_reports(c, name, "end", [missing]))
+    message = f"Metrics are not available: the run ended without a value of {metric!r}{more}"
+    await _end(ctx, trial, "MetricsUnavailable", "MetricsUnavailable", message, [*reports, missing])
+
+
+async def _is_stopped(ctx: Context, trial: Object, reports: list[Report]) -> bool:
+    objective = trial["spec"]["objective"]
+    metric, maximize = objective["objectiveMetricName"], objective["type"] == "maximize"
+    values: dict[str, list[float]] = {name: [] for name in metric_names(objective)}
+    for report in reports:
+        try:
+            values.setdefault(report.metric, []).append(float(report.value))
+        except ValueError:
+            continue
+    if rules := trial["spec"].get("earlyStoppingRules"):
+        return rules_fire(rules, values, metric, maximize)
+    experiment = ctx.cache(EXPERIMENT).get(
+        Key(trial["metadata"]["namespace"], labels_of(trial).get(EXPERIMENT_LABEL, ""))
+    )
+    stopping = ((experiment or {}).get("spec") or {}).get("earlyStopping") or {}
+    if experiment is None or stopping.get("algorithmName") != "asha" or not values[metric]:
+        return False
+    siblings = [
+        other["metadata"]["name"]
+        for other in ctx.cache(TRIAL).by_owner(experiment["metadata"]["uid"])
+        if other["metadata"]["name"] != trial["metadata"]["name"]
+    ]
+    found = await ctx.database.read(lambda c: tables.objective_reports(c, siblings, metric))
+    return asha_stops(settings_of(stopping), values[metric], list(found.values()), maximize)
+
+
+async def _end(ctx: Context, trial: Object, type_: str, reason: str, message: str, reports: list[Report]) -> None:
+    old, now = trial.get("status") or {}, ctx.now()
+    conditions = with_condition(old.get("conditions") or (), "Created", "True", "TrialCreated", "Trial is created", now)
+    if any(c["type"] == "Running" for c in conditions):
+        conditions = with_condition(conditions, "Running", "False", "TrialRunning", "Trial is not running", now)
+    conditions = with_condition(conditions, type_, "True", reason, message, now)
+    status = {**old, "conditions": conditions, "completionTime": format_time(now)}
+    status.setdefault("startTime", format_time(now))
+    observation = render_observation(trial["spec"].get("objective") or {}, reports)
+    if observation["metrics"]:
+        status["observation"] = observation
+    patch = status_patch(old, status)
+    if patch:
+        raw = await ctx.client.patch_status(trial, patch | {"lastReconcileTime": format_time(now)})
+        kind = "Normal" if type_ in ("Succeeded", "EarlyStopped") else "Warning"
+        ctx.events.record(raw, reason, message, kind)
+
+
+async def _clean_up(ctx: Context, trial: Object) -> None:
+    """Delete the run of a trial that is over, unless it is to be kept."""
+    stopped = has(trial["status"], "EarlyStopped")
+    if trial["spec"].get("retainRun") and not stopped:
+        return
+    try:
+        gvk = gvk_of(trial["spec"]["runSpec"])
+        run = await ctx.client.get(gvk, trial["metadata"]["name"], trial["metadata"]["namespace"])
+    except (NotFoundError, KeyError):
+        return
+    owners = {reference["uid"] for reference in run["metadata"].get("ownerReferences") or ()}
+    if is_deleting(run) or trial["metadata"]["uid"] not in owners:
+        return
+    metadata = run["metadata"]
+    try:
+        await ctx.client.delete(gvk, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+    except NotFoundError:
+        return
+
+
+async def gone(ctx: Context, key: Key) -> None:
+    """What a deleted trial measured goes with it."""
+    await ctx.database.write(lambda connection: tables.delete_reports(connection, key.name))
+    await asyncio.to_thread(remove_metrics, ctx.settings, key.namespace, key.name)
+
+
+def trial_kind() -> Kind:
+    return Kind(
+        api_version=API_VERSION,
+        kind="Trial",
+        plural="trials",
+        categories=("all", "kubeflow", "katib"),
+        schema=ANY,
+        columns=(
+            Column("Type", "string", ".status.conditions[-1:].type"),
+            Column("Status", "string", ".status.conditions[-1:].status"),
+            Column("Age", "date", ".metadata.creationTimestamp"),
+        ),
+        reconcile=reconcile,
+        on_gone=gone,
+        workers=8,
+    )
