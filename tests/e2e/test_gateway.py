@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from shallop.gateway.load import Load
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import Backend, Route, RouteTable
 
@@ -71,9 +72,15 @@ class World:
         self._handlers: set[asyncio.Task[None]] = set()
         self.route(timeout_s=0.0)
 
-    def route(self, *, timeout_s: float) -> None:
+    def route(self, *, timeout_s: float = 0.0, repeat: bool = False) -> None:
         backends = (Backend("ns", "app", 80),)
-        self.table.replace_routes([Route(b"", b"/app", False, b"/", backends, (), "ns/app", timeout_s)])
+        route = Route(b"", b"/app", False, b"/", backends, (), "ns/app", timeout_s, repeat=repeat)
+        self.table.replace_routes([route])
+
+    def scale(self, limit: int = 0) -> None:
+        """Make the Service one whose Pods an autoscaler starts."""
+        self.table.scalable.add(("ns", "app"))
+        self.gateway.loads["ns", "app"] = Load(0.0, limit)
 
     def serve_at(self, *endpoints: tuple[str, int]) -> None:
         self.table.endpoints = {("ns", "app"): [(host, {"": port}) for host, port in endpoints]}
@@ -471,3 +478,85 @@ async def test_metrics_count_by_route_and_code(world: World) -> None:
     assert b'shallop_gateway_requests_total{namespace="ns",route="app",code="200"} 1' in body
     assert b'shallop_gateway_requests_total{namespace="",route="",code="404"} 1' in body
     assert b'shallop_gateway_request_duration_seconds_count{namespace="ns",route="app"} 1' in body
+
+
+async def test_a_request_waits_for_the_first_pod_of_its_service(world: World) -> None:
+    woken = asyncio.Event()
+    world.gateway.wake = woken.set
+    world.scale()
+    asking = world.tasks.create_task(world.ask(get("/app/x", body=b"hello")))
+    await woken.wait()
+    await world.backend(echo)
+    world.gateway.admit_all()
+    assert (await asking)[::2] == (200, b"hello")
+    assert world.gateway.loads["ns", "app"].inflight == 0
+
+
+async def test_a_waiting_client_that_leaves_is_forgotten(world: World) -> None:
+    woken = asyncio.Event()
+    world.gateway.wake = woken.set
+    world.scale()
+    _, writer = await world.connect()
+    writer.write(get())
+    await woken.wait()
+    writer.transport.abort()
+    async with asyncio.timeout(DEADLINE_S):
+        while world.gateway.clients:
+            await asyncio.sleep(0.01)
+    assert world.gateway.loads["ns", "app"].inflight == 0
+    world.gateway.admit_all()
+
+
+async def test_a_pod_that_refuses_is_asked_until_another_takes_its_place(world: World) -> None:
+    dead = await world.backend(echo)
+    dead.close()
+    world.scale()
+    woken = asyncio.Event()
+    world.gateway.wake = woken.set
+    asking = world.tasks.create_task(world.ask(get()))
+    await woken.wait()
+    await world.backend(echo)
+    assert (await asking)[0] == 200
+
+
+async def test_no_pod_gets_more_requests_at_once_than_its_limit(world: World) -> None:
+    inside, most = 0, 0
+
+    async def slow(reader: Reader, writer: Writer) -> None:
+        nonlocal inside, most
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await read_request(reader)
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.01)
+                inside -= 1
+                writer.write(OK)
+
+    await world.backend(slow)
+    world.scale(limit=2)
+    codes = await asyncio.gather(*(world.ask(get()) for _ in range(20)))
+    assert {code for code, _, _ in codes} == {200}
+    assert most == 2
+
+
+async def test_a_prediction_that_died_with_its_pod_is_asked_once_more_elsewhere(world: World) -> None:
+    asked = 0
+
+    async def die(reader: Reader, writer: Writer) -> None:
+        nonlocal asked
+        asked += 1
+        await read_request(reader)
+
+    world.route(repeat=True)
+    for _ in range(2):
+        await world.backend(die)
+    code, _, _ = await world.ask(get("/app/v1/models/m:predict", method="POST", body=b"x"))
+    assert (code, asked) == (502, 2), "what kills each Pod that reads it must not go round"
+    await world.backend(echo)
+    answers = [await world.ask(get("/app/v1/models/m:predict", method="POST", body=b"x")) for _ in range(3)]
+    assert any(code == 200 for code, _, _ in answers)
+    asked = 0
+    world.serve_at(world.endpoints[0])
+    assert (await world.ask(get("/app/train", method="POST", body=b"x")))[0] == 502
+    assert asked == 1, "only what changes nothing may be asked twice"

@@ -34,7 +34,11 @@ def inference_service(name: str, uri: str, replicas: int = 1) -> str:
         {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
-            "metadata": {"name": name, "namespace": "default"},
+            "metadata": {
+                "name": name,
+                "namespace": "default",
+                "annotations": {"serving.kserve.io/deploymentMode": "Standard"},
+            },
             "spec": {"predictor": {"minReplicas": replicas, "model": model}},
         }
     )

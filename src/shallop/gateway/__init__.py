@@ -1,4 +1,8 @@
-"""The inference gateway: HTTPRoutes and EndpointSlices become a route table, requests go to ready Pods."""
+"""
+The inference gateway: HTTPRoutes and EndpointSlices become a route table, requests go to ready Pods.
+
+It sees every request, and so it is the activator and autoscaler of revisions too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from shallop.controller import Column, Informer, Kind, Part, Services
+from shallop.gateway.podautoscaler import POD_AUTOSCALER, Autoscaler
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes
 from shallop.kube.objects import Gvk
@@ -65,6 +70,7 @@ _SCHEMA = {
                             "filters": {"type": "array", "items": _PRESERVED},
                             "backendRefs": {"type": "array", "items": _BACKEND},
                             "timeouts": _PRESERVED,
+                            "retry": _PRESERVED,
                         },
                     },
                 },
@@ -90,6 +96,7 @@ HTTPROUTE = Kind(
 async def _serve(services: Services) -> None:
     table = RouteTable()
     gateway = Gateway(table)
+    autoscaler = Autoscaler(services.client, gateway)
     routes, slices, ports = (Informer(services.client, gvk) for gvk in (HTTPROUTE.gvk, _SLICE, _SERVICE))
 
     def routes_changed(_: object) -> None:
@@ -98,6 +105,7 @@ async def _serve(services: Services) -> None:
     def endpoints_changed(_: object) -> None:
         table.endpoints = endpoints_by_service(slices.store.list())
         gateway.close_idle_except(table.addresses())
+        gateway.admit_all()
 
     def services_changed(_: object) -> None:
         table.port_names = {
@@ -112,8 +120,9 @@ async def _serve(services: Services) -> None:
     listener = await asyncio.get_running_loop().create_server(gateway.connect, sock=services.sockets["gateway"])
     try:
         async with asyncio.TaskGroup() as tasks:
-            for informer in (routes, slices, ports):
+            for informer in (routes, slices, ports, autoscaler.autoscalers, autoscaler.deployments):
                 tasks.create_task(informer.run(), name=f"gateway {informer.gvk.kind}")
+            tasks.create_task(autoscaler.run(), name="autoscaler")
     finally:
         listener.close()
         gateway.close()
@@ -123,4 +132,4 @@ def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
     return [lambda: _serve(services)]
 
 
-PART = Part("gateway", kinds=(HTTPROUTE,), tasks=_tasks)
+PART = Part("gateway", kinds=(HTTPROUTE, POD_AUTOSCALER), tasks=_tasks)

@@ -1,8 +1,11 @@
 """
 The proxy: one client connection, one pooled backend connection per request, bytes passed on as they come.
 
-A request is sent again only where nothing of an answer was seen: to another endpoint when a connection is refused, and
-once over a fresh connection when a backend closed one that was kept from an earlier request.
+A request is sent again only where nothing of an answer was seen: to another endpoint when a connection is refused,
+over a fresh connection when a backend closed one that was kept from an earlier request, and, where its route allows
+it, once to another endpoint when a backend died over a prediction.
+
+A request for an autoscaled Service without a Pod that can take it waits here until one can, up to its route's timeout.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import cast
 
 from shallop.gateway.http1 import Body, Head, MessageError, parse_request, parse_response
+from shallop.gateway.load import Load
 from shallop.gateway.metrics import Metrics
-from shallop.gateway.routes import Endpoint, Route, RouteTable
+from shallop.gateway.routes import Backend, Endpoint, Route, RouteTable, ServiceKey, draw
 
 __all__ = ["Gateway"]
 
@@ -35,6 +39,12 @@ _CONNECT_S = 5.0
 # client might lose the answer that says why.
 _LINGER_S = 2.0
 _CLIENT_LEFT = 499
+# Requests of one Service that wait for a Pod; as many as Knative's activator holds.
+_MAX_WAITING = 10_000
+# A Pod that refuses connections and is still listed as ready has just died: it is asked again until it is found out.
+_ASK_AGAIN_S = 0.2
+# What asks a model and changes nothing, so that it may be asked twice.
+_PREDICTIONS = (b":predict", b"/infer", b":explain")
 
 
 def _hop_headers(head: Head) -> frozenset[bytes]:
@@ -154,6 +164,12 @@ class _Client(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._refused: set[Endpoint] = set()
         self._attempts = 0
+        self._lost = 0
+        self._repeatable = False
+        self._number = 0.0
+        self._target: Backend | None = None
+        self._load: Load | None = None
+        self._endpoint: Endpoint | None = None
         self._method = b""
         self._code = 0
         self._since = 0.0
@@ -176,6 +192,7 @@ class _Client(asyncio.Protocol):
         if self.busy:
             self._count(_CLIENT_LEFT)
         self._drop_backend()
+        self._leave()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -220,7 +237,7 @@ class _Client(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 and len(self._buffer) <= _MAX_HEAD:
             return
-        self.busy, self.sent_all, self._code, self._attempts = True, False, 0, 0
+        self.busy, self.sent_all, self._code, self._attempts, self._lost = True, False, 0, 0, 0
         self._since = self._loop.time()
         self._refused.clear()
         try:
@@ -243,15 +260,21 @@ class _Client(asyncio.Protocol):
             return
         if path.startswith(b"/-/"):
             raise MessageError("paths under /-/ belong to the gateway; there is 'GET /-/metrics'", 404)
-        self._route = self._gateway.table.find(head.host, path)
-        if self._route is None:
+        for route in self._gateway.table.find(head.host, path):
+            if not route.conditional or route.accepts(self._method, head.start[1], head.lines):
+                self._route = route
+                break
+        else:
             raise MessageError(
                 f"no route for host {head.host.decode('latin-1')!r} and path {path.decode('latin-1')!r}; "
                 "see 'kubectl get inferenceservices -A' for the URLs",
                 404,
             )
-        start = (head.start[0], self._route.rewrite(head.start[1]), head.start[2])
-        self._replay = bytearray(head._replace(start=start).render(drop=_hop_headers(head), add=self._route.headers))
+        start = (head.start[0], route.rewrite(head.start[1]), head.start[2])
+        drop = _hop_headers(head) | route.remove
+        self._replay = bytearray(head._replace(start=start).render(drop=drop, add=route.headers))
+        self._number = draw(head.lines) if len(route.backends) > 1 else 0.0
+        self._repeatable = route.repeat and (path.endswith(_PREDICTIONS) or self._method in (b"GET", b"HEAD"))
         if self._route.timeout_s and not self._timer:
             self._timer = self._loop.call_later(self._route.timeout_s, self._time_out)
         if self._buffer and not self.sent_all:
@@ -291,15 +314,58 @@ class _Client(asyncio.Protocol):
 
     def _connect(self) -> None:
         assert self._route is not None
-        endpoint = self._gateway.table.pick(self._route, self._refused)
-        if endpoint is None:
+        table = self._gateway.table
+        target = table.choose(self._route, self._number, self._refused)
+        if target is None:
             self.fail(503, f"no ready endpoint behind route {self._owner()}; see 'kubectl get pods,isvc -A'")
             return
+        if target is not self._target:
+            self._leave()
+            self._target, self._load = target, self._gateway.loads.get(target.key)
+            if self._load:
+                self._load.enter(self._loop.time())
+        avoid = self._refused | self._load.full() if self._load and self._load.limit else self._refused
+        endpoint = table.pick(target, avoid)
+        if endpoint is None:
+            self._wait(target)
+            return
+        self._endpoint = endpoint
+        if self._load:
+            self._load.begin(endpoint)
         backend = self._gateway.take(endpoint) if not self._attempts else None
         if backend is not None:
             self._attach(backend)
         else:
             self._connecting = self._loop.create_task(self._open(endpoint))
+
+    def _wait(self, target: Backend) -> None:
+        """Stand in line until a Pod of ``target`` can take the request."""
+        if not self._gateway.wait(self, target.key, ask_again=bool(self._refused)):
+            said = f"{_MAX_WAITING} requests wait for {target.namespace}/{target.service} already; try again later"
+            self.fail(503, said, extra="retry-after: 1\r\n")
+
+    def go_on(self) -> None:
+        """A Pod may be able to take the request now."""
+        self._refused.clear()
+        self._attempts = 0
+        self._connect()
+
+    def _release_endpoint(self) -> None:
+        if self._endpoint and self._load and self._target:
+            self._load.end(self._endpoint)
+            if self._load.limit:
+                self._gateway.admit_soon(self._target.key)
+        self._endpoint = None
+
+    def _leave(self) -> None:
+        """The request is over for its target."""
+        if self._target is None:
+            return
+        self._release_endpoint()
+        self._gateway.stop_waiting(self, self._target.key)
+        if self._load:
+            self._load.leave(self._loop.time())
+        self._target = self._load = None
 
     async def _open(self, endpoint: Endpoint) -> None:
         try:
@@ -330,17 +396,27 @@ class _Client(asyncio.Protocol):
     def backend_lost(self, backend: _Backend, *, answered: bool) -> None:
         """Try again where nothing of an answer came over a connection that was kept from an earlier request."""
         self._backend = None
-        if not answered and backend.used and self._replay is not None:
+        if not answered and self._replay is not None and (backend.used or self._may_repeat()):
+            if not backend.used:
+                self._lost += 1
+                self._refused.add(backend.endpoint)
             self._retry("the backend closed the connection")
         else:
             self.fail(502, f"backend {backend.endpoint[0]}:{backend.endpoint[1]} ended before its answer was complete")
 
+    def _may_repeat(self) -> bool:
+        """Once: a request that kills what reads it must not go round."""
+        return self._repeatable and self.sent_all and not self._lost
+
     def _retry(self, why: str) -> None:
         self._attempts += 1
-        if self._attempts >= _MAX_ATTEMPTS:
-            self.fail(503, why)
-        else:
+        self._release_endpoint()
+        if self._attempts < _MAX_ATTEMPTS:
             self._connect()
+        elif self._target and self._load:
+            self._wait(self._target)
+        else:
+            self.fail(503, why)
 
     def begin_answer(self, head: Head) -> bool:
         """Note that an answer starts; return whether this connection lives on after it."""
@@ -349,22 +425,24 @@ class _Client(asyncio.Protocol):
         self.keep_alive = self.keep_alive and self.sent_all and head.length != -2
         return self.keep_alive
 
-    def fail(self, status: int, message: str) -> None:
+    def fail(self, status: int, message: str, *, extra: str = "") -> None:
         """Answer with an error of ours; a half-sent answer can only be cut off."""
         self._drop_backend()
+        self._leave()
         if self._code:
             self._count(502)
             self.busy = False
             self.transport.abort()
             return
         self.keep_alive = self.keep_alive and self.sent_all
-        self._answer(status, "application/json", json.dumps({"error": message}).encode())
+        self._answer(status, "application/json", json.dumps({"error": message}).encode(), extra)
 
-    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+    def _answer(self, status: int, content_type: str, body: bytes, extra: str = "") -> None:
         self._code = status
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n"
-            f"content-length: {len(body)}\r\n{'' if self.keep_alive else 'connection: close' + chr(13) + chr(10)}\r\n"
+            f"content-length: {len(body)}\r\n{extra}"
+            f"{'' if self.keep_alive else 'connection: close' + chr(13) + chr(10)}\r\n"
         )
         self.transport.write(head.encode() + (b"" if self._method == b"HEAD" else body))
         self.finish(keep_alive=self.keep_alive)
@@ -372,6 +450,7 @@ class _Client(asyncio.Protocol):
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is complete; go on with the next request."""
         self._count(self._code)
+        self._leave()
         self._backend = self._replay = self._route = self._body = None
         self.busy = False
         if not keep_alive:
@@ -417,10 +496,64 @@ class Gateway:
         self.table = table
         self.metrics = Metrics()
         self.clients: set[_Client] = set()
+        self.loads: dict[ServiceKey, Load] = {}
+        self.wake: Callable[[], None] = lambda: None
+        self._waiting: dict[ServiceKey, dict[_Client, None]] = {}
         self._idle: dict[Endpoint, deque[_Backend]] = {}
 
     def connect(self) -> asyncio.Protocol:
         return _Client(self)
+
+    def wait(self, client: _Client, key: ServiceKey, *, ask_again: bool) -> bool:
+        """
+        Let a request stand in line for a Pod; False when the line is too long.
+
+        Args:
+            ask_again: not only when endpoints change: the ones that are listed refuse connections.
+        """
+        line = self._waiting.setdefault(key, {})
+        if len(line) >= _MAX_WAITING:
+            return False
+        line[client] = None
+        if ask_again:
+            asyncio.get_running_loop().call_later(_ASK_AGAIN_S, self.admit, key)
+        self.wake()
+        return True
+
+    def stop_waiting(self, client: _Client, key: ServiceKey) -> None:
+        line = self._waiting.get(key)
+        if line is not None:
+            line.pop(client, None)
+            if not line:
+                del self._waiting[key]
+
+    def admit_soon(self, key: ServiceKey) -> None:
+        if key in self._waiting:
+            asyncio.get_running_loop().call_soon(self.admit, key)
+
+    def admit(self, key: ServiceKey) -> None:
+        """Let as many requests go on as Pods can take, first come, first served."""
+        for client in list(self._waiting.get(key, ())):
+            load, line = self.loads.get(key), self._waiting.get(key)
+            if line is None:
+                return
+            if load and load.limit and not self._has_room(key, load):
+                return
+            if client in line:
+                del line[client]
+                if not line:
+                    del self._waiting[key]
+                client.go_on()
+
+    def _has_room(self, key: ServiceKey, load: Load) -> bool:
+        pods = len(self.table.endpoints.get(key, ()))
+        return sum(min(count, load.limit) for count in load.working.values()) < pods * load.limit
+
+    def admit_all(self) -> None:
+        """Look after every line: endpoints have changed."""
+        for key in list(self._waiting):
+            if self.table.endpoints.get(key):
+                self.admit(key)
 
     def take(self, endpoint: Endpoint) -> _Backend | None:
         """Return an idle connection; the last one used, so that surplus ones grow old."""

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
-from collections.abc import Collection, Iterable
+import zlib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from shallop.kube.objects import Object, labels_of
 
-__all__ = ["Backend", "Endpoint", "Route", "RouteTable", "endpoints_by_service", "parse_duration", "parse_routes"]
+__all__ = [
+    "Backend",
+    "Endpoint",
+    "Matcher",
+    "Route",
+    "RouteTable",
+    "ServiceKey",
+    "draw",
+    "endpoints_by_service",
+    "parse_duration",
+    "parse_routes",
+]
 
+log = logging.getLogger(__name__)
 Endpoint = tuple[str, int]
+ServiceKey = tuple[str, str]
+"""Namespace and name of a Service."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(\d{1,5})(ms|h|m|s)")
 _MAX_REMEMBERED = 4096
@@ -25,6 +42,18 @@ class Backend(NamedTuple):
     service: str
     port: int
     weight: int = 1
+
+    @property
+    def key(self) -> ServiceKey:
+        return self.namespace, self.service
+
+
+class Matcher(NamedTuple):
+    """What a header or a query parameter must be; the name of a header in lower case."""
+
+    source: str
+    name: str
+    pattern: re.Pattern[str]
 
 
 @dataclass(frozen=True)
@@ -39,6 +68,11 @@ class Route:
         headers: header lines added towards the backend.
         owner: ``namespace/name`` of the HTTPRoute, for messages.
         timeout_s: for a whole request; 0 is none.
+        remove: names of headers, lower case, that the backend does not see.
+        method: the only method it is for; empty for all.
+        matchers: of headers and query parameters; all must fit.
+        path_pattern: what the whole path must be, instead of ``path``.
+        repeat: a prediction that was lost with its backend may be asked again; predictions change nothing.
     """
 
     host: bytes
@@ -49,11 +83,40 @@ class Route:
     headers: tuple[bytes, ...] = ()
     owner: str = ""
     timeout_s: float = 0.0
+    remove: frozenset[bytes] = frozenset()
+    method: bytes = b""
+    matchers: tuple[Matcher, ...] = ()
+    path_pattern: re.Pattern[str] | None = None
+    repeat: bool = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether more than host and path decides."""
+        return bool(self.method or self.matchers)
+
+    def accepts(self, method: bytes, target: bytes, lines: Sequence[bytes]) -> bool:
+        """Say whether a request whose host and path fit is for this route."""
+        if self.method and self.method != method:
+            return False
+        query: dict[str, str] | None = None
+        headers: dict[str, str] | None = None
+        for matcher in self.matchers:
+            if matcher.source == "query":
+                query = query if query is not None else dict(reversed(parse_qsl(_query(target), True)))
+                value = query.get(matcher.name)
+            else:
+                headers = headers if headers is not None else _headers(lines)
+                value = headers.get(matcher.name)
+            if value is None or not matcher.pattern.fullmatch(value):
+                return False
+        return True
 
     def matches(self, host: bytes, path: bytes) -> bool:
         wildcard = self.host.startswith(b"*.") and host.endswith(self.host[1:])
         if self.host and self.host != host and not wildcard:
             return False
+        if self.path_pattern:
+            return self.path_pattern.fullmatch(path.decode("latin-1")) is not None
         if self.exact:
             return path == self.path
         return self.path in (b"/", path) or path.startswith(self.path + b"/")
@@ -67,10 +130,28 @@ class Route:
         return rewritten if rewritten.startswith(b"/") else b"/" + rewritten
 
 
+def _query(target: bytes) -> str:
+    return target.partition(b"?")[2].decode("latin-1")
+
+
+def _headers(lines: Sequence[bytes]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        key, text = name.decode("latin-1").lower(), value.strip(b" \t").decode("latin-1")
+        headers[key] = f"{headers[key]},{text}" if key in headers else text
+    return headers
+
+
 def parse_routes(routes: Iterable[Object]) -> list[Route]:
-    """Turn HTTPRoutes into rules, the most specific first: exact path, longer path, exact host."""
+    """Turn HTTPRoutes into rules, the most specific first: exact path, longer path, exact host, more conditions."""
     parsed = [rule for route in routes for rule in _rules(route)]
-    parsed.sort(key=lambda r: (not r.exact, -len(r.path), not r.host, r.host.startswith(b"*"), -len(r.host)))
+    parsed.sort(
+        key=lambda r: (
+            *(not r.exact, -len(r.path), not r.host, r.host.startswith(b"*"), -len(r.host)),
+            *(not r.method, -sum(m.source == "header" for m in r.matchers), -len(r.matchers)),
+        )
+    )
     return parsed
 
 
@@ -83,13 +164,23 @@ def _rules(route: Object) -> Iterable[Route]:
             Backend(b.get("namespace") or namespace, b["name"], int(b.get("port") or 80), int(b.get("weight", 1)))
             for b in rule.get("backendRefs") or ()
         )
-        replace, headers = _filters(rule.get("filters") or ())
+        replace, headers, remove = _filters(rule.get("filters") or ())
         timeout_s = parse_duration((rule.get("timeouts") or {}).get("request") or "")
         for host in spec.get("hostnames") or [""]:
             for match in rule.get("matches") or [{}]:
                 path = match.get("path") or {}
                 value = path.get("value") or "/"
                 prefix = value.rstrip("/") or "/"
+                try:
+                    matchers = (
+                        *_matchers("header", match.get("headers")),
+                        *_matchers("query", match.get("queryParams")),
+                    )
+                    pattern = re.compile(value) if path.get("type") == "RegularExpression" else None
+                except re.error as error:
+                    # One rule that cannot be read must not take the others down; nothing can match it.
+                    log.warning("HTTPRoute %s: a regular expression cannot be read: %s", owner, error)
+                    continue
                 yield Route(
                     host.lower().encode(),
                     prefix.encode(),
@@ -99,7 +190,22 @@ def _rules(route: Object) -> Iterable[Route]:
                     headers,
                     owner,
                     timeout_s,
+                    remove,
+                    str(match.get("method") or "").encode(),
+                    matchers,
+                    pattern,
+                    bool((rule.get("retry") or {}).get("attempts")),
                 )
+
+
+def _matchers(source: str, items: Any) -> tuple[Matcher, ...]:
+    found = []
+    for item in items or ():
+        value = str(item.get("value", ""))
+        pattern = value if item.get("type") == "RegularExpression" else re.escape(value)
+        name = str(item["name"])
+        found.append(Matcher(source, name.lower() if source == "header" else name, re.compile(pattern)))
+    return tuple(found)
 
 
 def parse_duration(text: str) -> float:
@@ -107,9 +213,10 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
 
 
-def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[bytes, ...]]:
+def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[bytes, ...], frozenset[bytes]]:
     replace: bytes | None = None
     headers: list[bytes] = []
+    remove: set[bytes] = set()
     for item in filters:
         if item.get("type") == "URLRewrite":
             path = (item.get("urlRewrite") or {}).get("path") or {}
@@ -117,9 +224,25 @@ def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[byt
                 replace = str(path.get("replacePrefixMatch") or "/").encode()
         elif item.get("type") == "RequestHeaderModifier":
             modifier = item.get("requestHeaderModifier") or {}
+            for header in modifier.get("set") or ():
+                remove.add(str(header["name"]).lower().encode("latin-1"))
             for header in [*(modifier.get("set") or ()), *(modifier.get("add") or ())]:
                 headers.append(f"{header['name']}: {header['value']}".encode("latin-1"))
-    return replace, tuple(headers)
+            remove |= {str(name).lower().encode("latin-1") for name in modifier.get("remove") or ()}
+    return replace, tuple(headers), frozenset(remove)
+
+
+def draw(lines: Sequence[bytes]) -> float:
+    """
+    Return a number of [0, 1) that decides a request's share of a split.
+
+    A request with an ``X-Request-Id`` draws the same number each time: it, its retries and the calls it causes stay
+    with one revision, and who is in a canary of 10 % is in it at 20 % too.
+    """
+    for line in lines:
+        if len(line) > 12 and line[12:13] == b":" and line[:12].lower() == b"x-request-id":
+            return zlib.crc32(line[13:].strip(b" \t")) / 2**32
+    return random.random()
 
 
 def endpoints_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list[tuple[str, dict[str, int]]]]:
@@ -139,35 +262,73 @@ def endpoints_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list
 
 @dataclass
 class RouteTable:
-    """The routes and endpoints in force; replaced piece by piece as objects change."""
+    """
+    The routes and endpoints in force; replaced piece by piece as objects change.
+
+    Args:
+        scalable: Services whose Pods an autoscaler starts when a request waits for them.
+    """
 
     routes: list[Route] = field(default_factory=list)
-    endpoints: dict[tuple[str, str], list[tuple[str, dict[str, int]]]] = field(default_factory=dict)
+    endpoints: dict[ServiceKey, list[tuple[str, dict[str, int]]]] = field(default_factory=dict)
     port_names: dict[tuple[str, str, int], str] = field(default_factory=dict)
-    _found: dict[tuple[bytes, bytes], Route | None] = field(default_factory=dict)
+    scalable: set[ServiceKey] = field(default_factory=set)
+    _found: dict[tuple[bytes, bytes], tuple[Route, ...]] = field(default_factory=dict)
     _turn: int = 0
 
     def replace_routes(self, routes: list[Route]) -> None:
         self.routes = routes
         self._found.clear()
 
-    def find(self, host: bytes, path: bytes) -> Route | None:
-        """Return the first route that matches; few paths are asked for again and again, so that answers are kept."""
+    def find(self, host: bytes, path: bytes) -> tuple[Route, ...]:
+        """
+        Return the routes that match, most specific first, up to the first without conditions.
+
+        Few paths are asked for again and again, so that answers are kept.
+        """
         key = (host, path)
-        if key not in self._found:
+        found = self._found.get(key)
+        if found is None:
             if len(self._found) >= _MAX_REMEMBERED:
                 self._found.clear()
-            self._found[key] = next((route for route in self.routes if route.matches(host, path)), None)
-        return self._found[key]
+            found = self._found[key] = self._search(host, path)
+        return found
 
-    def pick(self, route: Route, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
-        """Choose a backend by weight among those with an endpoint not to avoid, then the next endpoint in turn."""
-        ready = [(b.weight, found) for b in route.backends if b.weight > 0 and (found := self._addresses(b, avoid))]
-        if not ready:
+    def _search(self, host: bytes, path: bytes) -> tuple[Route, ...]:
+        found = []
+        for route in self.routes:
+            if route.matches(host, path):
+                found.append(route)
+                if not route.conditional:
+                    break
+        return tuple(found)
+
+    def choose(self, route: Route, number: float, avoid: Collection[Endpoint] = ()) -> Backend | None:
+        """
+        Choose a backend by weight among those that can answer, now or once a Pod of theirs is started.
+
+        Args:
+            number: of [0, 1), from ``draw``.
+        """
+        if len(route.backends) == 1:
+            only = route.backends[0]
+            return only if only.weight > 0 and self._can_answer(only, avoid) else None
+        able = [backend for backend in route.backends if backend.weight > 0 and self._can_answer(backend, avoid)]
+        place = number * sum(backend.weight for backend in able)
+        for backend in able:
+            place -= backend.weight
+            if place < 0:
+                return backend
+        return able[-1] if able else None
+
+    def _can_answer(self, backend: Backend, avoid: Collection[Endpoint]) -> bool:
+        return backend.key in self.scalable or bool(self.addresses_of(backend, avoid))
+
+    def pick(self, backend: Backend, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
+        """Choose the next endpoint in turn among those not to avoid."""
+        addresses = self.addresses_of(backend, avoid)
+        if not addresses:
             return None
-        addresses = ready[0][1]
-        if len(ready) > 1:
-            addresses = random.choices(ready, [weight for weight, _ in ready])[0][1]
         self._turn += 1
         return addresses[self._turn % len(addresses)]
 
@@ -177,10 +338,10 @@ class RouteTable:
             (address, port) for items in self.endpoints.values() for address, ports in items for port in ports.values()
         }
 
-    def _addresses(self, backend: Backend, avoid: Collection[Endpoint]) -> list[Endpoint]:
+    def addresses_of(self, backend: Backend, avoid: Collection[Endpoint] = ()) -> list[Endpoint]:
         name = self.port_names.get((backend.namespace, backend.service, backend.port), "")
         found = []
-        for address, ports in self.endpoints.get((backend.namespace, backend.service), ()):
+        for address, ports in self.endpoints.get(backend.key, ()):
             if name in ports:
                 found.append((address, ports[name]))
             elif len(ports) == 1:

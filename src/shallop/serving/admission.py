@@ -12,7 +12,9 @@ from shallop.serving.podtemplate import CONTAINER, workload_name
 from shallop.serving.schemas import FRAMEWORKS
 from shallop.serving.storage import check_uri
 
-__all__ = ["DEPLOYMENT_MODE", "default", "ignored_fields", "validate"]
+__all__ = ["COMPONENTS", "DEPLOYMENT_MODE", "default", "ignored_fields", "mode_of", "validate"]
+
+COMPONENTS = ("predictor", "transformer", "explainer")
 
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
@@ -24,17 +26,33 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def default(service: Object) -> Object:
-    """Return the InferenceService with the deployment mode written down and one way to name its model."""
-    predictor = _default_predictor((service.get("spec") or {}).get("predictor"))
+    """Return the InferenceService with today's name of its deployment mode and one way to name its model."""
+    spec = service.get("spec")
+    if not isinstance(spec, Mapping):
+        return service
+    predictor = _default_predictor(spec.get("predictor"))
     annotations = dict(annotations_of(service))
-    mode = annotations.get(DEPLOYMENT_MODE, "Standard")
-    annotations[DEPLOYMENT_MODE] = _LEGACY_MODES.get(mode, mode)
+    if mode := annotations.get(DEPLOYMENT_MODE):
+        annotations[DEPLOYMENT_MODE] = _LEGACY_MODES.get(mode, mode)
     if format_ := _model_format(predictor):
         annotations["modelFormat"] = format_
-    result = {**service, "metadata": {**service["metadata"], "annotations": annotations}}
-    if predictor is not None:
-        result["spec"] = {**service["spec"], "predictor": predictor}
-    return result
+    components = {name: _name_container(spec[name]) for name in COMPONENTS[1:] if isinstance(spec.get(name), Mapping)}
+    components |= {"predictor": predictor} if predictor is not None else {}
+    metadata = {**service["metadata"], "annotations": annotations} if annotations else service["metadata"]
+    return {**service, "metadata": metadata, "spec": {**spec, **components}}
+
+
+def mode_of(service: Object) -> str:
+    """Return ``Knative``, the default, or ``Standard``; ModelMesh is served as Standard."""
+    return "Knative" if annotations_of(service).get(DEPLOYMENT_MODE, "Knative") == "Knative" else "Standard"
+
+
+def _name_container(component: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the container of a component that has one without a name."""
+    containers = component.get("containers")
+    if isinstance(containers, list) and len(containers) == 1 and isinstance(containers[0], Mapping):
+        return {**component, "containers": [{**containers[0], "name": containers[0].get("name") or CONTAINER}]}
+    return dict(component)
 
 
 def _model_format(predictor: Any) -> str:
@@ -58,10 +76,7 @@ def _default_predictor(predictor: Any) -> Any:
         if _model_format(result) in _V2_BY_DEFAULT:
             model.setdefault("protocolVersion", "v2")
         result["model"] = model
-    containers = result.get("containers")
-    if isinstance(containers, list) and len(containers) == 1 and isinstance(containers[0], Mapping):
-        result["containers"] = [{**containers[0], "name": containers[0].get("name") or CONTAINER}]
-    return result
+    return _name_container(result)
 
 
 def validate(service: Object, old: Object | None) -> list[FieldError]:
@@ -71,9 +86,18 @@ def validate(service: Object, old: Object | None) -> list[FieldError]:
     errors = _check_name(service) if predictor else []
     errors += _check_implementation(predictor)
     errors += _check_storage(predictor)
-    errors += _check_replicas("spec.predictor", predictor)
-    errors += _check_logger("spec.predictor.logger", predictor.get("logger") or {})
-    errors += _check_canaries(spec, predictor)
+    for name in COMPONENTS:
+        component = spec.get(name) or {}
+        errors += _check_replicas(f"spec.{name}", component)
+        errors += _check_logger(f"spec.{name}.logger", component.get("logger") or {})
+        if (
+            name != "predictor"
+            and spec.get(name) is not None
+            and not (component.get("containers") or component.get("art"))
+        ):
+            errors.append(FieldError.required(f"spec.{name}.containers", "give the container of your own"))
+    errors += _check_scaling(service, predictor)
+    errors += _check_canaries(service, spec, predictor)
     return errors + _check_mode(service, old)
 
 
@@ -140,6 +164,21 @@ def _check_replicas(path: str, component: Mapping[str, Any]) -> list[FieldError]
     return errors
 
 
+def _check_scaling(service: Object, predictor: Mapping[str, Any]) -> list[FieldError]:
+    metric, mode = predictor.get("scaleMetric"), mode_of(service)
+    path, errors = "spec.predictor.scaleMetric", []
+    if mode == "Standard" and metric in ("concurrency", "rps"):
+        detail = "counts requests, which only Knative mode scales by; use cpu or memory, or leave deploymentMode out"
+        errors.append(FieldError.invalid(path, metric, detail))
+    target = predictor.get("scaleTarget")
+    if metric == "cpu" and predictor.get("scaleMetricType") != "AverageValue" and target and not 1 <= target <= 100:
+        errors.append(FieldError.invalid("spec.predictor.scaleTarget", target, "a CPU utilization is 1 to 100"))
+    if predictor.get("deploymentStrategy") and mode == "Knative":
+        detail = "is for Standard mode; in Knative mode a new revision takes over once it is ready"
+        errors.append(FieldError.forbidden("spec.predictor.deploymentStrategy", detail))
+    return errors
+
+
 def _check_logger(path: str, logger: Mapping[str, Any]) -> list[FieldError]:
     storage = logger.get("storage")
     if storage is None:
@@ -148,8 +187,13 @@ def _check_logger(path: str, logger: Mapping[str, Any]) -> list[FieldError]:
     return [FieldError.required(f"{path}.storage.{name}", "key, parameters and path go together") for name in missing]
 
 
-def _check_canaries(spec: Mapping[str, Any], predictor: Mapping[str, Any]) -> list[FieldError]:
+def _check_canaries(service: Object, spec: Mapping[str, Any], predictor: Mapping[str, Any]) -> list[FieldError]:
     errors, names, total = [], {predictor.get("name") or ""}, 0
+    if spec.get("canary") and mode_of(service) == "Knative":
+        detail = (
+            f"is for Standard mode: set the annotation {DEPLOYMENT_MODE}, or use spec.predictor.canaryTrafficPercent"
+        )
+        errors.append(FieldError.forbidden("spec.canary", detail))
     for index, canary in enumerate(spec.get("canary") or []):
         path = f"spec.canary[{index}]"
         name, percent = (canary.get("predictor") or {}).get("name") or "", canary.get("trafficPercent") or 0
@@ -167,7 +211,7 @@ def _check_canaries(spec: Mapping[str, Any], predictor: Mapping[str, Any]) -> li
 
 def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
     annotations = annotations_of(service)
-    mode, errors = annotations.get(DEPLOYMENT_MODE, "Standard"), []
+    mode, errors = annotations.get(DEPLOYMENT_MODE, "Knative"), []
     path = f"metadata.annotations[{DEPLOYMENT_MODE}]"
     if mode not in _MODES:
         errors.append(FieldError.not_supported(path, mode, _MODES))
@@ -175,34 +219,34 @@ def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
     if scaler is not None and scaler not in ("hpa", "external", "keda", "none"):
         choices = ("hpa", "external", "keda", "none")
         errors.append(FieldError.not_supported(f"metadata.annotations[{AUTOSCALER}]", scaler, choices))
-    before = (
-        annotations_of(old).get(DEPLOYMENT_MODE) if old and (old.get("status") or {}).get("deploymentMode") else None
-    )
-    if before is not None and before != mode:
-        errors.append(
-            FieldError.invalid(path, mode, f"cannot change from {before}; delete the object and create it anew")
-        )
+    before = ((old or {}).get("status") or {}).get("deploymentMode")
+    if before is not None and before != mode_of(service):
+        detail = f"cannot change from {before}; delete the object and create it anew"
+        errors.append(FieldError.invalid(path, mode, detail))
     return errors
 
 
-_IGNORED = (
-    *("canaryTrafficPercent", "logger", "batcher", "workerSpec", "autoScaling", "scaleTarget", "scaleMetric"),
-    *("scaleMetricType", "containerConcurrency", "storageContainerName"),
-)
+_IGNORED = ("logger", "batcher", "workerSpec", "storageContainerName")
 
 
 def ignored_fields(service: Object) -> list[str]:
     """Return the paths of fields that are stored but have no effect here yet."""
-    spec = service["spec"]
-    predictor = spec["predictor"]
-    paths = [f"spec.{name}" for name in ("transformer", "explainer", "canary") if spec.get(name)]
-    paths += [f"spec.predictor.{name}" for name in _IGNORED if predictor.get(name) is not None]
-    paths += ["spec.predictor.model.storage"] if (predictor.get("model") or {}).get("storage") else []
-    paths += ["spec.predictor.minReplicas of 0"] if predictor.get("minReplicas") == 0 else []
-    if (predictor.get("maxReplicas") or 0) > max(1, predictor.get("minReplicas") or 1):
-        paths.append("spec.predictor.maxReplicas")
-    if len(predictor.get("storageUris") or []) > 1:
-        paths.append("spec.predictor.storageUris after the first")
-    if annotations_of(service).get(DEPLOYMENT_MODE) not in (None, "Standard"):
-        paths.append(f"annotation {DEPLOYMENT_MODE} other than Standard")
+    spec, mode, paths = service["spec"], mode_of(service), []
+    for name in COMPONENTS:
+        component = spec.get(name) or {}
+        paths += [f"spec.{name}.{field}" for field in _IGNORED if component.get(field) is not None]
+        metrics = (component.get("autoScaling") or {}).get("metrics") or []
+        paths += [
+            f"spec.{name}.autoScaling.metrics[{index}]"
+            for index, metric in enumerate(metrics)
+            if mode == "Knative" or metric.get("type") != "Resource"
+        ]
+        if mode == "Standard":
+            standard = ("canaryTrafficPercent", "containerConcurrency")
+            paths += [f"spec.{name}.{field}" for field in standard if component.get(field) is not None]
+    paths += ["spec.predictor.model.storage"] if (spec["predictor"].get("model") or {}).get("storage") else []
+    if mode == "Standard" and spec["predictor"].get("minReplicas") == 0:
+        paths.append("spec.predictor.minReplicas of 0 in Standard mode")
+    if annotations_of(service).get(DEPLOYMENT_MODE) == "ModelMesh":
+        paths.append(f"annotation {DEPLOYMENT_MODE} of ModelMesh")
     return paths

@@ -1,17 +1,20 @@
 """
 InferenceService: a model behind an address.
 
-Honoured: ``spec.predictor`` with ``model`` (or a legacy framework key) or ``containers`` of its own, ``minReplicas``,
-``timeout``, ``labels``, ``annotations``, ``deploymentStrategy``, Pod fields; annotations ``serving.kserve.io/stop`` and
-``storage.kserve.io/readonly``. What is not honoured is named in an Event, see ``admission.ignored_fields``.
+Honoured: ``spec.predictor`` with ``model`` (or a legacy framework key) or ``containers`` of its own, ``transformer``,
+``explainer``, both deployment modes, ``canaryTrafficPercent`` (Knative) and ``spec.canary`` (Standard), scaling fields,
+``containerConcurrency``, ``timeout``, ``storageUris``, ``labels``, ``annotations``, ``deploymentStrategy``, Pod fields;
+annotations ``serving.kserve.io/stop``, ``autoscalerClass``, ``enable-tag-routing``, ``storage.kserve.io/readonly``.
+What is not honoured is named in an Event, see ``admission.ignored_fields``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,25 +23,33 @@ from shallop.controller.manager import Context
 from shallop.errors import NotFoundError, UnavailableError
 from shallop.kube.objects import Gvk, Key, Object, annotations_of, find_condition, is_deleting, labels_of
 from shallop.serving import render
-from shallop.serving.admission import default, ignored_fields, validate
+from shallop.serving.admission import COMPONENTS, default, ignored_fields, mode_of, validate
 from shallop.serving.inspect_model import inspect_model
-from shallop.serving.podtemplate import CONTAINER, Storage, render_pod_template, workload_name
+from shallop.serving.podtemplate import CONTAINER, MODEL_PATH, Source, Storage, render_pod_template, workload_name
 from shallop.serving.registrymodels import ModelNotFoundError, http_fetch, resolve_model
+from shallop.serving.revision import REVISION_LABEL
 from shallop.serving.schemas import INFERENCE_SERVICE as SCHEMA
 from shallop.serving.selection import ModelFormat, SelectionError, select_runtime
 from shallop.serving.status import (
+    CanaryState,
+    Component,
     Failure,
     Observed,
     blocked_status,
+    canary_state,
     merge_status,
     render_status,
+    rollout_of,
     stopped_status,
 )
 from shallop.serving.storage import REGISTRY, claim_of, local_path
+from shallop.serving.traffic import weights
 
 __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
 
 DEPLOYMENT, SERVICE, POD = Gvk("apps/v1", "Deployment"), Gvk("v1", "Service"), Gvk("v1", "Pod")
+KNATIVE_SERVICE = Gvk("serving.knative.dev/v1", "Service")
+AUTOSCALER = Gvk("autoscaling/v2", "HorizontalPodAutoscaler")
 ENDPOINT_SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
 HTTP_ROUTE = Gvk("gateway.networking.k8s.io/v1", "HTTPRoute")
 RUNTIME = Gvk("serving.kserve.io/v1alpha1", "ServingRuntime")
@@ -46,7 +57,7 @@ CLUSTER_RUNTIME = Gvk("serving.kserve.io/v1alpha1", "ClusterServingRuntime")
 
 STOP = "serving.kserve.io/stop"
 LABEL = "serving.kserve.io/inferenceservice"
-# On the Deployment: what the URI was resolved to and what the model needs, for this generation of the service.
+# On the workload: what the URIs were resolved to and what the model needs, for this generation of the service.
 PINNED_GENERATION = "serving.shallop.dev/generation"
 PINNED_URI = "serving.shallop.dev/model-uri"
 PINNED_REQUIREMENTS = "serving.shallop.dev/model-requirements"
@@ -55,38 +66,27 @@ _RETRY_S = 5.0
 
 class ModelSpec(msgspec.Struct, frozen=True, rename="camel"):
     model_format: ModelFormat
-    storage_uri: str = ""
     runtime: str = ""
     protocol_version: str = ""
 
 
-class StorageUri(msgspec.Struct, frozen=True, rename="camel"):
-    uri: str
-
-
 class PredictorSpec(msgspec.Struct, frozen=True, rename="camel"):
     model: ModelSpec | None = None
-    containers: list[dict[str, Any]] = []
-    storage_uris: list[StorageUri] = []
-
-    @property
-    def storage_uri(self) -> str:
-        """Where the model lies; empty when the predictor brings it along."""
-        if self.storage_uris:
-            return self.storage_uris[0].uri
-        if self.model is not None:
-            return self.model.storage_uri
-        serving = next((item for item in self.containers if item.get("name") == CONTAINER), {})
-        env = {item["name"]: item.get("value") or "" for item in serving.get("env") or ()}
-        return str(env.get("STORAGE_URI", ""))
 
 
 class InferenceServiceSpec(msgspec.Struct, frozen=True):
     predictor: PredictorSpec
 
 
+class _Applied(NamedTuple):
+    """A component whose objects exist, and the routes' share of it."""
+
+    component: Component
+    shares: Sequence[render.Share]
+
+
 async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Result:
-    """Keep one Deployment, Service and pair of HTTPRoutes per InferenceService, and say how it is."""
+    """Keep the components of an InferenceService and the routes to them, and say how it is."""
     if is_deleting(service.raw):
         return Result()
     if annotations_of(service.raw).get(STOP) == "true":
@@ -95,8 +95,8 @@ async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Re
         return Result()
     _warn_of_ignored(ctx, service.raw)
     try:
-        runtime = _choose_runtime(ctx, service)
-        storage, pins = await _resolve_storage(ctx, service)
+        runtime = _choose_runtime(ctx, service.raw)
+        observed = await _apply(ctx, service.raw, runtime)
     except SelectionError as error:
         failure = Failure(error.reason, error.message, error.reason)
         await _set_status(ctx, service.raw, blocked_status(service.raw, failure, ctx.now(), transition="InvalidSpec"))
@@ -107,46 +107,66 @@ async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Re
         status = blocked_status(service.raw, failure, ctx.now(), transition="BlockedByFailedLoad")
         await _set_status(ctx, service.raw, status)
         return Result(requeue_after_s=_RETRY_S)
-    observed = await _apply(ctx, service.raw, runtime, storage, pins)
     await _set_status(ctx, service.raw, render_status(service.raw, observed, ctx.now()))
     return Result()
 
 
-def _choose_runtime(ctx: Context, service: Resource[InferenceServiceSpec]) -> Object | None:
-    model = service.spec.predictor.model
+def _choose_runtime(ctx: Context, service: Object) -> Object | None:
+    model = msgspec.convert(service["spec"]["predictor"], PredictorSpec).model
     if model is None:
         return None
-    namespaced, clustered = ctx.cache(RUNTIME).list(service.namespace), ctx.cache(CLUSTER_RUNTIME).list()
+    namespaced = ctx.cache(RUNTIME).list(service["metadata"]["namespace"])
+    clustered = ctx.cache(CLUSTER_RUNTIME).list()
     return select_runtime(model.model_format, model.protocol_version or "v1", model.runtime, namespaced, clustered)
 
 
-async def _resolve_storage(ctx: Context, service: Resource[InferenceServiceSpec]) -> tuple[Storage, dict[str, str]]:
+def storage_uris(component: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a component wants brought into its Pods and where to; the model first."""
+    if several := component.get("storageUris"):
+        return [(item["uri"], item.get("mountPath") or MODEL_PATH) for item in several]
+    for name in ("model", "art"):
+        if uri := (component.get(name) or {}).get("storageUri"):
+            return [(uri, MODEL_PATH)]
+    containers = component.get("containers") or []
+    serving: Mapping[str, Any] = next((item for item in containers if item.get("name") == CONTAINER), {})
+    env = {item["name"]: item.get("value") or "" for item in serving.get("env") or ()}
+    return [(env["STORAGE_URI"], MODEL_PATH)] if env.get("STORAGE_URI") else []
+
+
+async def _resolve_storage(ctx: Context, service: Object, component: str) -> tuple[Storage, dict[str, str]]:
     """
     Find the model and what it needs; once per generation, so that a Pod template never changes by itself.
 
     Returns:
-        The storage, and the annotations of the Deployment that remember it.
+        The storage, and the annotations of the workload that remember it.
     """
-    uri = service.spec.predictor.storage_uri
-    if not uri:
+    wanted = storage_uris(service["spec"][component])
+    if not wanted:
         return Storage(), {}
-    generation = str(service.raw["metadata"].get("generation", 0))
-    deployment = ctx.cache(DEPLOYMENT).get(Key(service.namespace, workload_name(service.raw)))
-    pins = annotations_of(deployment or {})
+    namespace, generation = service["metadata"]["namespace"], str(service["metadata"].get("generation", 0))
+    gvk = KNATIVE_SERVICE if mode_of(service) == "Knative" and ctx.settings.gateway_url else DEPLOYMENT
+    workload = ctx.cache(gvk).get(Key(namespace, workload_name(service, component)))
+    pins, places = annotations_of(workload or {}), [place for _, place in wanted]
     if pins.get(PINNED_GENERATION) == generation:
         kept = {key: pins[key] for key in (PINNED_GENERATION, PINNED_URI, PINNED_REQUIREMENTS) if key in pins}
-        uri, requirements = pins.get(PINNED_URI, uri), tuple(pins.get(PINNED_REQUIREMENTS, "").splitlines())
-        return Storage(uri, requirements, _host_path(uri)), kept
-    if uri.startswith(REGISTRY):
-        uri = await resolve_model(uri, http_fetch(ctx.settings.web_url))
-    path = local_path(uri, service.namespace, ctx.settings.volumes)
+        return _storage(pins.get(PINNED_URI, "").splitlines(), places, pins.get(PINNED_REQUIREMENTS, "")), kept
+    uris = []
+    for uri, _ in wanted:
+        uris.append(await resolve_model(uri, http_fetch(ctx.settings.web_url)) if uri.startswith(REGISTRY) else uri)
+    path = local_path(uris[0], namespace, ctx.settings.volumes)
     inspection = await asyncio.to_thread(inspect_model, path) if path else None
-    found_requirements = inspection.requirements if inspection else ()
+    requirements = "\n".join(inspection.requirements) if inspection else ""
     if path and inspection is None:
         # Not there yet: the storage initializer will say so; look again when something changes.
-        return Storage(uri), {}
-    found = {PINNED_GENERATION: generation, PINNED_URI: uri, PINNED_REQUIREMENTS: "\n".join(found_requirements)}
-    return Storage(uri, found_requirements, _host_path(uri)), found
+        return _storage(uris, places, ""), {}
+    found = {PINNED_GENERATION: generation, PINNED_URI: "\n".join(uris), PINNED_REQUIREMENTS: requirements}
+    return _storage(uris, places, requirements), found
+
+
+def _storage(uris: Sequence[str], places: Sequence[str], requirements: str) -> Storage:
+    sources = [Source(uri, place, _host_path(uri)) for uri, place in zip(uris, places, strict=True)]
+    first, *others = sources
+    return Storage(first.uri, tuple(requirements.splitlines()), first.host_path, first.mount_path, tuple(others))
 
 
 def _host_path(uri: str) -> str:
@@ -155,40 +175,150 @@ def _host_path(uri: str) -> str:
     return str(path) if path else ""
 
 
-async def _apply(
-    ctx: Context, service: Object, runtime: Object | None, storage: Storage, pins: Mapping[str, str]
-) -> Observed:
-    template = render_pod_template(service, runtime, storage)
-    deployment = await ctx.client.apply(render.render_deployment(service, template, pins), owner=service)
-    await ctx.client.apply(render.render_service(service, template), owner=service)
-    rendered = render.render_routes(service) if ctx.serves(HTTP_ROUTE) else []
+async def _apply(ctx: Context, service: Object, runtime: Object | None) -> Observed:
+    # Revisions need our gateway, which starts their Pods.
+    mode, keep = mode_of(service) if ctx.settings.gateway_url else "Standard", set[tuple[str, str]]()
+    apply = _apply_knative if mode == "Knative" else _apply_standard
+    applied: dict[str, _Applied] = {}
+    canaries, canary_shares = await _apply_canaries(ctx, service, keep) if mode == "Standard" else ([], [])
+    helping = sum(canary.replicas for canary in canaries if canary.ready)
+    for name in COMPONENTS:
+        if service["spec"].get(name):
+            part = _with_fewer(service, helping) if name == "predictor" else service
+            applied[name] = await apply(ctx, part, runtime if name == "predictor" else None, name, keep)
+    shares = {name: list(item.shares) for name, item in applied.items()}
+    if canary_shares:
+        stable, port, _ = shares["predictor"][0]
+        rest = 100 - sum(weight for _, _, weight in canary_shares)
+        # Canaries first: who is in one stays in it while its share grows.
+        shares["predictor"] = [*canary_shares, (stable, port, rest)]
+    rendered = render.render_routes(service, mode, shares) if ctx.serves(HTTP_ROUTE) else []
     routes = [await ctx.client.apply(route, owner=service) for route in rendered]
-    names = {workload_name(service), *(route["metadata"]["name"] for route in routes)}
-    await _remove_children(ctx, service, keep=names)
-    namespace = service["metadata"]["namespace"]
-    name = service["metadata"]["name"]
-    address = f"http://{workload_name(service)}.{namespace}.svc.cluster.local"
-    return Observed(
-        deployment=deployment,
-        pods=[pod for pod in ctx.cache(POD).list(namespace) if labels_of(pod).get(LABEL) == name],
-        slices=[
-            item
-            for item in ctx.cache(ENDPOINT_SLICE).list(namespace)
-            if labels_of(item).get("kubernetes.io/service-name") == workload_name(service)
-        ],
-        routes=routes,
-        runtime=runtime,
-        url=ctx.settings.gateway_url + render.path_prefix(service) if ctx.settings.gateway_url else address,
-        address=address,
-    )
+    keep |= {("HTTPRoute", route["metadata"]["name"]) for route in routes}
+    await _remove_children(ctx, service, keep)
+    metadata = service["metadata"]
+    components = {name: item.component for name, item in applied.items()}
+    url = components.get("transformer", components["predictor"]).address
+    if ctx.settings.gateway_url:
+        url = ctx.settings.gateway_url + render.path_prefix(metadata["namespace"], metadata["name"])
+    return Observed(components, routes, runtime, url, canaries)
 
 
-async def _remove_children(ctx: Context, service: Object, keep: Iterable[str]) -> None:
+def _with_fewer(service: Object, helping: int) -> Object:
+    """Return a service whose predictor has ``helping`` replicas less: ready canaries stand in for them."""
+    if not helping:
+        return service
+    predictor = service["spec"]["predictor"]
+    low = max(1, (predictor.get("minReplicas") or 1) - helping)
+    return {**service, "spec": {**service["spec"], "predictor": {**predictor, "minReplicas": low}}}
+
+
+async def _apply_knative(
+    ctx: Context, service: Object, runtime: Object | None, name: str, keep: set[tuple[str, str]]
+) -> _Applied:
+    storage, pins = await _resolve_storage(ctx, service, name)
+    template = render_pod_template(service, runtime, storage, name)
+    rolled_out = rollout_of(service, name).latest_rolled_out
+    wanted = render.render_knative_service(service, template, pins, name, rolled_out)
+    workload = await ctx.client.apply(wanted, owner=service)
+    keep.add(("Service", workload["metadata"]["name"]))
+    status, namespace = workload.get("status") or {}, service["metadata"]["namespace"]
+    traffic = status.get("traffic") or []
+    shown = {target["revisionName"] for target in traffic} | {status.get("latestCreatedRevisionName")}
+    pods = [pod for pod in _pods(ctx, service, name) if labels_of(pod).get(REVISION_LABEL) in shown]
+    host = f"{workload['metadata']['name']}.{namespace}.svc.cluster.local"
+    component = Component(workload, pods, (), _component_url(ctx, workload), f"http://{host}")
+    return _Applied(component, [(revision, 80, share) for revision, share in weights(traffic).items()])
+
+
+async def _apply_standard(
+    ctx: Context, service: Object, runtime: Object | None, name: str, keep: set[tuple[str, str]]
+) -> _Applied:
+    storage, pins = await _resolve_storage(ctx, service, name)
+    template = render_pod_template(service, runtime, storage, name)
+    workload = await ctx.client.apply(render.render_deployment(service, template, pins, name), owner=service)
+    await ctx.client.apply(render.render_service(service, template, name), owner=service)
+    if scaler := render.render_autoscaler(service, name):
+        await ctx.client.apply(scaler, owner=service)
+    names, namespace = workload["metadata"]["name"], service["metadata"]["namespace"]
+    keep |= {("Deployment", names), ("Service", names)} | ({(AUTOSCALER.kind, names)} if scaler else set())
+    workload = await _keep_replicas(ctx, service, workload, name)
+    pods = [pod for pod in _pods(ctx, service, name) if labels_of(pod).get("app") == f"isvc.{names}"]
+    slices = [
+        item
+        for item in ctx.cache(ENDPOINT_SLICE).list(namespace)
+        if labels_of(item).get("kubernetes.io/service-name") == names
+    ]
+    address = f"http://{names}.{namespace}.svc.cluster.local"
+    url = _component_url(ctx, workload) if ctx.settings.gateway_url else address
+    component = Component(workload, pods, slices, url, address)
+    return _Applied(component, [(names, 80, 1)])
+
+
+async def _keep_replicas(ctx: Context, service: Object, deployment: Object, name: str) -> Object:
+    """Keep the number of replicas within its bounds; within them it is the autoscaler's."""
+    class_ = render.autoscaler_class(service)
+    low, high = render.replica_bounds(service["spec"][name], "Standard")
+    current = int(deployment["spec"].get("replicas", 1))
+    wanted = low if class_ == "none" else min(max(current, low), high)
+    if wanted == current or class_ in ("external", "keda"):
+        return deployment
+    metadata = deployment["metadata"]
+    return await ctx.client.patch(DEPLOYMENT, metadata["name"], metadata["namespace"], {"spec": {"replicas": wanted}})
+
+
+async def _apply_canaries(
+    ctx: Context, service: Object, keep: set[tuple[str, str]]
+) -> tuple[list[CanaryState], list[render.Share]]:
+    states, shares = [], []
+    for entry in service["spec"].get("canary") or ():
+        percent, name = int(entry.get("trafficPercent") or 0), entry["predictor"]["name"]
+        stable = service["spec"]["predictor"]
+        given = entry["predictor"].get("minReplicas")
+        replicas = given or max(1, math.ceil((stable.get("minReplicas") or 1) * percent / 100))
+        predictor = _overlay(stable, entry["predictor"]) | {"minReplicas": replicas, "maxReplicas": replicas}
+        part = {**service, "spec": {**service["spec"], "predictor": predictor}}
+        part["metadata"] = {
+            **service["metadata"],
+            "annotations": annotations_of(service) | {render.FIXED_REPLICAS: "true"},
+        }
+        applied = await _apply_standard(ctx, part, _choose_runtime(ctx, part), "predictor", keep)
+        state = canary_state(name, percent, replicas, applied.component)
+        states.append(state)
+        if state.ready and percent:
+            shares.append((applied.shares[0][0], 80, percent))
+    return states, shares
+
+
+def _overlay(stable: Mapping[str, Any], canary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stable predictor with the canary's fields, so far as it has any, over its own."""
+    merged = dict(stable)
+    for key, value in canary.items():
+        if value in (None, "", 0, [], {}):
+            continue
+        before = merged.get(key)
+        merged[key] = _overlay(before, value) if isinstance(value, Mapping) and isinstance(before, Mapping) else value
+    return merged
+
+
+def _pods(ctx: Context, service: Object, component: str) -> list[Object]:
+    wanted = {LABEL: service["metadata"]["name"], "component": component}
+    pods = ctx.cache(POD).list(service["metadata"]["namespace"])
+    return [pod for pod in pods if wanted.items() <= labels_of(pod).items()]
+
+
+def _component_url(ctx: Context, workload: Object) -> str:
+    metadata = workload["metadata"]
+    return ctx.settings.gateway_url + render.path_prefix(metadata["namespace"], metadata["name"])
+
+
+async def _remove_children(ctx: Context, service: Object, keep: Iterable[tuple[str, str]]) -> None:
+    """Delete what belongs to the service and is not, by kind and name, to be kept."""
     kept = set(keep)
-    for gvk in (HTTP_ROUTE, SERVICE, DEPLOYMENT):
+    for gvk in (HTTP_ROUTE, SERVICE, DEPLOYMENT, AUTOSCALER, KNATIVE_SERVICE):
         for child in ctx.cache(gvk).by_owner(service["metadata"]["uid"]):
             metadata = child["metadata"]
-            if metadata["name"] in kept or is_deleting(child):
+            if (gvk.kind, metadata["name"]) in kept or is_deleting(child):
                 continue
             try:
                 await ctx.client.delete(gvk, metadata["name"], metadata["namespace"], uid=metadata["uid"])
@@ -250,6 +380,6 @@ INFERENCE_SERVICE = Kind(
     default=default,
     validate=validate,
     reconcile=reconcile,
-    owns=(DEPLOYMENT, SERVICE, HTTP_ROUTE),
+    owns=(DEPLOYMENT, SERVICE, HTTP_ROUTE, KNATIVE_SERVICE, AUTOSCALER),
     watches=(Watch(POD, _labelled_service), Watch(ENDPOINT_SLICE, _labelled_service)),
 )

@@ -1,5 +1,5 @@
 """
-The Pod template of a predictor: the runtime's containers merged with the user's; pure.
+The Pod template of a component: the runtime's containers merged with the user's; pure.
 
 Source: KServe predictor reconciler (2026-08): arguments are concatenated, runtime first, so that the user's win.
 """
@@ -14,13 +14,14 @@ from shallop.kube.objects import Object, annotations_of, labels_of
 from shallop.kube.patch import FieldMerge, strategic_merge_patch
 from shallop.serving.storage import claim_of
 
-__all__ = ["CONTAINER", "MODEL_PATH", "REQUIREMENTS", "Storage", "render_pod_template", "workload_name"]
+__all__ = ["CONTAINER", "MODEL_PATH", "REQUIREMENTS", "Source", "Storage", "render_pod_template", "workload_name"]
 
 CONTAINER = "kserve-container"
 MODEL_PATH = "/mnt/models"
 REQUIREMENTS = "environment.shallop.dev/requirements"
 READ_ONLY = "storage.kserve.io/readonly"
 INITIALIZER_IMAGE = "kserve/storage-initializer:v0.21.0"
+EXPLAINER_IMAGE = "kserve/art-explainer:v0.21.0"
 PORT = 8080
 
 # Fields of spec.predictor.model that are not the container's.
@@ -30,7 +31,7 @@ _MODEL_FIELDS = frozenset(
 # Fields of a component that are not the Pod's.
 _COMPONENT_FIELDS = frozenset(
     (
-        *("model", "name", "containers", "labels", "annotations", "deploymentStrategy", "timeout", "workerSpec"),
+        *("model", "name", "containers", "labels", "annotations", "deploymentStrategy", "timeout", "workerSpec", "art"),
         *("minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling"),
         *("containerConcurrency", "canaryTrafficPercent", "logger", "batcher", "storageUris", "storageContainerName"),
     )
@@ -52,48 +53,87 @@ _LISTS: Mapping[str, Mapping[str, str]] = {
 _EXPRESSION = re.compile(r"\{\{-?\s*\.(Name|Namespace|Labels|Annotations)(?:\.([\w./-]+))?\s*-?\}\}")
 
 
+class Source(NamedTuple):
+    """Something to bring into a Pod besides its model; ``host_path`` as in Storage."""
+
+    uri: str
+    mount_path: str
+    host_path: str = ""
+
+
 class Storage(NamedTuple):
     """
-    The model of a predictor.
+    The model of a component.
 
     Args:
         uri: where it really lies; empty when the predictor brings its own model.
         requirements: pip requirement lines that it needs; empty for the runtime's own.
         host_path: where ``uri`` is on this machine; the initializer gets it mounted at the same place, because a Pod
             does not see all of the machine's folders (its /tmp is its own).
+        mount_path: where the containers find it.
+        others: further things, each with a place of its own.
     """
 
     uri: str = ""
     requirements: Sequence[str] = ()
     host_path: str = ""
+    mount_path: str = MODEL_PATH
+    others: Sequence[Source] = ()
 
 
-def workload_name(service: Object) -> str:
-    name = (service["spec"]["predictor"].get("name") or "").strip()
-    return f"{service['metadata']['name']}-{name}-predictor" if name else f"{service['metadata']['name']}-predictor"
+def workload_name(service: Object, component: str = "predictor") -> str:
+    name = (service["spec"][component].get("name") or "").strip() if component == "predictor" else ""
+    return "-".join(part for part in (service["metadata"]["name"], name, component) if part)
 
 
-def render_pod_template(service: Object, runtime: Object | None, storage: Storage) -> Object:
+def render_pod_template(
+    service: Object, runtime: Object | None, storage: Storage, component: str = "predictor"
+) -> Object:
     """
-    Render the template of the predictor's Pods.
+    Render the template of a component's Pods.
 
     Args:
         service: the InferenceService, defaulted.
-        runtime: what serves its model; None for a predictor with containers of its own.
+        runtime: what serves its model; None for a component with containers of its own.
         storage: the model, its URI resolved.
     """
-    predictor = service["spec"]["predictor"]
+    declared = service["spec"][component]
     runtime_spec = (runtime or {}).get("spec") or {}
-    containers = _containers(predictor, runtime_spec)
+    containers = _containers(declared, runtime_spec)
+    if component != "predictor":
+        containers = [_with_arguments(containers[0], service, component), *containers[1:]]
     spec = {name: runtime_spec[name] for name in _RUNTIME_POD_FIELDS if name in runtime_spec}
-    pod_fields = {name: value for name, value in predictor.items() if name not in _COMPONENT_FIELDS}
+    pod_fields = {name: value for name, value in declared.items() if name not in _COMPONENT_FIELDS}
     spec = strategic_merge_patch(spec, pod_fields, "Pod", _merge_rule)
     spec["containers"] = [_finish(container, service) for container in containers]
-    return {"metadata": _metadata(service, runtime_spec, storage), "spec": _add_storage(spec, service, storage)}
+    metadata = _metadata(service, runtime_spec, storage, component)
+    return {"metadata": metadata, "spec": _add_storage(spec, service, storage)}
+
+
+def _with_arguments(container: Mapping[str, Any], service: Object, component: str) -> dict[str, Any]:
+    """Tell a transformer or explainer whose it is and where the predictor is, unless its arguments say so already."""
+    args = [str(item) for item in container.get("args") or []]
+    namespace = service["metadata"]["namespace"]
+    wanted = {
+        "--model_name": service["metadata"]["name"],
+        "--predictor_host": f"{workload_name(service)}.{namespace}",
+        "--http_port": str(PORT),
+    }
+    if workers := service["spec"][component].get("containerConcurrency"):
+        wanted["--workers"] = str(workers)
+    for name, value in wanted.items():
+        if not any(item == name or item.startswith(f"{name}=") for item in args):
+            args += [name, value]
+    return {**container, "args": args}
 
 
 def _containers(predictor: Mapping[str, Any], runtime_spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     own = list(predictor.get("containers") or [])
+    if art := predictor.get("art"):
+        options = [text for name, value in (art.get("config") or {}).items() for text in (f"--{name}", str(value))]
+        fields = {name: value for name, value in art.items() if name not in (*_MODEL_FIELDS, "type", "config")}
+        args = ["--adversary_type", art["type"], *options, *(art.get("args") or [])]
+        return [{"image": EXPLAINER_IMAGE, **fields, "name": CONTAINER, "args": args}, *own]
     model = predictor.get("model")
     if model is None:
         return own
@@ -157,19 +197,19 @@ def _lookup(match: re.Match[str], metadata: Mapping[str, Any]) -> str:
     return str((metadata.get(name.lower()) or {}).get(key, "<no value>"))
 
 
-def _metadata(service: Object, runtime_spec: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
-    predictor, name = service["spec"]["predictor"], service["metadata"]["name"]
-    labels = {**(runtime_spec.get("labels") or {}), **labels_of(service), **(predictor.get("labels") or {})}
+def _metadata(service: Object, runtime_spec: Mapping[str, Any], storage: Storage, component: str) -> dict[str, Any]:
+    declared, name = service["spec"][component], service["metadata"]["name"]
+    labels = {**(runtime_spec.get("labels") or {}), **labels_of(service), **(declared.get("labels") or {})}
     labels |= {
-        "app": f"isvc.{workload_name(service)}",
-        "component": "predictor",
+        "app": f"isvc.{workload_name(service, component)}",
+        "component": component,
         "serving.kserve.io/inferenceservice": name,
     }
     annotations = {
         **(runtime_spec.get("annotations") or {}),
         **({REQUIREMENTS: "\n".join(storage.requirements)} if storage.requirements else {}),
         **annotations_of(service),
-        **(predictor.get("annotations") or {}),
+        **(declared.get("annotations") or {}),
     }
     return {
         "labels": labels,
@@ -178,39 +218,55 @@ def _metadata(service: Object, runtime_spec: Mapping[str, Any], storage: Storage
 
 
 def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dict[str, Any]:
-    if not storage.uri:
-        return spec
-    claim = claim_of(storage.uri)
-    name = "kserve-pvc-source" if claim else "kserve-provision-location"
-    volume: dict[str, Any] = {"name": name}
-    volume |= {"persistentVolumeClaim": {"claimName": claim.name}} if claim else {"emptyDir": {}}
-    mount: dict[str, Any] = {"name": name, "mountPath": MODEL_PATH}
-    if claim and claim.path:
-        mount["subPath"] = claim.path
+    """Mount what lies in claims, and let an init container bring the rest."""
+    sources = [Source(storage.uri, storage.mount_path, storage.host_path)] if storage.uri else []
+    sources += storage.others
     read_only = annotations_of(service).get(READ_ONLY, "true") != "false"
-    containers = [_mount(container, {**mount, "readOnly": read_only}) for container in spec["containers"]]
-    volumes, mounts = [*(spec.get("volumes") or []), volume], [mount]
-    if storage.host_path:
-        volumes.append({"name": "kserve-host-source", "hostPath": {"path": storage.host_path}})
-        mounts.append({"name": "kserve-host-source", "mountPath": storage.host_path, "readOnly": True})
-    result = {**spec, "containers": containers, "volumes": volumes}
-    if not claim:
+    volumes, mounts, args, hosts = list(spec.get("volumes") or []), [], [], []
+    several = len(sources) > 1
+    for index, source in enumerate(sources):
+        suffix = f"-{index}" if index else ""
+        mount: dict[str, Any] = {"mountPath": source.mount_path}
+        if claim := claim_of(source.uri):
+            mount["name"] = f"kserve-pvc-source{suffix}"
+            volumes.append({"name": mount["name"], "persistentVolumeClaim": {"claimName": claim.name}})
+            mount |= {"subPath": claim.path} if claim.path else {}
+        else:
+            mount["name"] = "kserve-provision-location"
+            mount |= {"subPath": str(index)} if several else {}
+            args += [source.uri, source.mount_path]
+            hosts += [source] if source.host_path else []
+        mounts.append(mount)
+    result = dict(spec)
+    if args:
+        volumes.append({"name": "kserve-provision-location", "emptyDir": {}})
+        own = [mount for mount in mounts if mount["name"] == "kserve-provision-location"]
+        for number, source in enumerate(hosts):
+            name = f"kserve-host-source{f'-{number}' if number else ''}"
+            volumes.append({"name": name, "hostPath": {"path": source.host_path}})
+            own.append({"name": name, "mountPath": source.host_path, "readOnly": True})
         initializer = {
             "name": "storage-initializer",
             "image": INITIALIZER_IMAGE,
-            "args": [storage.uri, MODEL_PATH],
+            "args": args,
             "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}, "limits": {"memory": "1Gi"}},
             "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": mounts,
+            "volumeMounts": own,
         }
         result["initContainers"] = [initializer, *(spec.get("initContainers") or [])]
+    if mounts:
+        for_reading = [{**mount, "readOnly": read_only} for mount in mounts]
+        result["containers"] = [_mount(container, for_reading) for container in spec["containers"]]
+        result["volumes"] = volumes
     return result
 
 
-def _mount(container: dict[str, Any], mount: Mapping[str, Any]) -> dict[str, Any]:
+def _mount(container: dict[str, Any], mounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mount the model in the container that serves it and set its STORAGE_URI, if it asked, to where it is."""
     if container.get("name") != CONTAINER:
         return container
-    mounts = [item for item in container.get("volumeMounts") or [] if item["mountPath"] != MODEL_PATH]
-    env = [{**item, "value": MODEL_PATH} if item["name"] == "STORAGE_URI" else item for item in container["env"]]
-    return {**container, "env": env, "volumeMounts": [*mounts, dict(mount)]}
+    taken = {mount["mountPath"] for mount in mounts}
+    kept = [item for item in container.get("volumeMounts") or [] if item["mountPath"] not in taken]
+    path = mounts[0]["mountPath"]
+    env = [{**item, "value": path} if item["name"] == "STORAGE_URI" else item for item in container["env"]]
+    return {**container, "env": env, "volumeMounts": [*kept, *(dict(mount) for mount in mounts)]}

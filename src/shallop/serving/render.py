@@ -1,14 +1,33 @@
-"""The objects of one InferenceService in Standard mode: Deployment, Service, HTTPRoutes; pure."""
+"""
+The objects of one InferenceService: per component a Knative Service, or a Deployment, Service and autoscaler; routes.
+
+Pure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shallop.kube.objects import Object
+from shallop.kube.objects import Object, annotations_of
 from shallop.serving.podtemplate import CONTAINER, PORT, workload_name
+from shallop.serving.traffic import render_targets
 
-__all__ = ["DOMAINS", "host_names", "path_prefix", "render_deployment", "render_routes", "render_service"]
+__all__ = [
+    "DOMAINS",
+    "FIXED_REPLICAS",
+    "Share",
+    "autoscaler_class",
+    "host_names",
+    "path_prefix",
+    "render_autoscaler",
+    "render_deployment",
+    "render_knative_service",
+    "render_route",
+    "render_routes",
+    "render_service",
+    "replica_bounds",
+]
 
 # "localhost" needs no name server for curl and browsers; "example.com" is what KServe's own documents use.
 DOMAINS = ("localhost", "example.com")
@@ -18,36 +37,57 @@ _GATEWAY = {
     "name": "kserve-ingress-gateway",
     "namespace": "kserve",
 }
-_DEFAULT_TIMEOUT_S = 60
+_DEFAULT_TIMEOUT_S = {"Standard": 60, "Knative": 300}
+# Marks a part of a service whose number of replicas is given; does not reach its Pods.
+FIXED_REPLICAS = "internal.serving.kserve.io/fixed-replicas"
+_EXPLAIN = "/v1/models/[^/]+:explain"
+_SCALING = "autoscaling.knative.dev/"
+Share = tuple[str, int, int]
+"""A Service, its port and its weight."""
 
 
-def path_prefix(service: Object) -> str:
-    return f"/serving/{service['metadata']['namespace']}/{service['metadata']['name']}"
+def path_prefix(namespace: str, name: str) -> str:
+    return f"/serving/{namespace}/{name}"
 
 
-def host_names(service: Object) -> list[str]:
-    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-    return [f"{name}-{namespace}.{domain}" for domain in DOMAINS]
+def host_names(namespace: str, name: str) -> list[str]:
+    """Return the names of a host in Standard mode, which KServe writes with a dash, and in Knative mode."""
+    return [f"{name}{mark}{namespace}.{domain}" for domain in DOMAINS for mark in "-."]
 
 
-def render_deployment(service: Object, template: Object, annotations: Mapping[str, str]) -> Object:
+def autoscaler_class(service: Object) -> str:
+    """Return who scales a service of Standard mode: ``hpa``, ``keda``, ``external`` or ``none``."""
+    notes = annotations_of(service)
+    return "none" if FIXED_REPLICAS in notes else notes.get("serving.kserve.io/autoscalerClass", "hpa")
+
+
+def replica_bounds(component: Mapping[str, Any], mode: str) -> tuple[int, int]:
+    """Return the least and the greatest number of replicas; a greatest of 0 is no bound."""
+    low = component.get("minReplicas")
+    low = 1 if low is None else int(low)
+    high = int(component.get("maxReplicas") or 0)
+    # A HorizontalPodAutoscaler knows neither zero nor infinity.
+    return (max(1, low), max(1, low, high)) if mode == "Standard" else (low, high)
+
+
+def render_deployment(
+    service: Object, template: Object, annotations: Mapping[str, str], component: str = "predictor"
+) -> Object:
     """
-    Render the predictor's Deployment.
+    Render the Deployment of a component. Its number of replicas is for an autoscaler and ``replica_bounds``.
 
     Args:
         annotations: of the Deployment itself; they do not reach the Pods.
     """
-    predictor = service["spec"]["predictor"]
+    name = workload_name(service, component)
     strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(service, workload_name(service)) | {"annotations": dict(annotations)},
+        "metadata": _metadata(service, name, component) | {"annotations": dict(annotations)},
         "spec": {
-            # Without the activator nothing could start a predictor of zero replicas again.
-            "replicas": max(1, predictor.get("minReplicas") or 1),
-            "selector": {"matchLabels": {"app": f"isvc.{workload_name(service)}"}},
-            "strategy": predictor.get("deploymentStrategy") or strategy,
+            "selector": {"matchLabels": {"app": f"isvc.{name}"}},
+            "strategy": service["spec"][component].get("deploymentStrategy") or strategy,
             "revisionHistoryLimit": 10,
             "progressDeadlineSeconds": 600,
             "template": template,
@@ -55,19 +95,20 @@ def render_deployment(service: Object, template: Object, annotations: Mapping[st
     }
 
 
-def render_service(service: Object, template: Object) -> Object:
-    """Render the Service of the predictor: port 80 to the first port of its container, further ports by number."""
+def render_service(service: Object, template: Object, component: str = "predictor") -> Object:
+    """Render the Service of a component: port 80 to the first port of its container, further ports by number."""
     container = next(
         (item for item in template["spec"]["containers"] if item.get("name") == CONTAINER),
         template["spec"]["containers"][0],
     )
     declared = container.get("ports") or [{"containerPort": PORT}]
     ports = [_port(declared[0], 80, "http"), *(_port(item, item["containerPort"], "") for item in declared[1:])]
+    name = workload_name(service, component)
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(service, workload_name(service)),
-        "spec": {"selector": {"app": f"isvc.{workload_name(service)}"}, "ports": ports},
+        "metadata": _metadata(service, name, component),
+        "spec": {"selector": {"app": f"isvc.{name}"}, "ports": ports},
     }
 
 
@@ -77,24 +118,140 @@ def _port(declared: Mapping[str, Any], port: int, default_name: str) -> dict[str
     return rendered | ({"appProtocol": "kubernetes.io/h2c"} if name.startswith(("h2c", "grpc")) else {})
 
 
-def render_routes(service: Object) -> list[Object]:
-    """
-    Render the routes to the predictor: one by host name, one by path for any host.
-
-    They are two objects because the host names of an HTTPRoute hold for all of its rules. The second's name has a dot,
-    which no InferenceService can have, so that the names of two services never meet.
-    """
-    name = service["metadata"]["name"]
-    by_host = _route(service, name, {"type": "PathPrefix", "value": "/"}, [])
-    by_host["spec"]["hostnames"] = host_names(service)
-    rewrite = {
-        "type": "URLRewrite",
-        "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}},
+def render_autoscaler(service: Object, component: str = "predictor") -> Object | None:
+    """Render the HorizontalPodAutoscaler of a component in Standard mode; None where it is not to be scaled so."""
+    spec, name = service["spec"][component], workload_name(service, component)
+    if autoscaler_class(service) != "hpa":
+        return None
+    low, high = replica_bounds(spec, "Standard")
+    scaling = spec.get("autoScaling") or {}
+    metrics = [item for item in scaling.get("metrics") or [] if item.get("type") == "Resource"]
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": _metadata(service, name, component),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": low,
+            "maxReplicas": high,
+            "metrics": [_metric(item["resource"]) for item in metrics] or [_default_metric(service, spec)],
+        }
+        | ({"behavior": scaling["behavior"]} if scaling.get("behavior") else {}),
     }
-    return [by_host, _route(service, f"{name}.path", {"type": "PathPrefix", "value": path_prefix(service)}, [rewrite])]
 
 
-def _route(service: Object, name: str, path: Mapping[str, str], filters: list[Any]) -> Object:
+def _metric(resource: Mapping[str, Any]) -> dict[str, Any]:
+    target = dict(resource.get("target") or {})
+    return {"type": "Resource", "resource": {"name": resource.get("name", "cpu"), "target": target}}
+
+
+def _default_metric(service: Object, spec: Mapping[str, Any]) -> dict[str, Any]:
+    notes = annotations_of(service)
+    metric = spec.get("scaleMetric") or notes.get("serving.kserve.io/metric") or "cpu"
+    value = spec.get("scaleTarget") or notes.get("serving.kserve.io/targetUtilizationPercentage") or 80
+    if spec.get("scaleMetricType") == "AverageValue":
+        target: dict[str, Any] = {"type": "AverageValue", "averageValue": str(value)}
+    else:
+        target = {"type": "Utilization", "averageUtilization": int(value)}
+    return {
+        "type": "Resource",
+        "resource": {"name": metric if metric in ("cpu", "memory") else "cpu", "target": target},
+    }
+
+
+def render_knative_service(
+    service: Object,
+    template: Object,
+    annotations: Mapping[str, str],
+    component: str = "predictor",
+    rolled_out: str = "",
+) -> Object:
+    """
+    Render the Knative Service of a component.
+
+    Args:
+        template: of its Pods.
+        annotations: of the Knative Service itself.
+        rolled_out: the revision that last had all traffic.
+    """
+    spec = service["spec"][component]
+    low, high = replica_bounds(spec, "Knative")
+    pod_annotations = dict(template["metadata"]["annotations"])
+    scaling = {key: value for key, value in annotations_of(service).items() if key.startswith(_SCALING)}
+    scaling |= {key: value for key, value in (spec.get("annotations") or {}).items() if key.startswith(_SCALING)}
+    scaling.setdefault(f"{_SCALING}min-scale", str(low))
+    if high:
+        scaling.setdefault(f"{_SCALING}max-scale", str(high))
+    metric = spec.get("scaleMetric")
+    scaler = annotations_of(service).get("serving.kserve.io/autoscalerClass", "")
+    scaling.setdefault(
+        f"{_SCALING}class",
+        f"{'hpa' if metric in ('cpu', 'memory') or scaler == 'hpa' else 'kpa'}.autoscaling.knative.dev",
+    )
+    if metric:
+        scaling[f"{_SCALING}metric"] = metric
+    if spec.get("scaleTarget"):
+        scaling[f"{_SCALING}target"] = str(spec["scaleTarget"])
+    pod_spec = dict(template["spec"])
+    pod_spec["containerConcurrency"] = int(spec.get("containerConcurrency") or 0)
+    pod_spec["timeoutSeconds"] = int(spec.get("timeout") or _DEFAULT_TIMEOUT_S["Knative"])
+    tag_latest = annotations_of(service).get("serving.kserve.io/enable-tag-routing") == "true"
+    metadata = _metadata(service, workload_name(service, component), component)
+    return {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": metadata | {"annotations": dict(annotations)},
+        "spec": {
+            "template": {
+                "metadata": {"labels": template["metadata"]["labels"], "annotations": pod_annotations | scaling},
+                "spec": pod_spec,
+            },
+            "traffic": render_targets(spec.get("canaryTrafficPercent"), rolled_out, tag_latest=tag_latest),
+        },
+    }
+
+
+def render_routes(service: Object, mode: str, shares: Mapping[str, Sequence[Share]]) -> list[Object]:
+    """
+    Render the routes to a service: by host name, by path for any host, and by path to each component.
+
+    Route by host and by path are two objects because the host names of an HTTPRoute hold for all of its rules. Names of
+    all but the first have a dot, which no InferenceService can have, so that the names of two services never meet.
+
+    Args:
+        shares: component -> its Services with their weights; components without any have no route.
+    """
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    timeout_s = int(service["spec"]["predictor"].get("timeout") or _DEFAULT_TIMEOUT_S[mode])
+    routes = []
+    front = "transformer" if "transformer" in service["spec"] else "predictor"
+    if shares.get(front):
+        by_host = render_route(_metadata(service, name), host_names(namespace, name), shares[front], timeout_s)
+        prefix = path_prefix(namespace, name)
+        by_path = render_route(_metadata(service, f"{name}.path"), [], shares[front], timeout_s, prefix=prefix)
+        for route, start in ((by_host, ""), (by_path, prefix)):
+            _add_headers(route, service)
+            if shares.get("explainer"):
+                rule = _explain_rule(route["spec"]["rules"][0], start, shares["explainer"])
+                route["spec"]["rules"].insert(0, rule)
+        routes += [by_host, by_path]
+    for component, backends in shares.items():
+        workload = workload_name(service, component)
+        prefix, metadata = path_prefix(namespace, workload), _metadata(service, f"{name}.{component}", component)
+        if backends and mode == "Standard":
+            hosts = host_names(namespace, workload)
+            routes.append(render_route(metadata | {"name": f"{name}.{component}-host"}, hosts, backends, timeout_s))
+        if backends:
+            routes.append(render_route(metadata, [], backends, timeout_s, prefix=prefix))
+    return routes
+
+
+def _explain_rule(rule: Mapping[str, Any], start: str, backends: Sequence[Share]) -> dict[str, Any]:
+    match = {"path": {"type": "RegularExpression", "value": f"{start}{_EXPLAIN}"}}
+    return {**rule, "matches": [match], "backendRefs": [_backend(share) for share in backends]}
+
+
+def _add_headers(route: Object, service: Object) -> None:
     headers = {
         "type": "RequestHeaderModifier",
         "requestHeaderModifier": {
@@ -104,23 +261,43 @@ def _route(service: Object, name: str, path: Mapping[str, str], filters: list[An
             ]
         },
     }
-    timeout_s = service["spec"]["predictor"].get("timeout") or _DEFAULT_TIMEOUT_S
-    rule = {
-        "matches": [{"path": dict(path)}],
-        "filters": [headers, *filters],
-        "backendRefs": [
-            {"group": "", "kind": "Service", "name": workload_name(service), "port": 80, "weight": 1},
-        ],
+    for rule in route["spec"]["rules"]:
+        rule["filters"] = [headers, *rule.get("filters", [])]
+
+
+def render_route(
+    metadata: Mapping[str, Any], hosts: Sequence[str], shares: Sequence[Share], timeout_s: int, *, prefix: str = ""
+) -> Object:
+    """
+    Render one HTTPRoute.
+
+    Args:
+        hosts: names it holds for; empty for all.
+        prefix: of the path, taken away before the backend; empty for all paths.
+    """
+    rule: dict[str, Any] = {
+        "matches": [{"path": {"type": "PathPrefix", "value": prefix or "/"}}],
+        "backendRefs": [_backend(share) for share in shares],
         "timeouts": {"request": f"{timeout_s}s"},
+        # Of predictions, which change nothing: asked once more when a Pod dies over them.
+        "retry": {"attempts": 1},
     }
+    if prefix:
+        path = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
+        rule["filters"] = [{"type": "URLRewrite", "urlRewrite": {"path": path}}]
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
-        "metadata": _metadata(service, name),
-        "spec": {"parentRefs": [dict(_GATEWAY)], "rules": [rule]},
+        "metadata": dict(metadata),
+        "spec": {"parentRefs": [dict(_GATEWAY)], "rules": [rule]} | ({"hostnames": list(hosts)} if hosts else {}),
     }
 
 
-def _metadata(service: Object, name: str) -> dict[str, Any]:
-    labels = {"serving.kserve.io/inferenceservice": service["metadata"]["name"], "component": "predictor"}
+def _backend(share: Share) -> dict[str, Any]:
+    name, port, weight = share
+    return {"group": "", "kind": "Service", "name": name, "port": port, "weight": weight}
+
+
+def _metadata(service: Object, name: str, component: str = "predictor") -> dict[str, Any]:
+    labels = {"serving.kserve.io/inferenceservice": service["metadata"]["name"], "component": component}
     return {"name": name, "namespace": service["metadata"]["namespace"], "labels": labels}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["INFERENCE_SERVICE", "SERVING_RUNTIME"]
+__all__ = ["INFERENCE_SERVICE", "KNATIVE_SERVICE", "REVISION", "SERVING_RUNTIME"]
 
 Schema = dict[str, Any]
 
@@ -176,16 +176,17 @@ _PREDICTOR = _described(
     _PREDICTOR_SPEC,
     model="The model and, merged into the runtime's container, whatever a container can have.",
     containers="Containers of a predictor without runtime, or beside it; the one that serves is kserve-container.",
-    minReplicas="Number of replicas; 1 when absent.",
     timeout="Seconds that one request may take.",
     labels="Labels of the Pods.",
     annotations="Annotations of the Pods.",
     name="Renames the workload to INFERENCESERVICE-NAME-predictor.",
     deploymentStrategy="Strategy of the Deployment; rolling by a quarter when absent.",
-    canaryTrafficPercent="Stored, without effect.",
-    logger="Stored, without effect.",
-    batcher="Stored, without effect.",
-    containerConcurrency="Stored, without effect.",
+    canaryTrafficPercent="Percent of the traffic for the newest revision; the rest goes to the one rolled out before.",
+    minReplicas="Least number of replicas, 1 when absent; 0 lets it scale to zero in Knative mode.",
+    maxReplicas="Greatest number of replicas; absent or 0 is no bound in Knative mode.",
+    scaleTarget="Value of scaleMetric per replica that the autoscaler aims at.",
+    scaleMetric="What is scaled by: concurrency or rps (Knative), cpu or memory.",
+    containerConcurrency="Requests that one replica may work on at once; 0 is no limit.",
     **{name: f"A model of the format {name}; short for model.modelFormat.name={name}." for name in FRAMEWORKS},
 )
 _EXPLAINER = _object({**_POD, **_EXTENSION, "art": _object({**_MODEL, "type": STRING, "config": _map(STRING)}, "type")})
@@ -198,10 +199,10 @@ INFERENCE_SERVICE = _object(
         "spec": _object(
             {
                 "predictor": _PREDICTOR | {"description": "What predicts."},
-                "transformer": _object({**_POD, **_EXTENSION}) | {"description": "Stored, without effect."},
-                "explainer": _EXPLAINER | {"description": "Stored, without effect."},
+                "transformer": _object({**_POD, **_EXTENSION}) | {"description": "What stands before the predictor."},
+                "explainer": _EXPLAINER | {"description": "What explains predictions."},
                 "canary": _list(_object({"predictor": _PREDICTOR, "trafficPercent": INT32}, "predictor"))
-                | {"description": "Stored, without effect."},
+                | {"description": "Standard mode: further predictors, each with a share of the traffic."},
             },
             "predictor",
         ),
@@ -240,6 +241,38 @@ SERVING_RUNTIME = _object(
                 "builtInAdapter": ANY,
             },
             "containers",
+        ),
+        "status": ANY,
+    }
+)
+
+_REVISION_SPEC = _object({**_POD, "containerConcurrency": INT64, "timeoutSeconds": INT64}) | {
+    "x-kubernetes-preserve-unknown-fields": True
+}
+REVISION = _object(
+    {"apiVersion": STRING, "kind": STRING, "metadata": {"type": "object"}, "spec": _REVISION_SPEC, "status": ANY}
+)
+_TARGET = _object(
+    {**dict.fromkeys(("revisionName", "configurationName", "tag", "url"), STRING)}
+    | {"latestRevision": BOOLEAN, "percent": INT64}
+)
+KNATIVE_SERVICE = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "spec": _object(
+            {
+                "template": _object(
+                    {
+                        "metadata": _object({**dict.fromkeys(("labels", "annotations"), _map(STRING)), "name": STRING}),
+                        "spec": _REVISION_SPEC,
+                    },
+                    "spec",
+                ),
+                "traffic": _list(_TARGET),
+            },
+            "template",
         ),
         "status": ANY,
     }

@@ -1,7 +1,7 @@
 """
 The status of an InferenceService, computed from what exists; pure.
 
-Source: KServe v1beta1 ``InferenceServiceStatus``, Standard mode.
+Source: KServe v1beta1 ``InferenceServiceStatus``, Standard and Knative mode.
 """
 
 from __future__ import annotations
@@ -12,9 +12,27 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object, find_condition, is_deleting, set_condition
+from shallop.serving.admission import mode_of
 from shallop.serving.podtemplate import CONTAINER
+from shallop.serving.traffic import Rollout, next_rollout
 
-__all__ = ["Failure", "Observed", "blocked_status", "find_failure", "merge_status", "render_status", "stopped_status"]
+__all__ = [
+    "CanaryState",
+    "Component",
+    "Failure",
+    "Observed",
+    "Verdict",
+    "blocked_status",
+    "canary_state",
+    "find_failure",
+    "merge_status",
+    "render_status",
+    "rollout_of",
+    "stopped_status",
+]
+
+Verdict = tuple[str, str, str]
+"""Status, reason and message of a condition."""
 
 _MESSAGE_LENGTH = 400
 # ErrImagePull, ImagePullBackOff, InvalidImageName, CreateContainerConfigError ...; others are stages of a start.
@@ -41,48 +59,86 @@ class Failure(NamedTuple):
     time: str = ""
 
 
+class Component(NamedTuple):
+    """
+    What exists for one component.
+
+    Args:
+        workload: its Deployment or, in Knative mode, its Knative Service, as last seen.
+        pods: of every revision.
+        slices: EndpointSlices of its Service; of Standard mode only.
+        url: where clients reach it.
+        address: where Pods reach it.
+    """
+
+    workload: Object
+    pods: Sequence[Object]
+    slices: Sequence[Object] = ()
+    url: str = ""
+    address: str = ""
+
+    @property
+    def is_knative(self) -> bool:
+        return bool(self.workload["kind"] == "Service")
+
+
+class CanaryState(NamedTuple):
+    """A canary of Standard mode, as its status shows it."""
+
+    name: str
+    ready: bool
+    percent: int
+    replicas: int
+    model_status: dict[str, Any]
+
+
 class Observed(NamedTuple):
     """
     What exists for one InferenceService.
 
     Args:
-        deployment: as last seen; its status may be of an older generation.
-        pods: of every revision.
-        slices: EndpointSlices of the predictor's Service.
-        url: where clients reach the service.
-        address: where Pods reach it.
+        components: by name; the predictor is always there.
         runtime: what serves the model; None for a predictor of its own making.
+        url: where clients reach the service.
     """
 
-    deployment: Object
-    pods: Sequence[Object]
-    slices: Sequence[Object]
+    components: Mapping[str, Component]
     routes: Sequence[Object]
     runtime: Object | None
     url: str
-    address: str
+    canaries: Sequence[CanaryState] = ()
+
+
+_PREFIXES = {"predictor": "Predictor", "transformer": "Transformer", "explainer": "Explainer"}
 
 
 def render_status(service: Object, observed: Observed, now: datetime) -> dict[str, Any]:
     """Return the status of an InferenceService whose objects have been applied."""
-    deployment = observed.deployment
-    failure = find_failure(observed.pods)
-    available = (find_condition(deployment, "Available") or {}).get("status") == "True"
-    predictor = ("True", "", "") if available else _not_available(deployment, observed.pods, failure)
-    ingress = _ingress(observed, available=available)
-    revision = (deployment["metadata"].get("annotations") or {}).get("deployment.kubernetes.io/revision", "1")
-    component = {"latestCreatedRevision": revision, "url": observed.url, "restUrl": observed.url}
-    component |= {"address": {"url": observed.address}}
-    component |= {"latestReadyRevision": revision} if available and _is_complete(deployment) else {}
+    predictor = observed.components["predictor"]
+    verdicts = {name: _verdict(component) for name, component in observed.components.items()}
+    failure = find_failure(predictor.pods)
+    ingress = _ingress(observed, verdicts)
+    front = observed.components.get("transformer", predictor)
+    address = front.address
+    if front.is_knative:
+        name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+        address = f"http://{name}.{namespace}.svc.cluster.local"
     status: dict[str, Any] = {
         "observedGeneration": service["metadata"].get("generation", 0),
-        "deploymentMode": "Standard",
-        "components": {"predictor": component},
-        "modelStatus": _model_status(deployment, observed.pods, failure, available=available),
+        "deploymentMode": "Knative" if predictor.is_knative else "Standard",
+        "components": {
+            name: _component_status(service, name, component) for name, component in observed.components.items()
+        },
+        "modelStatus": _model_status(predictor, failure, available=verdicts["predictor"][0] == "True"),
         "url": observed.url,
-        "address": {"url": observed.address},
-        "conditions": _conditions(service, predictor, ingress, now),
+        "address": {"url": address},
+        "conditions": _conditions(service, _all_conditions(observed, verdicts, ingress), now),
     }
+    if observed.canaries:
+        status["canaryStatuses"] = [
+            {"name": item.name, "ready": item.ready, "trafficPercent": item.percent, "modelStatus": item.model_status}
+            for item in observed.canaries
+        ]
     if observed.runtime is not None:
         clustered = observed.runtime["kind"] == "ClusterServingRuntime"
         key = "clusterServingRuntimeName" if clustered else "servingRuntimeName"
@@ -90,10 +146,97 @@ def render_status(service: Object, observed: Observed, now: datetime) -> dict[st
     return _keep_annotations(service, status)
 
 
+def _verdict(component: Component) -> Verdict:
+    """Say whether a component can take requests."""
+    workload = component.workload
+    failure = find_failure(component.pods)
+    if component.is_knative:
+        found = find_condition(workload, "Ready") or {}
+        status = workload.get("status") or {}
+        if status.get("observedGeneration") != workload["metadata"].get("generation"):
+            return "Unknown", "Progressing", _progress(component.pods)
+        if found.get("status") == "True":
+            return "True", "", ""
+        if found.get("status") == "False":
+            return "False", found.get("reason") or "RevisionFailed", found.get("message") or ""
+        return "Unknown", "Progressing", _progress(component.pods)
+    available = (find_condition(workload, "Available") or {}).get("status") == "True"
+    return ("True", "", "") if available else _not_available(workload, component.pods, failure)
+
+
+def _all_conditions(observed: Observed, verdicts: Mapping[str, Verdict], ingress: Verdict) -> dict[str, Verdict]:
+    wanted: dict[str, Verdict] = {"IngressReady": ingress, "Stopped": ("False", "", "")}
+    for name, verdict in verdicts.items():
+        wanted[f"{_PREFIXES[name]}Ready"] = verdict
+    parts = [*verdicts.values(), ingress]
+    worst = next((part for part in parts if part[0] == "False"), None)
+    wanted["Ready"] = worst or next((part for part in parts if part[0] != "True"), ("True", "", ""))
+    if observed.components["predictor"].is_knative:
+        routes, configurations = [], []
+        for name, component in observed.components.items():
+            routed, configured = (
+                _copied(component.workload, type_) for type_ in ("RoutesReady", "ConfigurationsReady")
+            )
+            suffix = "RoutesReady" if name == "explainer" else "RouteReady"
+            wanted[f"{_PREFIXES[name]}{suffix}"] = routed
+            wanted[f"{_PREFIXES[name]}ConfigurationReady"] = configured
+            routes.append(routed)
+            configurations.append(configured)
+        wanted["RoutesReady"] = next((item for item in routes if item[0] != "True"), ("True", "", ""))
+        wanted["LatestDeploymentReady"] = next((item for item in configurations if item[0] != "True"), ("True", "", ""))
+    if observed.canaries:
+        waiting = [item.name for item in observed.canaries if not item.ready]
+        wanted["CanaryPredictorReady"] = (
+            ("False", "CanariesNotReady", f"not ready: {', '.join(waiting)}")
+            if waiting
+            else ("True", "AllCanariesReady", "")
+        )
+    return wanted
+
+
+def _copied(obj: Object, type_: str) -> Verdict:
+    found = find_condition(obj, type_) or {}
+    return found.get("status") or "Unknown", found.get("reason") or "", found.get("message") or ""
+
+
+def rollout_of(service: Object, component: str) -> Rollout:
+    """Return what the status remembers of a component's revisions."""
+    known = ((service.get("status") or {}).get("components") or {}).get(component) or {}
+    return Rollout(
+        known.get("latestCreatedRevision", ""),
+        known.get("latestReadyRevision", ""),
+        known.get("latestRolledoutRevision", ""),
+        known.get("previousRolledoutRevision", ""),
+    )
+
+
+def _component_status(service: Object, name: str, component: Component) -> dict[str, Any]:
+    found: dict[str, Any] = {"url": component.url, "restUrl": component.url, "address": {"url": component.address}}
+    workload = component.workload
+    if not component.is_knative:
+        revision = (workload["metadata"].get("annotations") or {}).get("deployment.kubernetes.io/revision", "1")
+        available = (find_condition(workload, "Available") or {}).get("status") == "True"
+        ready = {"latestReadyRevision": revision} if available and _is_complete(workload) else {}
+        return {"latestCreatedRevision": revision} | ready | found
+    status = workload.get("status") or {}
+    traffic = status.get("traffic") or []
+    created, ready_name = status.get("latestCreatedRevisionName", ""), status.get("latestReadyRevisionName", "")
+    rollout = next_rollout(rollout_of(service, name), created, ready_name, traffic)
+    named = {
+        "latestCreatedRevision": rollout.latest_created,
+        "latestReadyRevision": rollout.latest_ready,
+        "latestRolledoutRevision": rollout.latest_rolled_out,
+        "previousRolledoutRevision": rollout.previous_rolled_out,
+    }
+    return {key: value for key, value in named.items() if value} | found | ({"traffic": traffic} if traffic else {})
+
+
 def blocked_status(service: Object, failure: Failure, now: datetime, *, transition: str) -> dict[str, Any]:
     """Return the status when nothing can be made yet; what already runs keeps its URL and Pods."""
     old = service.get("status") or {}
-    predictor = ("False", failure.reason, failure.message)
+    predictor: Verdict = ("False", failure.reason, failure.message)
+    ingress: Verdict = ("Unknown", failure.reason, "")
+    wanted = {"IngressReady": ingress, "PredictorReady": predictor, "Ready": predictor, "Stopped": ("False", "", "")}
     model = {
         "transitionStatus": transition,
         "states": {
@@ -106,19 +249,22 @@ def blocked_status(service: Object, failure: Failure, now: datetime, *, transiti
     kept = {key: old[key] for key in ("url", "address", "components") if key in old}
     status = {
         "observedGeneration": service["metadata"].get("generation", 0),
-        "deploymentMode": "Standard",
+        "deploymentMode": mode_of(service),
         "modelStatus": model,
-        "conditions": _conditions(service, predictor, ("Unknown", failure.reason, ""), now),
+        "conditions": _conditions(service, wanted, now),
     }
     return _keep_annotations(service, status | kept)
 
 
 def stopped_status(service: Object, now: datetime) -> dict[str, Any]:
     """Return the status of a service that the user has stopped."""
-    stopped = ("False", "Stopped", "")
-    conditions = set_condition(_conditions(service, stopped, stopped, now), "Stopped", "True", "Stopped", "", now)
+    stopped: Verdict = ("False", "Stopped", "")
+    wanted = {"IngressReady": stopped, "PredictorReady": stopped, "Ready": stopped, "Stopped": ("True", "Stopped", "")}
+    for name in ("transformer", "explainer"):
+        wanted |= {f"{_PREFIXES[name]}Ready": stopped} if (service.get("spec") or {}).get(name) else {}
+    conditions = _conditions(service, wanted, now)
     generation = service["metadata"].get("generation", 0)
-    status = {"observedGeneration": generation, "deploymentMode": "Standard", "conditions": conditions}
+    status = {"observedGeneration": generation, "deploymentMode": mode_of(service), "conditions": conditions}
     return _keep_annotations(service, status)
 
 
@@ -214,7 +360,7 @@ def _progress(pods: Sequence[Object]) -> str:
     return "waiting for the first Pod"
 
 
-def _ingress(observed: Observed, *, available: bool) -> tuple[str, str, str]:
+def _ingress(observed: Observed, verdicts: Mapping[str, Verdict]) -> Verdict:
     """Judge the way in: False when a gateway refused a route, Unknown until the gateway can have an endpoint."""
     for route in observed.routes:
         for parent in (route.get("status") or {}).get("parents") or ():
@@ -223,10 +369,14 @@ def _ingress(observed: Observed, *, available: bool) -> tuple[str, str, str]:
                     said = condition.get("message") or "refused by the gateway"
                     message = f"HTTPRoute {route['metadata']['name']}: {said}"
                     return "False", condition.get("reason") or "HTTPRouteNotReady", message
-    if not available:
-        return "Unknown", "PredictorNotReady", ""
-    if not any(_has_ready_endpoint(item) for item in observed.slices):
-        return "Unknown", "NoReadyEndpoint", "the Service of the predictor has no ready endpoint yet"
+    for name, component in observed.components.items():
+        if component.is_knative:
+            if not (component.workload.get("status") or {}).get("traffic"):
+                return "Unknown", f"{_PREFIXES[name]}NotReady", ""
+        elif verdicts[name][0] != "True":
+            return "Unknown", f"{_PREFIXES[name]}NotReady", ""
+        elif not any(_has_ready_endpoint(item) for item in component.slices):
+            return "Unknown", "NoReadyEndpoint", f"the Service of the {name} has no ready endpoint yet"
     return "True", "", ""
 
 
@@ -234,13 +384,8 @@ def _has_ready_endpoint(item: Object) -> bool:
     return any((endpoint.get("conditions") or {}).get("ready", True) for endpoint in item.get("endpoints") or ())
 
 
-def _conditions(
-    service: Object, predictor: tuple[str, str, str], ingress: tuple[str, str, str], now: datetime
-) -> list[dict[str, Any]]:
-    worst = next((part for part in (predictor, ingress) if part[0] == "False"), None)
-    worst = worst or next((part for part in (predictor, ingress) if part[0] != "True"), ("True", "", ""))
-    conditions = list((service.get("status") or {}).get("conditions") or [])
-    wanted = {"IngressReady": ingress, "PredictorReady": predictor, "Ready": worst, "Stopped": ("False", "", "")}
+def _conditions(service: Object, wanted: Mapping[str, Verdict], now: datetime) -> list[dict[str, Any]]:
+    conditions = [item for item in (service.get("status") or {}).get("conditions") or [] if item.get("type") in wanted]
     for type_, (value, reason, message) in wanted.items():
         conditions = set_condition(conditions, type_, value, reason, message, now)
     return sorted(conditions, key=lambda condition: str(condition["type"]))
@@ -253,11 +398,17 @@ def _is_complete(deployment: Object) -> bool:
     return status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0) and counts == [wanted] * 3
 
 
-def _model_status(
-    deployment: Object, pods: Sequence[Object], failure: Failure | None, *, available: bool
-) -> dict[str, Any]:
-    living = [pod for pod in pods if not is_deleting(pod)]
-    if available and _is_complete(deployment):
+def _is_up_to_date(component: Component) -> bool:
+    if not component.is_knative:
+        return _is_complete(component.workload)
+    status = component.workload.get("status") or {}
+    return bool(status.get("latestReadyRevisionName") == status.get("latestCreatedRevisionName"))
+
+
+def _model_status(predictor: Component, failure: Failure | None, *, available: bool) -> dict[str, Any]:
+    living = [pod for pod in predictor.pods if not is_deleting(pod)]
+    loaded = available or bool((predictor.workload.get("status") or {}).get("latestReadyRevisionName"))
+    if available and _is_up_to_date(predictor):
         transition, target = "UpToDate", "Loaded"
     elif failure:
         transition, target = "BlockedByFailedLoad", "FailedToLoad"
@@ -267,12 +418,19 @@ def _model_status(
     failed = sum(find_failure([pod]) is not None for pod in living)
     status: dict[str, Any] = {
         "transitionStatus": transition,
-        "states": {"activeModelState": "Loaded" if available else "", "targetModelState": target},
+        "states": {"activeModelState": "Loaded" if loaded else "", "targetModelState": target},
         "copies": {"failedCopies": failed, "totalCopies": ready},
     }
     if failure and transition == "BlockedByFailedLoad":
         status["lastFailureInfo"] = _failure_info(failure)
     return status
+
+
+def canary_state(name: str, percent: int, replicas: int, canary: Component) -> CanaryState:
+    """Return the state of a canary of Standard mode."""
+    available = _verdict(canary)[0] == "True"
+    model = _model_status(canary, find_failure(canary.pods), available=available)
+    return CanaryState(name, available, percent, replicas, model)
 
 
 def _failure_info(failure: Failure) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from shallop.controller.manager import Manager
 from shallop.embedded.apiserver import ApiServer
 from shallop.errors import InvalidError, NotFoundError
 from shallop.gateway import HTTPROUTE
+from shallop.gateway.podautoscaler import POD_AUTOSCALER
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, controller_of, find_condition
 from shallop.serving import PART
@@ -34,6 +35,7 @@ DEPLOYMENT, SERVICE, POD, EVENT = (
 )
 ROUTE = HTTPROUTE.gvk
 DEADLINE_S = 10.0
+STANDARD = {"serving.kserve.io/deploymentMode": "Standard"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ async def world(home: Path) -> AsyncIterator[World]:
     settings = Settings(home=home)
     database = Database(f"sqlite:///{home}/rows.db")
     await server.start()
-    await server.register_kinds([*PART.kinds, HTTPROUTE])
+    await server.register_kinds([*PART.kinds, HTTPROUTE, POD_AUTOSCALER])
     client = server.client()
     for obj in PART.objects:
         await client.apply(obj)
@@ -124,7 +126,7 @@ def service(uri: str = "/models/iris", *, annotations: dict[str, str] | None = N
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": "iris", "namespace": "default", "annotations": annotations or {}},
+        "metadata": {"name": "iris", "namespace": "default", "annotations": STANDARD | (annotations or {})},
         "spec": {"predictor": {"model": model, **predictor}},
     }
 
@@ -301,7 +303,7 @@ async def test_the_pods_get_what_the_model_was_made_with_once_per_generation(tmp
 
 async def test_fields_without_effect_are_named_in_an_event(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
-        await w.client.create(service(canaryTrafficPercent=10))
+        await w.client.create(service(canaryTrafficPercent=10))  # of Knative mode
         event = await w.event("NotHonoured")
         assert event["type"] == "Warning"
         assert "spec.predictor.canaryTrafficPercent" in event["message"]

@@ -9,6 +9,8 @@ import pytest
 from shallop.kube.objects import Object
 from shallop.serving.admission import DEPLOYMENT_MODE, default, ignored_fields, validate
 
+STANDARD = {DEPLOYMENT_MODE: "Standard"}
+
 
 def service(predictor: Any, *, name: str = "iris", annotations: dict[str, str] | None = None, **spec: Any) -> Object:
     return {
@@ -28,7 +30,7 @@ def test_a_legacy_key_becomes_a_model() -> None:
     assert result["spec"]["predictor"] == {
         "model": {"modelFormat": {"name": "sklearn"}, "storageUri": "pvc://models/iris"}
     }
-    assert result["metadata"]["annotations"] == {DEPLOYMENT_MODE: "Standard", "modelFormat": "sklearn"}
+    assert result["metadata"]["annotations"] == {"modelFormat": "sklearn"}
     assert validate(result, None) == []
 
 
@@ -86,7 +88,15 @@ def test_defaults_survive_what_the_schema_will_refuse(spec: Any) -> None:
             service({**model(), "logger": {"storage": {"key": "k", "path": "p"}}}),
             "spec.predictor.logger.storage.parameters",
         ),
-        (service(model(), canary=[{"predictor": {}, "trafficPercent": 5}]), "spec.canary[0].predictor.name"),
+        (
+            service(model(), annotations=STANDARD, canary=[{"predictor": {}, "trafficPercent": 5}]),
+            "spec.canary[0].predictor.name",
+        ),
+        (service(model(), canary=[{"predictor": {"name": "new"}, "trafficPercent": 5}]), "spec.canary"),
+        (service(model(), transformer={}), "spec.transformer.containers"),
+        (service({**model(), "deploymentStrategy": {"type": "Recreate"}}), "spec.predictor.deploymentStrategy"),
+        (service({**model(), "scaleMetric": "rps"}, annotations=STANDARD), "spec.predictor.scaleMetric"),
+        (service({**model(), "scaleMetric": "cpu", "scaleTarget": 101}), "spec.predictor.scaleTarget"),
         (service(model(), annotations={DEPLOYMENT_MODE: "Odd"}), f"metadata.annotations[{DEPLOYMENT_MODE}]"),
     ],
 )
@@ -101,13 +111,11 @@ def test_the_deployment_mode_stays() -> None:
 
 
 def test_fields_without_effect_are_named() -> None:
-    given = service(
-        {**model(), "minReplicas": 0, "logger": {"mode": "all"}}, canary=[{}], transformer={"containers": []}
-    )
-    assert ignored_fields(given) == [
-        "spec.transformer",
-        "spec.canary",
-        "spec.predictor.logger",
-        "spec.predictor.minReplicas of 0",
+    given = {**model(), "minReplicas": 0, "workerSpec": {}, "canaryTrafficPercent": 5}
+    assert ignored_fields(service(given)) == ["spec.predictor.workerSpec"]
+    assert ignored_fields(service(given, annotations=STANDARD)) == [
+        "spec.predictor.workerSpec",
+        "spec.predictor.canaryTrafficPercent",
+        "spec.predictor.minReplicas of 0 in Standard mode",
     ]
     assert ignored_fields(service(model())) == []

@@ -6,7 +6,13 @@ from typing import Any
 
 from shallop.kube.objects import Object
 from shallop.serving.podtemplate import REQUIREMENTS, Storage, render_pod_template
-from shallop.serving.render import render_deployment, render_routes, render_service
+from shallop.serving.render import (
+    render_autoscaler,
+    render_deployment,
+    render_routes,
+    render_service,
+    replica_bounds,
+)
 from shallop.serving.servingruntime import load_runtimes
 
 SKLEARN = load_runtimes()[0]
@@ -136,14 +142,19 @@ def test_the_service_leads_port_80_to_the_first_port_of_the_container() -> None:
     assert container(template)["readinessProbe"]["tcpSocket"] == {"port": 9090}
 
 
-def test_the_deployment_has_the_replicas_and_selects_its_pods() -> None:
-    given = service({**model(), "minReplicas": 3})
+def test_the_deployment_selects_its_pods_and_its_autoscaler_has_the_replicas() -> None:
+    given = service({**model(), "minReplicas": 3, "maxReplicas": 5})
     template = render_pod_template(given, SKLEARN, Storage())
     deployment = render_deployment(given, template, {"a": "b"})
     assert deployment["metadata"]["name"] == "iris-predictor"
-    assert deployment["spec"]["replicas"] == 3
+    assert "replicas" not in deployment["spec"], "they are the autoscaler's"
+    autoscaler = render_autoscaler(given)
+    assert autoscaler is not None
+    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (3, 5)
+    assert autoscaler["spec"]["metrics"][0]["resource"]["target"] == {"type": "Utilization", "averageUtilization": 80}
     assert deployment["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    assert render_deployment(service({**model(), "minReplicas": 0}), template, {})["spec"]["replicas"] == 1
+    assert replica_bounds({"minReplicas": 0}, "Standard") == (1, 1)
+    assert replica_bounds({"minReplicas": 0}, "Knative") == (0, 0)
 
 
 def test_a_named_predictor_names_its_workload() -> None:
@@ -152,8 +163,10 @@ def test_a_named_predictor_names_its_workload() -> None:
 
 
 def test_one_route_is_by_host_and_one_by_path() -> None:
-    by_host, by_path = render_routes(service({**model(), "timeout": 5}))
-    assert by_host["spec"]["hostnames"] == ["iris-team.localhost", "iris-team.example.com"]
+    shares = {"predictor": [("iris-predictor", 80, 1)]}
+    by_host, by_path, *_ = render_routes(service({**model(), "timeout": 5}), "Standard", shares)
+    names = ["iris-team.localhost", "iris.team.localhost", "iris-team.example.com", "iris.team.example.com"]
+    assert by_host["spec"]["hostnames"] == names
     assert "hostnames" not in by_path["spec"]
     rule = by_path["spec"]["rules"][0]
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/serving/team/iris"}}]

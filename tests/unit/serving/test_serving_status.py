@@ -7,6 +7,7 @@ from typing import Any
 
 from shallop.kube.objects import Object, find_condition
 from shallop.serving.status import (
+    Component,
     Failure,
     Observed,
     blocked_status,
@@ -29,6 +30,7 @@ def deployment(*, available: bool = False, updated: int = 1, **conditions: tuple
     listed += [{"type": name, "status": value, "message": text} for name, (value, text) in conditions.items()]
     counts = {"replicas": 1, "updatedReplicas": updated, "availableReplicas": 1 if available else 0}
     return {
+        "kind": "Deployment",
         "metadata": {
             "name": "iris-predictor",
             "generation": 2,
@@ -61,9 +63,8 @@ def status_of(
     runtime = {"kind": "ClusterServingRuntime", "metadata": {"name": "kserve-sklearnserver"}}
     routes = [{"metadata": {"name": "iris"}, "status": route}]
     slices = [{"endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": reachable}}]}]
-    observed = Observed(
-        deployment_, pods, slices, routes, runtime, "http://g/serving/team/iris", "http://iris-predictor"
-    )
+    predictor = Component(deployment_, pods, slices, "http://g/serving/team/iris-predictor", "http://iris-predictor")
+    observed = Observed({"predictor": predictor}, routes, runtime, "http://g/serving/team/iris")
     return render_status(old or service(), observed, NOW)
 
 

@@ -1,0 +1,285 @@
+"""Revisions, canaries, scale to zero and rolling back, through the gateway, with requests that never stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+DEADLINE_S = 90.0
+ISVC = "serving.kserve.io/v1beta1"
+# A predictor that says which one it is, which process, and how many requests it had at once at most.
+PREDICTOR = """
+import http.server, json, os, signal, threading, time
+inside, most, lock = 0, 0, threading.Lock()
+class Predictor(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        global inside, most
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(body.get("sleep", 0))
+        with lock:
+            inside -= 1
+        answer = json.dumps({"predictions": [os.environ["VERSION"]], "most": most, "pod": os.environ["POD"]})
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer.encode())
+    def log_message(self, *args): pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = False
+server = Server(("0.0.0.0", 8080), Predictor)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=lambda: (time.sleep(0.5), server.shutdown())).start())
+server.serve_forever()
+"""
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def until(check: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + DEADLINE_S
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S:.0f} s: {what}; last: {result!r}"
+        time.sleep(0.1)
+    return result
+
+
+class Service:
+    """One InferenceService of a namespace, written as a user writes it."""
+
+    def __init__(self, platform: Any, namespace: str, name: str, **annotations: str) -> None:
+        self.platform, self.namespace, self.name, self.annotations = platform, namespace, name, annotations
+        self.url = f"{platform.gateway}/serving/{namespace}/{name}/v1/models/{name}:predict"
+
+    def container(self, version: str, command: str = PREDICTOR) -> dict[str, Any]:
+        pod = {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+        env = [pod, {"name": "VERSION", "value": version}, {"name": "OWNER", "value": self.namespace}]
+        command_ = ["python3", "-c", command]
+        return {"name": "kserve-container", "image": "python:3.11", "command": command_, "env": env}
+
+    def apply(
+        self, version: str, *, command: str = PREDICTOR, canary: list[Any] | None = None, **predictor: Any
+    ) -> None:
+        metadata = {"name": self.name, "annotations": self.annotations}
+        spec: dict[str, Any] = {"predictor": {"containers": [self.container(version, command)], **predictor}}
+        spec |= {"canary": canary} if canary is not None else {}
+        manifest = {"apiVersion": ISVC, "kind": "InferenceService", "metadata": metadata, "spec": spec}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+    def kubectl(self, *arguments: str, **more: Any) -> str:
+        return str(self.platform.kubectl("-n", self.namespace, *arguments, **more))
+
+    def get(self, path: str, what: str = "") -> str:
+        return self.kubectl("get", *(what or f"isvc/{self.name}").split(","), "-o", f"jsonpath={{{path}}}")
+
+    def wait_ready(self) -> None:
+        """Wait until the whole of what was last applied is ready."""
+
+        def ready() -> bool:
+            obj = json.loads(self.kubectl("get", f"isvc/{self.name}", "-o", "json"))
+            status = obj.get("status") or {}
+            conditions = {item["type"]: item["status"] for item in status.get("conditions") or []}
+            return status.get("observedGeneration") == obj["metadata"]["generation"] and conditions["Ready"] == "True"
+
+        until(ready, f"{self.name} is ready")
+
+    def predictor(self, field: str) -> str:
+        return self.get(f".status.components.predictor.{field}")
+
+    def ask(self, body: Any = None, **headers: str) -> dict[str, Any]:
+        request = urllib.request.Request(self.url, json.dumps(body or {}).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def versions(self, count: int) -> Counter[str]:
+        return Counter(self.ask()["predictions"][0] for _ in range(count))
+
+
+@contextmanager
+def traffic(service: Service) -> Iterator[Counter[str]]:
+    """Send requests all the time; fails when one of them did."""
+    seen: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            try:
+                seen[service.ask({"sleep": 0.05})["predictions"][0]] += 1
+            except (OSError, urllib.error.HTTPError) as error:
+                seen[f"failed: {error!r} {error.read() if isinstance(error, urllib.error.HTTPError) else ''}"] += 1
+
+    threads = [threading.Thread(target=send) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not [key for key in seen if key.startswith("failed")], seen
+
+
+@pytest.fixture
+def namespace(platform: Any, kubectl: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"rollout-{abs(hash(request.node.name)) % 10**8}"
+    platform.kubectl("create", "namespace", name)
+    yield name
+    platform.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def binomial_bounds(count: int, share: float) -> tuple[float, float]:
+    """Return what a share of ``count`` draws lies between in 99.99 cases of 100."""
+    half = 3.9 * (count * share * (1 - share)) ** 0.5 + 1
+    return count * share - half, count * share + half
+
+
+def test_a_canary_is_ramped_up_promoted_and_rolled_back_without_a_failed_request(platform: Any, namespace: str) -> None:
+    service = Service(platform, namespace, "ramp", **{"serving.kserve.io/enable-tag-routing": "true"})
+    service.apply("one")
+    service.wait_ready()
+    assert service.versions(20) == {"one": 20}
+    with traffic(service):
+        service.apply("two", canaryTrafficPercent=20)
+        until(lambda: service.predictor("latestReadyRevision") == "ramp-predictor-00002", "the canary is ready")
+        until(lambda: service.predictor("traffic[0].revisionName") == "ramp-predictor-00002", "the canary has traffic")
+        until(lambda: "two" in service.versions(10), "the gateway follows")
+        counts = service.versions(400)
+        low, high = binomial_bounds(400, 0.2)
+        assert low <= counts["two"] <= high, counts
+        assert service.predictor("latestRolledoutRevision") == "ramp-predictor-00001"
+        shown = json.loads(service.predictor("traffic"))
+        assert [(item["revisionName"], item["percent"], item["latestRevision"]) for item in shown] == [
+            ("ramp-predictor-00002", 20, True),
+            ("ramp-predictor-00001", 80, False),
+        ]
+        columns = service.kubectl("get", "isvc", "ramp", "--no-headers").split()
+        assert columns[2:7] == ["True", "80", "20", "ramp-predictor-00001", "ramp-predictor-00002"]
+        for tag, version in (("latest", "two"), ("prev", "one")):
+            host = f"{tag}-ramp-predictor.{namespace}.example.com"
+            request = urllib.request.Request(f"{platform.gateway}/v1/models/ramp:predict", b"{}", {"Host": host})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["predictions"] == [version]
+        sticky = {service.ask(**{"X-Request-Id": "the same"})["predictions"][0] for _ in range(20)}
+        assert len(sticky) == 1
+        service.apply("two")
+        until(lambda: service.predictor("latestRolledoutRevision") == "ramp-predictor-00002", "promoted")
+        until(lambda: service.versions(20) == {"two": 20}, "all traffic is the new one's")
+        service.apply("two", canaryTrafficPercent=0)
+        until(lambda: service.versions(20) == {"one": 20}, "rolled back")
+    service.wait_ready()
+
+
+def test_a_canary_that_cannot_start_gets_no_traffic_and_says_why(platform: Any, namespace: str) -> None:
+    service = Service(platform, namespace, "broken")
+    service.apply("one")
+    service.wait_ready()
+    service.apply("two", command="raise SystemExit('no odd model')", canaryTrafficPercent=50)
+    message = ".status.conditions[?(@.type=='Ready')].message"
+    until(lambda: "no odd model" in service.get(message), "the reason is told")
+    assert service.versions(30) == {"one": 30}
+    assert service.predictor("latestReadyRevision") == "broken-predictor-00001"
+
+
+def test_a_service_scales_to_zero_and_every_request_that_wakes_it_is_answered(platform: Any, namespace: str) -> None:
+    service = Service(platform, namespace, "sleepy", **{"autoscaling.knative.dev/window": "6s"})
+    service.apply("one", minReplicas=0, containerConcurrency=2, maxReplicas=1)
+    service.wait_ready()
+    deployment = "deploy/sleepy-predictor-00001-deployment"
+    until(lambda: service.get(".spec.replicas", deployment) == "0", "scaled to zero")
+    until(lambda: not service.kubectl("get", "pods", "-o", "name").strip(), "no Pod is left")
+    assert service.get(".status.conditions[?(@.type=='Ready')].status") == "True"
+    answers: list[dict[str, Any]] = []
+    threads = [threading.Thread(target=lambda: answers.append(service.ask({"sleep": 0.05}))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 20
+    assert {answer["predictions"][0] for answer in answers} == {"one"}
+    assert max(answer["most"] for answer in answers) == 2, "containerConcurrency is a hard limit"
+
+
+def test_a_killed_replica_costs_nobody_an_error(platform: Any, namespace: str) -> None:
+    service = Service(platform, namespace, "killed")
+    service.apply("one", minReplicas=2)
+    service.wait_ready()
+    until(lambda: len({service.ask()["pod"] for _ in range(10)}) == 2, "two Pods answer")
+    with traffic(service) as seen:
+        for pid in processes(namespace)[:1]:
+            os.kill(pid, signal.SIGKILL)
+        before = seen["one"]
+        until(lambda: seen["one"] > before + 50, "traffic goes on")
+
+
+def processes(namespace: str) -> list[int]:
+    """Return the process ids of the predictors of a namespace, by the URL of their service in the environment."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/environ", "rb") as file:
+                    environ = file.read()
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    command = file.read()
+            except OSError:
+                continue
+            if b"request_queue_size" in command and f"OWNER={namespace}".encode() in environ:
+                found.append(int(entry))
+    return found
+
+
+def test_two_namespaces_may_use_one_name(platform: Any, namespace: str) -> None:
+    other = f"{namespace}-b"
+    platform.kubectl("create", "namespace", other)
+    try:
+        services = [Service(platform, namespace, "twin"), Service(platform, other, "twin")]
+        for service in services:
+            service.apply(service.namespace)
+        for service in services:
+            service.wait_ready()
+        for service in services:
+            assert service.versions(5) == {service.namespace: 5}
+            host = f"twin.{service.namespace}.example.com"
+            request = urllib.request.Request(f"{platform.gateway}/v1/models/twin:predict", b"{}", {"Host": host})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["predictions"] == [service.namespace]
+    finally:
+        platform.kubectl("delete", "namespace", other, "--wait=false")
+
+
+def test_a_named_canary_of_standard_mode_is_promoted_without_a_restart(platform: Any, namespace: str) -> None:
+    mode = {"serving.kserve.io/deploymentMode": "Standard"}
+    service = Service(platform, namespace, "named", **mode)
+    service.apply("one")
+    service.wait_ready()
+    green_pods = "pods,-lapp=isvc.named-green-predictor"
+    green = {"name": "green", "containers": [service.container("two")]}
+    with traffic(service):
+        service.apply("one", canary=[{"predictor": green, "trafficPercent": 30}])
+        until(lambda: service.get(".status.canaryStatuses[0].ready") == "true", "the canary is ready")
+        until(lambda: "two" in service.versions(10), "the gateway follows")
+        counts = service.versions(300)
+        low, high = binomial_bounds(300, 0.3)
+        assert low <= counts["two"] <= high, counts
+        pods = service.get(".items[*].metadata.uid", what=green_pods)
+        assert pods
+        service.apply("two", canary=[], name="green")
+        until(lambda: service.versions(20) == {"two": 20}, "promoted")
+    assert service.get(".items[*].metadata.uid", what=green_pods) == pods
+    until(lambda: "named-predictor" not in service.kubectl("get", "deploy", "-o", "name"), "the old one is gone")
