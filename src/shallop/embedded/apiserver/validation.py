@@ -212,7 +212,10 @@ def _statefulset(obj: Object, old: Object | None) -> list[FieldError]:
     return errors
 
 
-_JOB_COUNTS = ("parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished")
+_JOB_COUNTS = (
+    "parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes",
+    "ttlSecondsAfterFinished",
+)  # fmt: skip
 
 
 def _job(obj: Object, old: Object | None) -> list[FieldError]:
@@ -256,6 +259,22 @@ def _job_spec(spec: Object, field: str) -> list[FieldError]:
     if template.get("restartPolicy") not in ("OnFailure", "Never"):
         path = f"{field}.template.spec.restartPolicy"
         errors.append(FieldError.required(path, 'valid values: "OnFailure", "Never"'))
+    return errors + _job_indexes(spec, field)
+
+
+def _job_indexes(spec: Object, field: str) -> list[FieldError]:
+    """What only an Indexed Job, or one whose Pods never restart in place, can have."""
+    errors = []
+    for key in ("backoffLimitPerIndex", "successPolicy"):
+        if spec.get(key) is not None and spec.get("completionMode") != "Indexed":
+            errors.append(_invalid_json(f"{field}.{key}", spec[key], "requires indexed completion mode"))
+    if spec.get("maxFailedIndexes") is not None and spec.get("backoffLimitPerIndex") is None:
+        errors.append(FieldError.required(f"{field}.backoffLimitPerIndex", "when maxFailedIndexes is specified"))
+    policy = ((spec.get("template") or {}).get("spec") or {}).get("restartPolicy")
+    for key in ("podFailurePolicy", "backoffLimitPerIndex"):
+        if spec.get(key) is not None and policy == "OnFailure":
+            text = f'only "Never" is supported when {key} is specified'
+            errors.append(FieldError.invalid(f"{field}.template.spec.restartPolicy", policy, text))
     return errors
 
 

@@ -1,26 +1,35 @@
 """
 Job: runs Pods until enough of them have succeeded.
 
-Honours parallelism, completions, completionMode, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished, suspend,
-podFailurePolicy (FailJob, Ignore, Count) and podReplacementPolicy. backoffLimitPerIndex, maxFailedIndexes,
-successPolicy and managedBy are answered with a Warning event.
+Honours parallelism, completions, completionMode, backoffLimit, backoffLimitPerIndex, maxFailedIndexes, successPolicy,
+activeDeadlineSeconds, ttlSecondsAfterFinished, suspend, podFailurePolicy, podReplacementPolicy and managedBy.
 
 Each Pod carries a finalizer until its end is in the Job's status, so that no result is lost or counted twice, whatever
 is killed or deleted meanwhile: first the uid goes to ``status.uncountedTerminatedPods``, then the finalizer goes, then
-the uid becomes a count.
+the uid becomes a count. How often an index has failed is written on its Pods: the last failed Pod of an index keeps
+its finalizer until the next one carries the number on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result
 from shallop.embedded.workloads.children import Children, is_namespace_ending
-from shallop.embedded.workloads.job_failures import back_off_s, judge_failure
-from shallop.embedded.workloads.job_indexes import INDEX, format_indexes, index_of, parse_indexes
+from shallop.embedded.workloads.job_failures import back_off_s, index_back_off_s, judge_failure
+from shallop.embedded.workloads.job_indexes import (
+    INDEX,
+    Failures,
+    failures_of,
+    format_indexes,
+    index_of,
+    match_success_policy,
+    newest_failures,
+    parse_indexes,
+)
 from shallop.embedded.workloads.latest import Latest
 from shallop.embedded.workloads.pods import POD, is_active, is_ready, is_terminal, phase_of
 from shallop.errors import ApiError, ConflictError, NotFoundError
@@ -43,7 +52,7 @@ _JOB = Gvk("batch/v1", "Job")
 _FINALIZER = "batch.kubernetes.io/job-tracking"
 _NAME_LABEL = "batch.kubernetes.io/job-name"
 _REACHED = ("CompletionsReached", "Reached expected number of succeeded pods")
-_UNSUPPORTED = ("backoffLimitPerIndex", "maxFailedIndexes", "successPolicy", "managedBy")
+_MANAGER = "kubernetes.io/job-controller"
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class JobPlan:
     Args:
         status: the JobStatus to write, before anything else is done.
         create: completion indexes of the Pods to create, -1 each for a NonIndexed Job.
+        failures: index -> how often it has failed, for the Pods to create; only with ``backoffLimitPerIndex``.
         delete: Pods that are not wanted any more and do not count.
         release: Pods whose end is in ``status``: their finalizer goes.
         requeue_after_s: when time alone changes the answer.
@@ -62,6 +72,7 @@ class JobPlan:
 
     status: dict[str, Any]
     create: tuple[int, ...] = ()
+    failures: Mapping[int, Failures] | None = None
     delete: tuple[Object, ...] = ()
     release: tuple[Object, ...] = ()
     requeue_after_s: float | None = None
@@ -86,6 +97,9 @@ class _Tally:
     failed_count: int = 0
     uncounted: dict[str, list[str]] = field(default_factory=dict)
     indexes: set[int] = field(default_factory=set)
+    failed_indexes: set[int] = field(default_factory=set)
+    # Index -> its last failed Pod, which waits for its successor, and the failures that this one starts with.
+    held: dict[int, tuple[Object, Failures]] = field(default_factory=dict)
     release: list[Object] = field(default_factory=list)
     verdict: str = ""
 
@@ -113,7 +127,7 @@ def plan_job(job: Object, pods: Sequence[Object], now: datetime) -> JobPlan:
     if ending:
         conditions = _conditions(conditions, ending, now)
         delete = tuple(tally.active)
-        if not tally.active and not tally.terminating and not any(tally.uncounted.values()):
+        if not (tally.active or tally.terminating or tally.held or any(tally.uncounted.values())):
             final = "Complete" if ending.type == "SuccessCriteriaMet" else "Failed"
             conditions = _conditions(conditions, ending._replace(type=final), now)
     elif spec.get("suspend"):
@@ -129,7 +143,10 @@ def plan_job(job: Object, pods: Sequence[Object], now: datetime) -> JobPlan:
         if spec.get("activeDeadlineSeconds") is not None and start:
             waits.append(_left_s(start, spec["activeDeadlineSeconds"], now))
     status = _render_status(job, tally, conditions, start, now)
-    return JobPlan(status, create, delete, tuple(tally.release), min(waits, default=None))
+    failures = None
+    if spec.get("backoffLimitPerIndex") is not None:
+        failures = {index: known for index, (_, known) in tally.held.items()}
+    return JobPlan(status, create, failures, delete, tuple(tally.release), min(waits, default=None))
 
 
 def _count(job: Object, pods: Sequence[Object]) -> _Tally:
@@ -143,6 +160,7 @@ def _count(job: Object, pods: Sequence[Object]) -> _Tally:
         failed_count=int(before.get("failed") or 0),
         uncounted={"succeeded": [], "failed": []},
         indexes=parse_indexes(before.get("completedIndexes") or ""),
+        failed_indexes=parse_indexes(before.get("failedIndexes") or ""),
     )
     tracked = {pod["metadata"]["uid"] for pod in pods if _FINALIZER in (pod["metadata"].get("finalizers") or ())}
     for kind in ("succeeded", "failed"):
@@ -154,6 +172,8 @@ def _count(job: Object, pods: Sequence[Object]) -> _Tally:
             else:
                 tally.failed_count += 1
     indexed = spec.get("completionMode") == "Indexed"
+    is_over = _ending_of(before.get("conditions") or (), ("SuccessCriteriaMet", "FailureTarget", "Complete", "Failed"))
+    newest = newest_failures(pods) if spec.get("backoffLimitPerIndex") is not None and not is_over else None
     for pod in sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"])):
         uid = pod["metadata"]["uid"]
         if is_active(pod):
@@ -180,15 +200,35 @@ def _count(job: Object, pods: Sequence[Object]) -> _Tally:
             if suspended and is_deleting(pod):
                 continue
             verdict = judge_failure(spec.get("podFailurePolicy"), pod)
-            if verdict.action == "Ignore":
-                continue
             if verdict.action == "FailJob":
                 tally.verdict = tally.verdict or verdict.message
+            elif newest is not None and _is_held(spec, tally, pod, verdict.action, newest):
+                tally.release.pop()
+                continue
+            if verdict.action == "Ignore":
+                continue
         tally.uncounted[kind].append(uid)
     if indexed:
         pending = len(tally.uncounted["succeeded"])
         tally.succeeded_count = len(tally.indexes) - pending
     return tally
+
+
+def _is_held(spec: Mapping[str, Any], tally: _Tally, pod: Object, action: str, newest: Mapping[int, int]) -> bool:
+    """Account for a failed Pod of a Job with a limit per index; True when it has to wait for its successor."""
+    index, before = index_of(pod), failures_of(pod)
+    if index in tally.indexes or index in tally.failed_indexes or not 0 <= index < (spec.get("completions") or 0):
+        return False
+    counts = action != "Ignore"
+    after = Failures(before.counted + counts, before.ignored + (not counts))
+    if action == "FailIndex" or after.counted > spec["backoffLimitPerIndex"]:
+        tally.failed_indexes.add(index)
+        tally.held.pop(index, None)
+        return False
+    if newest[index] > before.total:
+        return False
+    tally.held[index] = (pod, after)
+    return True
 
 
 def _ending_of(conditions: Iterable[dict[str, Any]], types: tuple[str, ...]) -> _Ending | None:
@@ -208,11 +248,18 @@ def _decide_ending(job: Object, tally: _Tally, start: str | None, now: datetime)
     if failed > limit or (restarts and restarts >= max(limit, 1)):
         text = "Job has reached the specified backoff limit"
         return _Ending("FailureTarget", "BackoffLimitExceeded", text)
+    if len(tally.failed_indexes) > spec.get("maxFailedIndexes", len(tally.failed_indexes)):
+        text = "Job has exceeded the specified maximal number of failed indexes"
+        return _Ending("FailureTarget", "MaxFailedIndexesExceeded", text)
     deadline = spec.get("activeDeadlineSeconds")
     if deadline is not None and start and not spec.get("suspend") and _left_s(start, deadline, now) <= 0:
         return _Ending("FailureTarget", "DeadlineExceeded", "Job was active longer than specified deadline")
+    if matched := match_success_policy(spec.get("successPolicy"), tally.indexes):
+        return _Ending("SuccessCriteriaMet", "SuccessPolicy", matched)
     succeeded = tally.succeeded_count + len(tally.uncounted["succeeded"])
     completions = spec.get("completions")
+    if tally.failed_indexes and succeeded + len(tally.failed_indexes) >= (completions or 0):
+        return _Ending("FailureTarget", "FailedIndexes", "Job has failed indexes")
     if completions is None:
         done = succeeded > 0 and not tally.active and not tally.terminating
     else:
@@ -268,7 +315,7 @@ def _plan_pods(
     if completions is None:
         wanted = len(tally.active) if succeeded else parallelism
     else:
-        wanted = min(parallelism, completions - succeeded)
+        wanted = min(parallelism, completions - succeeded - len(tally.failed_indexes))
     indexed = spec.get("completionMode") == "Indexed"
     keep, surplus = _choose(tally, indexed, completions or 0)
     surplus += keep[wanted:]
@@ -276,13 +323,17 @@ def _plan_pods(
     missing = wanted - len(keep) - len(blocking)
     if missing <= 0 or surplus:
         return (), tuple(surplus), None
-    if wait := back_off_s(tally.failed, tally.succeeded, now):
+    per_index = spec.get("backoffLimitPerIndex") is not None
+    if not per_index and (wait := back_off_s(tally.failed, tally.succeeded, now)):
         return (), (), wait
     if not indexed:
         return (-1,) * missing, (), None
-    taken = tally.indexes | {index_of(pod) for pod in [*keep, *blocking]}
+    taken = tally.indexes | tally.failed_indexes | {index_of(pod) for pod in [*keep, *blocking]}
     free = [index for index in range(completions or 0) if index not in taken]
-    return tuple(free[:missing]), (), None
+    delays = {index: index_back_off_s(pod, known.total, now) for index, (pod, known) in tally.held.items()}
+    ready = [index for index in free if not delays.get(index)][:missing]
+    waits = [delays[index] for index in free if delays.get(index)] if len(ready) < missing else []
+    return tuple(ready), (), min(waits, default=None)
 
 
 def _choose(tally: _Tally, indexed: bool, completions: int) -> tuple[list[Object], list[Object]]:
@@ -291,7 +342,7 @@ def _choose(tally: _Tally, indexed: bool, completions: int) -> tuple[list[Object
     if not indexed:
         return ordered, []
     keep, surplus = [], []
-    taken = set(tally.indexes)
+    taken = tally.indexes | tally.failed_indexes
     for pod in ordered:
         index = index_of(pod)
         if 0 <= index < completions and index not in taken:
@@ -327,6 +378,8 @@ def _render_status(
         status["startTime"] = start
     if tally.indexes:
         status["completedIndexes"] = format_indexes(tally.indexes)
+    if job["spec"].get("backoffLimitPerIndex") is not None:
+        status["failedIndexes"] = format_indexes(tally.failed_indexes)
     if _ending_of(conditions, ("Complete",)):
         status["completionTime"] = before.get("completionTime") or format_time(now)
     status["ready"] = sum(is_ready(pod) for pod in tally.active)
@@ -335,8 +388,14 @@ def _render_status(
     return status
 
 
-def render_pod(job: Object, index: int = -1) -> Object:
-    """Return the Pod of a Job; ``index`` is its completion index, -1 for a NonIndexed Job."""
+def render_pod(job: Object, index: int = -1, failures: Failures | None = None) -> Object:
+    """
+    Return the Pod of a Job.
+
+    Args:
+        index: its completion index, -1 for a NonIndexed Job.
+        failures: how often the index has failed, for a Job that counts it.
+    """
     template = job["spec"]["template"]
     metadata = template.get("metadata") or {}
     name = job["metadata"]["name"]
@@ -352,7 +411,8 @@ def render_pod(job: Object, index: int = -1) -> Object:
     if index >= 0:
         rendered["generateName"] = f"{name[:236]}-{index}-"
         rendered["labels"][INDEX] = str(index)
-        rendered["annotations"] = {**rendered.get("annotations", {}), INDEX: str(index)}
+        counted = failures.annotations() if failures else {}
+        rendered["annotations"] = {**rendered.get("annotations", {}), INDEX: str(index), **counted}
         spec = _with_index(spec, f"{name}-{index}"[:63])
     return {"apiVersion": "v1", "kind": "Pod", "metadata": rendered, "spec": spec}
 
@@ -388,7 +448,8 @@ class Jobs:
             self._latest.forget(raw["metadata"]["uid"])
             await _release_all(ctx, job.key)
             return Result()
-        self._warn(ctx, raw)
+        if job.spec.get("managedBy", _MANAGER) != _MANAGER:
+            return Result()
         plan = plan_job(raw, await self._pods.of(ctx, raw), ctx.now())
         if plan.delete_job:
             key = job.key
@@ -416,7 +477,8 @@ class Jobs:
     async def _create(self, ctx: Context, raw: Object, plan: JobPlan) -> dict[str, Any]:
         for index in plan.create:
             try:
-                pod = await self._pods.create(ctx, raw, render_pod(raw, index))
+                failures = plan.failures.get(index, Failures()) if plan.failures is not None else None
+                pod = await self._pods.create(ctx, raw, render_pod(raw, index, failures))
             except ApiError as error:
                 if is_namespace_ending(error):
                     return plan.status
@@ -424,13 +486,6 @@ class Jobs:
                 raise
             ctx.events.record(raw, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
         return {**plan.status, "active": plan.status.get("active", 0) + len(plan.create)}
-
-    def _warn(self, ctx: Context, raw: Object) -> None:
-        if raw.get("status"):
-            return
-        for name in _UNSUPPORTED:
-            if raw["spec"].get(name) is not None:
-                ctx.events.record(raw, "IgnoredField", f"spec.{name} is not supported and ignored", "Warning")
 
     def _tell(self, ctx: Context, raw: Object, status: dict[str, Any]) -> None:
         after = {"status": status}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object, parse_time
 
-__all__ = ["Verdict", "back_off_s", "finished_at", "judge_failure"]
+__all__ = ["Verdict", "back_off_s", "finished_at", "index_back_off_s", "judge_failure"]
 
 _FIRST_S = 10
 _MAX_S = 600
@@ -74,5 +74,14 @@ def back_off_s(failed: Iterable[Object], succeeded: Iterable[Object], now: datet
     recent = [time for time in times if last_success is None or time > last_success]
     if not recent:
         return 0.0
-    delay = min(_FIRST_S * 2 ** min(len(recent) - 1, 16), _MAX_S)
-    return max(0.0, (max(recent) + timedelta(seconds=delay) - now).total_seconds())
+    return _left_s(max(recent), len(recent), now)
+
+
+def index_back_off_s(last: Object, failures: int, now: datetime) -> float:
+    """Return seconds until an index may be tried again whose last Pod is ``last``, after so many failures."""
+    return _left_s(finished_at(last, now), failures, now)
+
+
+def _left_s(last: datetime, failures: int, now: datetime) -> float:
+    delay = min(_FIRST_S * 2 ** min(failures - 1, 16), _MAX_S)
+    return max(0.0, (last + timedelta(seconds=delay) - now).total_seconds())

@@ -275,3 +275,74 @@ def test_a_job_never_exceeds_its_parallelism_and_counts_every_end_once(
 
 def _deleted(obj: Object) -> bool:
     return "deletionTimestamp" in obj["metadata"]
+
+
+def per_index(status: Object | None = None, **spec: Any) -> Object:
+    defaults = {"completionMode": "Indexed", "completions": 3, "parallelism": 3, "backoffLimitPerIndex": 1}
+    return job(status, **{**defaults, "backoffLimit": 2**31 - 1, **spec})
+
+
+def failed(name: str, index: int, failures: int = 0) -> Object:
+    result = pod(name, "Failed", index=index)
+    result["metadata"]["annotations"]["batch.kubernetes.io/job-index-failure-count"] = str(failures)
+    return result
+
+
+def test_a_failed_index_is_tried_again_and_carries_its_count_on() -> None:
+    pods = [failed("a", 0), pod("b", index=1), pod("c", index=2)]
+    plan = plan_job(per_index(), pods, NOW)
+    assert plan.create == (0,)
+    assert plan.failures is not None
+    rendered = render_pod(per_index(), 0, plan.failures[0])
+    assert rendered["metadata"]["annotations"]["batch.kubernetes.io/job-index-failure-count"] == "1"
+    # Until the next Pod carries the number, the failed one stays and does not count.
+    assert plan.release == ()
+    assert "failed" not in plan.status
+    later = plan_job(
+        per_index(), [*pods, {**rendered, "metadata": {**pod("d")["metadata"], **rendered["metadata"]}}], NOW
+    )
+    assert [p["metadata"]["name"] for p in later.release] == ["a"]
+
+
+def test_an_index_waits_for_its_own_back_off() -> None:
+    recent = failed("a", 0)
+    state = recent["status"]["containerStatuses"][0]["state"]["terminated"]
+    state["finishedAt"] = stamp(NOW - timedelta(seconds=4))
+    plan = plan_job(per_index(), [recent], NOW)
+    assert plan.create == (1, 2)
+    assert plan.requeue_after_s == 6
+
+
+def test_an_index_fails_at_its_limit_and_the_job_when_all_are_done() -> None:
+    plan = plan_job(per_index({"completedIndexes": "1-2", "succeeded": 2}), [failed("a", 0, failures=1)], NOW)
+    assert plan.status["failedIndexes"] == "0"
+    assert [c["reason"] for c in plan.status["conditions"]] == ["FailedIndexes"]
+    assert plan.create == ()
+
+
+def test_too_many_failed_indexes_end_the_job() -> None:
+    plan = plan_job(per_index({"failedIndexes": "2"}, maxFailedIndexes=1), [failed("a", 0, 1), pod("b", index=1)], NOW)
+    assert plan.status["conditions"][0]["reason"] == "MaxFailedIndexesExceeded"
+    assert [p["metadata"]["name"] for p in plan.delete] == ["b"]
+
+
+def test_the_policy_can_fail_an_index_at_once() -> None:
+    rule = {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [1]}}
+    spec = per_index(backoffLimitPerIndex=5, podFailurePolicy={"rules": [rule]})
+    assert plan_job(spec, [failed("a", 1)], NOW).status["failedIndexes"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("rule", "done", "reached"),
+    [
+        ({"succeededIndexes": "0"}, "0", True),
+        ({"succeededIndexes": "0-1"}, "0", False),
+        ({"succeededCount": 2}, "0,2", True),
+        ({"succeededIndexes": "1-2", "succeededCount": 1}, "2", True),
+    ],
+)
+def test_a_success_policy_ends_the_job_early(rule: Object, done: str, reached: bool) -> None:
+    before = {"completedIndexes": done, "succeeded": len(parse_indexes(done))}
+    spec = job(before, completionMode="Indexed", completions=3, parallelism=1, successPolicy={"rules": [rule]})
+    conditions = plan_job(spec, [pod("b", index=1)], NOW).status.get("conditions") or []
+    assert [c["reason"] for c in conditions] == (["SuccessPolicy"] if reached else [])

@@ -176,3 +176,55 @@ def test_pods_restart_in_place_until_the_limit(run: Callable[..., None], pods_th
         assert find_condition(failed, "Failed")["reason"] == "BackoffLimitExceeded"
 
     run(scenario)
+
+
+def test_one_bad_index_does_not_stop_the_others(run: Callable[..., None], pods_that: Behaviours) -> None:
+    def behave(pod: Object) -> Object:
+        index = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
+        return pods_that["end"](pod, 1 if index == "1" else 0)
+
+    async def scenario(world: Any) -> None:
+        world.behave = behave
+        spec = job(completions=3, parallelism=1, completionMode="Indexed", backoffLimitPerIndex=0)
+        await world.create("Job", "j", spec=spec)
+        failed = await condition(world, "Failed")
+        assert find_condition(failed, "Failed")["reason"] == "FailedIndexes"
+        status = failed["status"]
+        assert (status["completedIndexes"], status["failedIndexes"]) == ("0,2", "1")
+        assert (status["succeeded"], status["failed"]) == (2, 1)
+
+        async def let_go() -> bool:
+            return not any(pod["metadata"].get("finalizers") for pod in await world.list("Pod", "job-name=j"))
+
+        await world.eventually(let_go)
+
+    run(scenario)
+
+
+def test_a_leader_s_success_is_enough(run: Callable[..., None], pods_that: Behaviours) -> None:
+    def behave(pod: Object) -> Object:
+        leads = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] == "0"
+        return pods_that["end"](pod) if leads else pods_that["run"](pod)
+
+    async def scenario(world: Any) -> None:
+        world.behave = behave
+        policy = {"rules": [{"succeededIndexes": "0"}]}
+        spec = job(completions=3, parallelism=3, completionMode="Indexed", successPolicy=policy)
+        await world.create("Job", "j", spec=spec)
+        done = await condition(world, "Complete")
+        assert find_condition(done, "Complete")["reason"] == "SuccessPolicy"
+        assert done["status"]["completedIndexes"] == "0"
+
+    run(scenario)
+
+
+def test_a_job_of_another_manager_is_left_alone(run: Callable[..., None], pods_that: Behaviours) -> None:
+    async def scenario(world: Any) -> None:
+        world.behave = pods_that["end"]
+        await world.create("Job", "theirs", spec=job(managedBy="acme.io/jobs"))
+        await world.create("Job", "j", spec=job(managedBy="kubernetes.io/job-controller"))
+        await condition(world, "Complete")
+        assert not await world.list("Pod", "job-name=theirs")
+        assert not (await world.get("Job", "theirs")).get("status")
+
+    run(scenario)
