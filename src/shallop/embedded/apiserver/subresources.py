@@ -10,8 +10,8 @@ from shallop.embedded.apiserver import conversion, failures, scale
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.embedded.apiserver.verbs import DeleteOptions, Verbs, patched_object
-from shallop.errors import BadRequestError, FieldError, InvalidError, TooManyRequestsError
-from shallop.kube.objects import Gvk, Object, set_condition
+from shallop.errors import BadRequestError, FieldError, InternalError, InvalidError, TooManyRequestsError
+from shallop.kube.objects import Gvk, Object, format_time, is_condition_true, set_condition
 from shallop.kube.selectors import match_selector
 
 __all__ = ["Subresources"]
@@ -158,13 +158,6 @@ class Subresources:
     ) -> Object:
         """Delete a Pod unless a disruption budget forbids it now."""
         pod = self._verbs.get(resource, namespace, name)
-        budgets = list(self._budgets_of(pod, namespace))
-        phase = (pod.get("status") or {}).get("phase")
-        if phase not in ("Succeeded", "Failed") and not pod["metadata"].get("deletionTimestamp"):
-            for budget in budgets:
-                status = budget.get("status") or {}
-                if status.get("disruptionsAllowed", 0) < 1:
-                    raise _blocked(budget)
         given = body.get("deleteOptions") or {}
         preconditions = given.get("preconditions") or {}
         delete = DeleteOptions(
@@ -174,8 +167,59 @@ class Subresources:
             preconditions.get("resourceVersion", ""),
         )
         options.dry_run = options.dry_run or bool(given.get("dryRun"))
+        if await self._spend_budget(pod, namespace, dry_run=options.dry_run) and not options.dry_run:
+            await self._verbs.change(resource, namespace, name, self._mark_evicted)
         await self._verbs.delete(resource, namespace, name, delete, options)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+    async def _spend_budget(self, pod: Object, namespace: str, *, dry_run: bool) -> bool:
+        """
+        Take one disruption from the budget of a Pod, so that two evictions at once cannot both have the last one.
+
+        Returns:
+            False when the Pod does not serve any more and costs nobody anything.
+        """
+        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed", "Pending"):
+            return False
+        if pod["metadata"].get("deletionTimestamp"):
+            return False
+        name = pod["metadata"]["name"]
+        healthy = is_condition_true(pod, "Ready")
+        budgets = list(self._budgets_of(pod, namespace))
+        if len(budgets) > 1:
+            text = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."
+            raise InternalError(text)
+        resource = self._registry.by_gvk(_DISRUPTION_BUDGET)
+        for budget in budgets:
+            if not healthy and _may_evict_unhealthy(budget):
+                continue
+            if (budget.get("status") or {}).get("disruptionsAllowed", 0) < 1:
+                raise _blocked(budget)
+            if dry_run or resource is None:
+                continue
+
+            def spend(old: Object) -> Object:
+                status = old.get("status") or {}
+                if status.get("disruptionsAllowed", 0) < 1:
+                    raise _blocked(old)
+                disrupted = {**(status.get("disruptedPods") or {}), name: format_time(self._verbs.now())}
+                left = status["disruptionsAllowed"] - 1
+                return old | {"status": {**status, "disruptionsAllowed": left, "disruptedPods": disrupted}}
+
+            await self._verbs.change(resource, namespace, budget["metadata"]["name"], spend)
+        return True
+
+    def _mark_evicted(self, pod: Object) -> Object:
+        status = pod.get("status") or {}
+        conditions = set_condition(
+            status.get("conditions") or [],
+            "DisruptionTarget",
+            "True",
+            "EvictionByEvictionAPI",
+            "Eviction API: evicting",
+            self._verbs.now(),
+        )
+        return pod | {"status": {**status, "conditions": conditions}}
 
     def _budgets_of(self, pod: Object, namespace: str) -> Iterable[Object]:
         resource = self._registry.by_gvk(_DISRUPTION_BUDGET)
@@ -184,6 +228,14 @@ class Subresources:
             budget = conversion.to_version(resource, stored.object) if resource else stored.object
             if match_selector((budget.get("spec") or {}).get("selector"), labels):
                 yield budget
+
+
+def _may_evict_unhealthy(budget: Object) -> bool:
+    """Say whether a Pod that is not ready may go although no disruption is left."""
+    if (budget.get("spec") or {}).get("unhealthyPodEvictionPolicy") == "AlwaysAllow":
+        return True
+    status = budget.get("status") or {}
+    return bool(status.get("currentHealthy", 0) >= status.get("desiredHealthy", 0) > 0)
 
 
 def _blocked(budget: Object) -> TooManyRequestsError:

@@ -10,11 +10,13 @@ from shallop.embedded.workloads.daemonset import DAEMONSET
 from shallop.embedded.workloads.deployment import DEPLOYMENT
 from shallop.embedded.workloads.endpointslice import SERVICE_ENDPOINTS
 from shallop.embedded.workloads.garbage import GarbageCollector
+from shallop.embedded.workloads.horizontalpodautoscaler import HORIZONTALPODAUTOSCALER
 from shallop.embedded.workloads.job import JOB
 from shallop.embedded.workloads.jobset import JOBSET
 from shallop.embedded.workloads.namespace import NAMESPACE
 from shallop.embedded.workloads.persistentvolume import PERSISTENTVOLUME
 from shallop.embedded.workloads.persistentvolumeclaim import PERSISTENTVOLUMECLAIM, STANDARD_CLASS
+from shallop.embedded.workloads.poddisruptionbudget import PODDISRUPTIONBUDGET
 from shallop.embedded.workloads.replicaset import REPLICASET
 from shallop.embedded.workloads.scheduler import SCHEDULER
 from shallop.embedded.workloads.serviceaccount import NAMESPACE_DEFAULTS
@@ -37,6 +39,8 @@ PART = Part(
         JOB,
         CRONJOB,
         JOBSET,
+        HORIZONTALPODAUTOSCALER,
+        PODDISRUPTIONBUDGET,
         SERVICE_ENDPOINTS,
         PERSISTENTVOLUMECLAIM,
         PERSISTENTVOLUME,

@@ -18,6 +18,7 @@ from shallop.embedded.apiserver import ApiServer
 from shallop.embedded.workloads import PART
 from shallop.embedded.workloads.daemonset import DaemonSets
 from shallop.embedded.workloads.garbage import GarbageCollector
+from shallop.embedded.workloads.horizontalpodautoscaler import Autoscalers
 from shallop.embedded.workloads.job import Jobs
 from shallop.embedded.workloads.jobset import JobSets
 from shallop.embedded.workloads.replicaset import ReplicaSets
@@ -38,6 +39,8 @@ KINDS = {
     "ControllerRevision": "apps/v1",
     "Job": "batch/v1",
     "JobSet": "jobset.x-k8s.io/v1alpha2",
+    "HorizontalPodAutoscaler": "autoscaling/v2",
+    "PodDisruptionBudget": "policy/v1",
     "EndpointSlice": "discovery.k8s.io/v1",
     "StorageClass": "storage.k8s.io/v1",
 }
@@ -171,6 +174,7 @@ def fresh_kinds() -> list[Kind]:
         "Job": Jobs(),
         "JobSet": JobSets(),
         "Pod": Scheduler(),
+        "HorizontalPodAutoscaler": Autoscalers(),
     }
     kinds = []
     for kind in PART.kinds:
