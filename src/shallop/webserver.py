@@ -6,12 +6,13 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shallop.errors import PortTakenError
 
@@ -104,6 +105,54 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     return sock
 
 
+class _UpgradableHttp(HttpToolsProtocol):
+    """
+    HTTP/1.1 whose connection an application may take over.
+
+    A request with ``Connection: Upgrade`` has ``scope["extensions"]["shallop.upgrade"]``: called instead of ``send``,
+    it returns the reader and writer of the raw connection, on which the application answers ``101`` itself. They are
+    closed when the server stops.
+    """
+
+    _handed_over = False
+
+    def on_headers_complete(self) -> None:
+        upgrade = self.parser.should_upgrade()
+        if upgrade:
+            self.scope["extensions"] = {"shallop.upgrade": self._hand_over}  # type: ignore[dict-item]
+        super().on_headers_complete()
+        if upgrade:
+            # The parser reads nothing more: without an upgrade this was the connection's last request.
+            self.cycle.keep_alive = False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Whether it is supported the application decides."""
+
+    def _hand_over(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._handed_over = self.cycle.disconnected = True
+        reader = asyncio.StreamReader(loop=self.loop)
+        protocol = _Upgraded(reader, lambda: self.connections.discard(self))
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        return reader, asyncio.StreamWriter(self.transport, protocol, reader, self.loop)
+
+    def shutdown(self) -> None:
+        if self._handed_over:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+
+class _Upgraded(asyncio.StreamReaderProtocol):
+    def __init__(self, reader: asyncio.StreamReader, lost: Callable[[], None]) -> None:
+        super().__init__(reader)
+        self._lost = lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost()
+
+
 class Server:
     """One uvicorn server inside our event loop; the caller owns signals and the socket."""
 
@@ -117,6 +166,7 @@ class Server:
             timeout_graceful_shutdown=2,
             timeout_keep_alive=65,
             ws="none",
+            http=_UpgradableHttp,
         )
         if tls:
             config.ssl_certfile, config.ssl_keyfile = tls

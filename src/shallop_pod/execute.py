@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import signal
 import sys
+import termios
 from typing import NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
 __all__ = ["main"]
@@ -31,8 +34,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _replace(argv: Sequence[str]) -> NoReturn:
+    if os.isatty(0):
+        _take_terminal()
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:
         print(f"{argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126)
+
+
+def _take_terminal() -> None:
+    """Make standard input the controlling terminal, so that Ctrl-C and job control work."""
+    with contextlib.suppress(OSError):  # a leader already
+        os.setsid()
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)

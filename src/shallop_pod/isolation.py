@@ -14,6 +14,7 @@ Keys of a plan, all optional:
 
 - ``user``: true for an ordinary user: a user namespace comes first.
 - ``netns``: path of the network namespace to join, such as ``/proc/PID/ns/net``.
+- ``join``: pid of a process whose namespaces are entered instead of making new ones.
 - ``cgroup``: folder of the control group to join first.
 - ``hostname``: as ``hostname`` will say.
 - ``pid``: true for an own PID namespace; it begins with the next fork.
@@ -79,7 +80,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 def shape_of(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what making and finishing an :class:`Entrance` need of a plan; most Pods of a node have the same."""
-    shape = {key: plan[key] for key in ("user", "pid", "reap") if plan.get(key)}
+    shape = {key: plan[key] for key in ("user", "pid", "reap", "join") if plan.get(key)}
     devices = [mount for mount in plan.get("mounts") or () if mount.get("devices")]
     return {**shape, "mounts": devices} if devices else shape
 
@@ -102,6 +103,9 @@ class Entrance:
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         if shape.get("reap"):
             _call("become the parent of orphans", _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+            return
+        if shape.get("join"):
+            self.forks = _join(shape["join"])
             return
         if shape.get("user"):
             _enter_user_namespace()
@@ -165,6 +169,19 @@ def _children() -> list[int]:
             if int(fields[1]) == os.getpid() and fields[0] != b"Z":
                 found.append(int(name))
     return found
+
+
+def _join(pid: int) -> bool:
+    """Enter the namespaces of a process, the user's first: it gives the right to enter the others."""
+    names = ("user", "ipc", "uts", "net", "pid", "mnt")
+    # What is the same already may not be entered again, and needs not.
+    paths = [f"/proc/{pid}/ns/{name}" for name in names if os.path.exists(f"/proc/self/ns/{name}")]
+    differing = [path for path in paths if not os.path.samefile(path, f"/proc/self/ns/{os.path.basename(path)}")]
+    descriptors = [(path, os.open(path, os.O_RDONLY)) for path in differing]
+    for path, descriptor in descriptors:
+        _call(f"join {path}", _libc.setns(descriptor, 0))
+        os.close(descriptor)
+    return any(path.endswith("/pid") for path in differing)
 
 
 def _enter_user_namespace() -> None:

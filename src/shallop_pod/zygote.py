@@ -364,8 +364,11 @@ class _Server:
 
     def _start(self, request: Request, stdio: Sequence[int], connection: socket.socket) -> None:
         shape = None if request.plan is None else _isolation().shape_of(request.plan)
-        self._wanted = (shape,)
-        standby, self._standby = self._standby, None
+        standby = None
+        # Who joins a container is like nobody else: the standby is for the others.
+        if shape is None or "join" not in shape:
+            self._wanted = (shape,)
+            standby, self._standby = self._standby, None
         if standby is not None:
             with contextlib.closing(standby), contextlib.suppress(OSError):  # somebody killed it
                 if standby.serves(shape):

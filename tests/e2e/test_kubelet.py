@@ -804,3 +804,34 @@ def test_the_network_is_removed_with_the_node(on_node: Callable[..., None]) -> N
 
     on_node(test)
     assert bridges[0] not in {name for _, name in socket.if_nameindex()}
+
+
+# --- commands in running containers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_command_runs_with_the_variables_and_files_of_its_container(on_node: Callable[..., None], level: str) -> None:
+    async def test(world: World) -> None:
+        await world.create("ConfigMap", "words", data={"word": "from a map"})
+        pod = await world.run(
+            "runs",
+            "sleep",
+            "1000",
+            env=[{"name": "COLOUR", "value": "blue"}],
+            volumeMounts=[{"name": "words", "mountPath": "/mnt/words"}],
+            pod={"volumes": [{"name": "words", "configMap": {"name": "words"}}]},
+        )
+        await world.until("runs", lambda pod: (pod.get("status") or {}).get("phase") == "Running")
+        script = "read word; echo $COLOUR $word; cat /mnt/words/word; exit 5"
+        execution = await world.node.execute(pod, "main", ["sh", "-c", script], stdin=True, tty=False)
+        await execution.write(b"hello\n")
+        execution.end_input()
+        text = b""
+        while data := await execution.read(1):
+            text += data
+        assert (text, await execution.exit_code()) == (b"blue hello\nfrom a map", 5)
+        execution.close()
+        with pytest.raises(BadRequestError, match="does not run now"):
+            await world.node.execute(pod, "other", ["true"], stdin=False, tty=False)
+
+    on_node(test, level)

@@ -14,7 +14,17 @@ from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
-from shallop.embedded.apiserver import answers, bodies, discovery, failures, openapi, openapi_v2, proxying, reviews
+from shallop.embedded.apiserver import (
+    answers,
+    bodies,
+    discovery,
+    failures,
+    openapi,
+    openapi_v2,
+    proxying,
+    reviews,
+    streaming,
+)
 from shallop.embedded.apiserver.answers import Answer
 from shallop.embedded.apiserver.authorization import Attributes, Rbac
 from shallop.embedded.apiserver.impersonation import impersonated
@@ -396,6 +406,9 @@ class App:
         if sub == "log":
             await self._logs(request, address)
             return None
+        if sub in streaming.STREAMING:
+            await self._stream(request, address)
+            return None
         form = negotiate(request.accept)
         include = request.first("includeObject")
         now = self._verbs.now()
@@ -487,10 +500,20 @@ class App:
             await asyncio.gather(copier, gone, return_exceptions=True)
         await request.send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _stream(self, request: Request, address: Address) -> None:
+        # A browser's WebSocket is a GET: reading a Pod must not be enough to run commands in it.
+        self._check_allowed(request, address, "create")
+        pod = self._verbs.get(address.resource, address.namespace, address.name)
+        upgrade = streaming.Upgrade(request.query, request.headers, request.scope)
+        await streaming.connect(self.node, pod, address.subresource, upgrade)
+
     async def _proxy(self, request: Request, address: Address) -> Answer | None:
         scheme, name, port = proxying.parse_target(address.name)
-        self._verbs.get(address.resource, address.namespace, name)
-        target = self.resolve_service(address.namespace, name, port) if self.resolve_service else None
+        obj = self._verbs.get(address.resource, address.namespace, name)
+        if address.resource.plural == "pods":
+            target: tuple[str, int] | None = proxying.pod_target(obj, port)
+        else:
+            target = self.resolve_service(address.namespace, name, port) if self.resolve_service else None
         if target is None:
             raise UnavailableError(f'no endpoints available for service "{address.name}"')
         await proxying.forward(request.scope, request.receive, request.send, scheme, target, address.rest)

@@ -10,7 +10,7 @@ from shallop.errors import BadRequestError, FieldError, InvalidError, Unavailabl
 from shallop.kube.node import NodeApi
 from shallop.kube.objects import Object, parse_time
 
-__all__ = ["open_logs"]
+__all__ = ["choose_container", "open_logs"]
 
 # A follower of a silent container gets its response head after this time.
 _FIRST_CHUNK_S = 0.1
@@ -33,7 +33,7 @@ async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[
         return (query.get(name) or [""])[0]
 
     name = pod["metadata"]["name"]
-    container = _choose_container(pod, first("container"))
+    container = choose_container(pod, first("container"))
     _check_numbers(first)
     if not (pod.get("spec") or {}).get("nodeName"):
         # As on a real server: not an error, there is just nothing to show yet.
@@ -96,7 +96,8 @@ def _number(text: str) -> int | None:
     return parse_int(text) if text else None
 
 
-def _choose_container(pod: Object, wanted: str) -> str:
+def choose_container(pod: Object, wanted: str) -> str:
+    """Return the container that is meant: the named one, the only one or the declared default."""
     spec = pod.get("spec") or {}
     name = pod["metadata"]["name"]
     names = [c["name"] for c in spec.get("containers") or ()]

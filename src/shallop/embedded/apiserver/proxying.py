@@ -1,4 +1,4 @@
-"""``services/[scheme:]NAME[:port]/proxy``: HTTP passed on to an endpoint of a Service."""
+"""``services/[scheme:]NAME[:port]/proxy`` and the same of ``pods``: HTTP passed on to an endpoint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import aiohttp
 from starlette.types import Receive, Scope, Send
 
 from shallop.errors import BadRequestError, UnavailableError
+from shallop.kube.objects import Object
 
-__all__ = ["forward", "parse_target"]
+__all__ = ["forward", "parse_target", "pod_target"]
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 # Meant for one connection, or for this server only: the endpoint must not see the token.
@@ -28,6 +29,18 @@ def parse_target(text: str) -> tuple[str, str, str]:
     if len(parts) <= 2:
         return "http", parts[0], parts[1] if len(parts) == 2 else ""
     raise BadRequestError(f'invalid service request "{text}"')
+
+
+def pod_target(pod: Object, port: str) -> tuple[str, int]:
+    """Return address and port of a Pod; the port of its first container that declares one when none is named."""
+    address = (pod.get("status") or {}).get("podIP")
+    if not address:
+        raise UnavailableError(f"address not allowed: pod {pod['metadata']['name']} has no address yet")
+    declared = [item for container in pod["spec"]["containers"] for item in container.get("ports") or ()]
+    chosen = next((item["containerPort"] for item in declared if port in ("", item.get("name"))), port or "80")
+    if not str(chosen).isdigit():
+        raise BadRequestError(f"pod {pod['metadata']['name']} has no port named {port!r}")
+    return str(address), int(chosen)
 
 
 async def forward(scope: Scope, receive: Receive, send: Send, scheme: str, target: tuple[str, int], path: str) -> None:

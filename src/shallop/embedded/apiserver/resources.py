@@ -194,6 +194,11 @@ BUILTINS: tuple[Resource, ...] = (
         status=True,
         generation=True,
         subresources=[
+            *(
+                Subresource(name, _CONNECT, Gvk("v1", f"Pod{kind}Options"))
+                for name, kind in (("attach", "Attach"), ("exec", "Exec"), ("portforward", "PortForward"))
+            ),
+            Subresource("proxy", _PROXY, Gvk("v1", "PodProxyOptions")),
             Subresource("binding", _CREATE, Gvk("v1", "Binding")),
             Subresource("ephemeralcontainers"),
             Subresource("eviction", _CREATE, Gvk("policy/v1", "Eviction")),

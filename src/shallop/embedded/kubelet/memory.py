@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-__all__ = ["limit_memory", "ran_out_of_memory", "remove_groups"]
+__all__ = ["existing_group", "limit_memory", "ran_out_of_memory", "remove_groups"]
 
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
@@ -30,6 +30,11 @@ def limit_memory(uid: str, run: str, size_bytes: int) -> Path | None:
             if (group / swap).exists():
                 (group / swap).write_text(value)
     return group
+
+
+def existing_group(uid: str, run: str) -> Path | None:
+    """Return the group of a run, None when it has none."""
+    return next((root / _name(uid, run) for root in (_V1, _V2) if (root / _name(uid, run)).is_dir()), None)
 
 
 def ran_out_of_memory(uid: str, run: str) -> bool:

@@ -22,13 +22,15 @@ from shallop.controller import EventRecorder, Informer, Services
 from shallop.controller.informer import Change
 from shallop.embedded.kubelet.capability import IsolationReport, probe
 from shallop.embedded.kubelet.environments import Environment, Environments
+from shallop.embedded.kubelet.execution import dial
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
 from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
 from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim, write_interrupted
 from shallop.embedded.kubelet.spares import Spares
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
-from shallop.errors import AlreadyExistsError, BadRequestError, NodeError, NotFoundError
+from shallop.errors import AlreadyExistsError, BadRequestError, InternalError, NodeError, NotFoundError
+from shallop.kube.node import Execution
 from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, labels_of, parse_quantity
 from shallop_pod.zygote import Request
 
@@ -432,6 +434,31 @@ class Node:
             is_running=is_running,
         ):
             yield chunk
+
+    # Streams ----------------------------------------------------------------------------------------------------
+
+    async def execute(
+        self, pod: Object, container: str, command: Sequence[str], *, stdin: bool, tty: bool
+    ) -> Execution:
+        """See ``shallop.kube.node.NodeApi``."""
+        worker = self._workers.get(pod["metadata"]["uid"])
+        try:
+            execution = None if worker is None else await worker.execute(container, command, stdin=stdin, tty=tty)
+        except NodeError as error:
+            raise InternalError(f"error executing command in container: {error}") from error
+        if execution is None:
+            raise BadRequestError(f'container not found ("{container}"): it does not run now')
+        return execution
+
+    async def attach(self, pod: Object, container: str) -> Execution:
+        """See ``shallop.kube.node.NodeApi``."""
+        raise BadRequestError("attach is not there yet")
+
+    async def dial(self, pod: Object, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """See ``shallop.kube.node.NodeApi``."""
+        worker = self._workers.get(pod["metadata"]["uid"])
+        namespace = "" if worker is None else worker.network_namespace
+        return await dial(namespace, (pod.get("status") or {}).get("podIP") or self.settings.host, port)
 
 
 def _runs(folder: Path) -> list[int]:

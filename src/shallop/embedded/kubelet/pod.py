@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import shallop_pod
 from shallop.embedded.kubelet.containerenv import container_environment, expand_all
 from shallop.embedded.kubelet.environments import Environment
+from shallop.embedded.kubelet.execution import ProcessExecution, read_all, start_execution
 from shallop.embedded.kubelet.ignored import ignored_fields
 from shallop.embedded.kubelet.logs import last_lines, log_path
-from shallop.embedded.kubelet.memory import limit_memory, ran_out_of_memory, remove_groups
-from shallop.embedded.kubelet.probes import check, watch_probe
+from shallop.embedded.kubelet.memory import existing_group, limit_memory, ran_out_of_memory, remove_groups
+from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
     Ended,
     NetworkOptions,
@@ -81,7 +82,6 @@ class PodWorker:
         self._volumes: dict[str, Path] = {}
         self._probes: dict[str, list[asyncio.Task[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._executions: dict[str, asyncio.Future[int]] = {}
         self._asked: dict[str, tuple[Environment | None, Request]] = {}
         self._address = ""
         self._start_time = (pod.get("status") or {}).get("startTime") or format_time(node.now())
@@ -118,6 +118,12 @@ class PodWorker:
 
     def is_running(self, container: str) -> bool:
         return any(record.name == container and not record.finished for record in self._records) and not self._gone
+
+    @property
+    def network_namespace(self) -> str:
+        """Path of the Pod's own network namespace; empty when it has none."""
+        own = self._node.network.own_network and not self._pod["spec"].get("hostNetwork")
+        return self._sandbox.network_namespace if own and self._sandbox is not None else ""
 
     def current_restart(self, container: str) -> int:
         return next((record.restarts for record in self._records if record.name == container), 0)
@@ -523,9 +529,6 @@ class PodWorker:
         """Take news of the shim."""
         if event is None:
             self._lost = True
-        elif (execution := self._executions.get(event.get("id", ""))) and not execution.done():
-            if event["event"] in ("exited", "failed"):
-                execution.set_result(event.get("code", 126))
         elif (record := next((r for r in self._records if r.id == event.get("id")), None)) is not None:
             asked = self._asked.pop(record.id, None)
             if event["event"] == "started":
@@ -670,29 +673,39 @@ class PodWorker:
         if record.id == id_ and record.running:
             self._signal(record, signal.SIGKILL)
 
-    def _execute_in(self, record: ContainerRecord) -> Any:
-        async def execute(argv: list[str], timeout_s: float) -> int:
-            """Run a command with the container's view of the machine and the Pod's network."""
-            if self._sandbox is None:
-                return 126
-            container, environment = self._specs[record.name], self._environments[record.name]
-            env = self._env(container, environment)
-            if "workingDir" not in container and environment.spec.workdir:
-                container = {**container, "workingDir": environment.spec.workdir}
-            request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
-            id_ = f"exec.{os.urandom(4).hex()}"
-            done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._executions[id_] = done
+    async def execute(self, name: str, command: Sequence[str], *, stdin: bool, tty: bool) -> ProcessExecution | None:
+        """Start a command in a running container; None when it does not run."""
+        record = next((r for r in self._records if r.name == name and r.running), None)
+        if record is None or self._sandbox is None or record.id not in self._sandbox.started:
+            return None
+        request = self._inside(record, self._sandbox.started[record.id]["pid"], list(command))
+        if tty:
+            request = replace(request, env={"TERM": "xterm", **request.env})
+        return await start_execution(await self._node.base_zygote(), request, stdin=stdin, tty=tty)
+
+    def _inside(self, record: ContainerRecord, pid: int, argv: list[str]) -> Request:
+        """Return what runs a command with a container's variables, in its namespaces and control group."""
+        container, environment = self._specs[record.name], self._environments[record.name]
+        env = self._env(container, environment)
+        if "workingDir" not in container and environment.spec.workdir:
+            container = {**container, "workingDir": environment.spec.workdir}
+        mounts = self._mounts(record, environment) if self._node.isolation.level == "none" else []
+        request = self._node.isolate(self._pod, container, mounts, argv, env)
+        if self._node.isolation.level == "none":
+            return request
+        group = existing_group(self._uid, record.id)
+        return replace(request, plan={"join": pid, **({"cgroup": str(group)} if group else {})})
+
+    def _execute_in(self, record: ContainerRecord) -> Exec:
+        async def execute(argv: list[str]) -> tuple[int, str]:
+            execution = await self.execute(record.name, argv, stdin=False, tty=False)
+            if execution is None:
+                raise NodeError(f"container {record.name} is not running")
             try:
-                zygote = await self._node.base_zygote()
-                self._sandbox.start(id_, zygote, self._folder / "exec.log", request)
-                async with asyncio.timeout(timeout_s):
-                    return await done
+                return await read_all(execution)
             finally:
-                del self._executions[id_]
-                if not done.done() or done.cancelled():
-                    self._sandbox.signal(id_, signal.SIGKILL)
-                (self._folder / f"{id_}.exit").unlink(missing_ok=True)
+                execution.kill()
+                execution.close()
 
         return execute
 
@@ -790,8 +803,7 @@ class PodWorker:
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def _recyclable(self) -> bool:
-        isolated = self._node.isolation.level != "none" and not self._pod["spec"].get("hostNetwork")
-        return isolated and not self._executions
+        return self._node.isolation.level != "none" and not self._pod["spec"].get("hostNetwork")
 
     # Status -----------------------------------------------------------------------------------------------------
 

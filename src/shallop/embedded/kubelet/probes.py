@@ -11,8 +11,10 @@ from shallop.errors import NodeError
 
 __all__ = ["Exec", "check", "watch_probe"]
 
-# argv, timeout in seconds -> exit code
-Exec = Callable[[list[str], float], Awaitable[int]]
+# argv -> exit code and output; cancelling ends the process
+Exec = Callable[[list[str]], Awaitable[tuple[int, str]]]
+
+_MAX_OUTPUT = 1024
 
 
 async def check(probe: Mapping[str, Any], container: Mapping[str, Any], address: str, execute: Exec) -> str:
@@ -21,8 +23,8 @@ async def check(probe: Mapping[str, Any], container: Mapping[str, Any], address:
     try:
         async with asyncio.timeout(timeout):
             if "exec" in probe:
-                code = await execute(list(probe["exec"].get("command") or ()), timeout)
-                return f"command exited with {code}" if code else ""
+                code, output = await execute(list(probe["exec"].get("command") or ()))
+                return (output.strip()[-_MAX_OUTPUT:] or f"command exited with {code}") if code else ""
             if "httpGet" in probe:
                 return await _http(probe["httpGet"], container, address)
             action = probe.get("tcpSocket") or probe.get("grpc") or {}

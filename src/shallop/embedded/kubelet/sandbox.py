@@ -156,6 +156,11 @@ class Sandbox:
     def alive(self) -> bool:
         return not self._task.done()
 
+    @property
+    def network_namespace(self) -> str:
+        """Path of the network namespace that the shim holds."""
+        return f"/proc/{json.loads((self.folder / 'shim.json').read_text())['pid']}/ns/net"
+
     def move(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
         """Become the sandbox of the Pod whose files are in ``folder``."""
         for name in ("shim.sock", "shim.json", "shim.log"):

@@ -40,17 +40,22 @@ def test_successes_count_too() -> None:
     assert reports("---+-++", successThreshold=2)[-1] == "7+"
 
 
-def test_a_command_that_fails_says_its_code() -> None:
-    async def execute(argv: list[str], timeout_s: float) -> int:
-        return len(argv)
+def test_a_command_that_fails_says_what_it_printed_or_its_code() -> None:
+    def problem(code: int, output: str) -> str:
+        async def execute(argv: list[str]) -> tuple[int, str]:
+            return code, output
 
-    probe = {"exec": {"command": ["a", "b"]}}
-    assert asyncio.run(check(probe, {"name": "main"}, "127.0.0.1", execute)) == "command exited with 2"
+        probe = {"exec": {"command": ["a", "b"]}}
+        return asyncio.run(check(probe, {"name": "main"}, "127.0.0.1", execute))
+
+    assert problem(2, "") == "command exited with 2"
+    assert problem(2, "no disk\n") == "no disk"
+    assert problem(0, "fine") == ""
 
 
 def test_a_port_may_be_named() -> None:
-    async def execute(argv: list[str], timeout_s: float) -> int:
-        return 0
+    async def execute(argv: list[str]) -> tuple[int, str]:
+        return 0, ""
 
     probe = {"tcpSocket": {"port": "web"}}
     problem = asyncio.run(check(probe, {"name": "main", "ports": []}, "127.0.0.1", execute))
