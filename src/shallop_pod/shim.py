@@ -8,7 +8,8 @@ socket ``<folder>/shim.sock`` and ``<folder>/shim.json`` (``pid``, ``start`` = s
 Lines of JSON on the socket; the newest connection is the one that is told. Asking:
 
 - ``{"op": "start", "id": "main-0", "socket": zygote, "log": file, "request": {...}}``: ``request`` as
-  ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network.
+  ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network. With ``"attach": {"stdin":
+  bool, "tty": bool, "once": bool}`` clients get its input and output as ``shallop_pod.attach`` says.
 - ``{"op": "signal", "id": ..., "signal": 15}``; ``{"op": "quit"}``: kill everything and end.
 - ``{"op": "folder", "folder": path}``: its files have been moved there.
 
@@ -25,14 +26,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import selectors
 import signal
 import socket
 import time
-from typing import Any, Sequence  # noqa: UP035  environments may be Python 3.9
+from typing import Any, Callable, Sequence  # noqa: UP035  environments may be Python 3.9
 
+from shallop_pod.attach import Attachments
 from shallop_pod.zygote import Child, Request, ZygoteError, connect, listen, spawn
 
 __all__ = ["main", "process_start"]
@@ -91,6 +94,7 @@ class _Stream:
 
     def __init__(self, name: str, descriptor: int, log: _Log) -> None:
         self.descriptor = descriptor
+        self.show: Callable[[bytes], None] | None = None
         self._name = name
         self._log = log
         self._rest = b""
@@ -101,9 +105,13 @@ class _Stream:
             data = os.read(self.descriptor, 65536)
         except BlockingIOError:
             return True
+        except OSError:
+            data = b""  # a terminal that nobody has open any more
         if not data:
             self.flush()
             return False
+        if self.show is not None:
+            self.show(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         part = b""
         if len(self._rest) > _MAX_LINE:
@@ -126,6 +134,7 @@ class _Container:
         self.streams = streams
         self.log = log
         self.at = at
+        self.attachments: Attachments | None = None
 
 
 class _Shim:
@@ -209,27 +218,29 @@ class _Shim:
         if request.plan and request.plan.get("netns") == "pod":
             request.plan["netns"] = f"/proc/{os.getpid()}/ns/net"
         log = _Log(order["log"])
-        pipes = [os.pipe() for _ in range(2)]
-        null = os.open(os.devnull, os.O_RDONLY)
+        attach = order.get("attach") or {}
+        theirs, ours, given = _stdio(attach)
         try:
-            child = spawn(order["socket"], request, (null, pipes[0][1], pipes[1][1]))
+            child = spawn(order["socket"], request, theirs)
         except (OSError, ZygoteError) as error:
-            for pipe in pipes:
-                os.close(pipe[0])
+            for descriptor in [*ours, *([given] if given >= 0 else ())]:
+                os.close(descriptor)
             log.write("stderr", [str(error).encode()])
             log.close()
             unreachable = not _listens(order["socket"])
             self._tell({"event": "failed", "id": name, "error": str(error), "unreachable": unreachable})
             return
         finally:
-            os.close(null)
-            for pipe in pipes:
-                os.close(pipe[1])
-        streams = [
-            _Stream(stream, pipe[0], log)
-            for stream, pipe in zip(("stdout", "stderr"), pipes)  # noqa: B905
-        ]
+            for descriptor in set(theirs):
+                os.close(descriptor)
+        streams = [_Stream(stream, pipe, log) for stream, pipe in zip(("stdout", "stderr"), ours)]  # noqa: B905
         container = self._containers[name] = _Container(child, streams, log, time.time())
+        if attach:
+            path = os.path.join(self._folder, f"{name}.sock")
+            served = Attachments(self._selector, path, given, tty=attach["tty"], once=attach["once"])
+            container.attachments = served
+            for channel, stream in enumerate(streams, start=1):
+                stream.show = functools.partial(served.show, channel)
         self._write(f"{name}.pid", {"pid": child.pid, "start": process_start(child.pid)})
         for stream in streams:
             os.set_blocking(stream.descriptor, False)
@@ -256,6 +267,8 @@ class _Shim:
         container.child.close()
         for stream in container.streams:
             self._drain(stream)
+        if container.attachments is not None:
+            container.attachments.close()
         container.log.close()
         del self._containers[name]
         record = {
@@ -295,6 +308,23 @@ class _Shim:
             _kill(container.child.pid, signal.SIGKILL)
         for container in self._containers.values():
             container.child.wait(timeout_s=5)
+
+
+def _stdio(attach: dict[str, Any]) -> tuple[tuple[int, int, int], list[int], int]:
+    """Make a container's stdin, stdout and stderr; returns its side, ours to read, and its input, -1 without one."""
+    if attach.get("tty"):
+        terminal, side = os.openpty()
+        given = os.dup(terminal)
+        os.set_blocking(given, False)
+        return (side, side, side), [terminal], given
+    given = -1
+    if attach.get("stdin"):
+        stdin, given = os.pipe()
+        os.set_blocking(given, False)
+    else:
+        stdin = os.open(os.devnull, os.O_RDONLY)
+    (out, out_side), (err, err_side) = os.pipe(), os.pipe()
+    return (stdin, out_side, err_side), [out, err], given
 
 
 def _listens(zygote: str) -> bool:

@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import pty
 import signal
 import socket
 import struct
 import termios
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from shallop.errors import NodeError
+from shallop_pod.attach import HEADER
 from shallop_pod.zygote import Child, Request, ZygoteError, spawn
 
-__all__ = ["ProcessExecution", "dial", "read_all", "start_execution"]
+__all__ = ["AttachedExecution", "LogExecution", "ProcessExecution", "dial", "read_all", "start_execution"]
 
 _CHUNK = 64 * 1024
 _MAX_OUTPUT = 16 * 1024
@@ -139,6 +142,81 @@ class ProcessExecution:
         for descriptor in set(self._descriptors.values()):
             os.close(descriptor)
         self._descriptors.clear()
+
+
+class AttachedExecution:
+    """A container that has input or a terminal, by its shim; see ``shallop_pod.attach`` and ``kube.node.Execution``."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        # One message waits for each stream; who reads none of them stops the other.
+        self._output: dict[int, asyncio.Queue[bytes]] = {1: asyncio.Queue(1), 2: asyncio.Queue(1)}
+        self._task = asyncio.get_running_loop().create_task(self._listen(reader))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                channel, size = HEADER.unpack(await reader.readexactly(HEADER.size))
+                await self._output[channel].put(await reader.readexactly(size))
+        for queue in self._output.values():
+            await queue.put(b"")
+
+    async def read(self, stream: int) -> bytes:
+        return await self._output[stream].get()
+
+    async def write(self, data: bytes) -> None:
+        await self._send(0, data)
+
+    def end_input(self) -> None:
+        self._writer.write(HEADER.pack(5, 0))
+
+    def resize(self, width: int, height: int) -> None:
+        size = json.dumps([width, height]).encode()
+        self._writer.write(HEADER.pack(4, len(size)) + size)
+
+    async def _send(self, channel: int, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(data), _CHUNK):
+                part = data[start : start + _CHUNK]
+                self._writer.write(HEADER.pack(channel, len(part)) + part)
+                await self._writer.drain()
+
+    async def exit_code(self) -> int:
+        return 0  # that the container has ended is all that one who is attached is told
+
+    def close(self) -> None:
+        self._task.cancel()
+        self._writer.close()
+
+
+class LogExecution:
+    """A container without input: what it prints from now on is read from its log. See ``kube.node.Execution``."""
+
+    def __init__(self, lines: AsyncIterator[tuple[int, bytes]]) -> None:
+        self._output: dict[int, asyncio.Queue[bytes]] = {1: asyncio.Queue(1), 2: asyncio.Queue(1)}
+        self._task = asyncio.get_running_loop().create_task(self._follow(lines))
+
+    async def _follow(self, lines: AsyncIterator[tuple[int, bytes]]) -> None:
+        async for stream, text in lines:
+            await self._output[stream].put(text)
+        for queue in self._output.values():
+            await queue.put(b"")
+
+    async def read(self, stream: int) -> bytes:
+        return await self._output[stream].get()
+
+    async def write(self, data: bytes) -> None:
+        """Nobody takes it."""
+
+    def end_input(self) -> None: ...
+
+    def resize(self, width: int, height: int) -> None: ...
+
+    async def exit_code(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._task.cancel()
 
 
 async def _ready(descriptor: int, ended: asyncio.Task[int] | None = None, *, writing: bool = False) -> None:

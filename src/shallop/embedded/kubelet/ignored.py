@@ -31,8 +31,6 @@ _SECURITY_FIELDS = {
     "seLinuxOptions": _NO_CONTAINER,
 }
 _CONTAINER_FIELDS = {
-    "stdin": "standard input is empty",
-    "tty": "output goes to the log, not to a terminal",
     "volumeDevices": "block devices cannot be attached",
 }
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from shallop.kube.objects import Object
 from shallop.settings import Settings
 
-__all__ = ["follow_log", "last_lines", "log_folder", "log_path"]
+__all__ = ["follow_log", "follow_streams", "last_lines", "log_folder", "log_path"]
 
 # Nobody is woken when nobody follows; a follower looks this often.
 _POLL_S = 0.05
@@ -51,6 +51,27 @@ def _text(line: bytes) -> bytes:
     return parts[3] if len(parts) == 4 else b""
 
 
+async def follow_streams(path: Path, is_running: Callable[[], bool]) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield (1 or 2, text) of what is written to a log from now on, until its container has ended."""
+    reader = _Reader(path)
+    rest = b""
+    try:
+        await asyncio.to_thread(reader.read_all, 0)
+        while True:
+            running = is_running()
+            data = await asyncio.to_thread(reader.read_on)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if text := _render(line, timestamps=False):
+                    yield 2 if line.split(b" ", 2)[1] == b"stderr" else 1, text
+            if not data:
+                if not running:
+                    return
+                await asyncio.sleep(_POLL_S)
+    finally:
+        reader.close()
+
+
 async def follow_log(
     path: Path,
     *,
@@ -77,7 +98,7 @@ async def follow_log(
         while True:
             running = is_running()
             *lines, rest = (rest + data).split(b"\n")
-            shown = b"".join(_render(line, timestamps) for line in lines if line[:19] >= start)
+            shown = b"".join(_render(line, timestamps=timestamps) for line in lines if line[:19] >= start)
             if left >= 0:
                 shown, left = shown[:left], left - len(shown)
             if shown:
@@ -93,7 +114,7 @@ async def follow_log(
         reader.close()
 
 
-def _render(line: bytes, timestamps: bool) -> bytes:
+def _render(line: bytes, *, timestamps: bool) -> bytes:
     parts = line.split(b" ", 3)
     if len(parts) < 4:
         return b""

@@ -452,7 +452,14 @@ class Node:
 
     async def attach(self, pod: Object, container: str) -> Execution:
         """See ``shallop.kube.node.NodeApi``."""
-        raise BadRequestError("attach is not there yet")
+        worker = self._workers.get(pod["metadata"]["uid"])
+        try:
+            execution = None if worker is None else await worker.attach(container)
+        except OSError as error:
+            raise InternalError(f"error attaching to container {container}: {error}") from error
+        if execution is None:
+            raise BadRequestError(f'container not found ("{container}"): it does not run now')
+        return execution
 
     async def dial(self, pod: Object, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """See ``shallop.kube.node.NodeApi``."""

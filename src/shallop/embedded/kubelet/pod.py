@@ -19,9 +19,15 @@ from typing import TYPE_CHECKING, Any
 import shallop_pod
 from shallop.embedded.kubelet.containerenv import container_environment, expand_all
 from shallop.embedded.kubelet.environments import Environment
-from shallop.embedded.kubelet.execution import ProcessExecution, read_all, start_execution
+from shallop.embedded.kubelet.execution import (
+    AttachedExecution,
+    LogExecution,
+    ProcessExecution,
+    read_all,
+    start_execution,
+)
 from shallop.embedded.kubelet.ignored import ignored_fields
-from shallop.embedded.kubelet.logs import last_lines, log_path
+from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
 from shallop.embedded.kubelet.memory import existing_group, limit_memory, ran_out_of_memory, remove_groups
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
@@ -443,7 +449,8 @@ class PodWorker:
         if self._sandbox is not None:
             name, _, restart = id_.rpartition("-")
             self._asked[id_] = (environment, request)
-            self._sandbox.start(id_, socket, log_path(node.settings, self._pod, name, int(restart)), request)
+            log_file = log_path(node.settings, self._pod, name, int(restart))
+            self._sandbox.start(id_, socket, log_file, request, _attachable(self._specs[name]))
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
@@ -683,6 +690,21 @@ class PodWorker:
             request = replace(request, env={"TERM": "xterm", **request.env})
         return await start_execution(await self._node.base_zygote(), request, stdin=stdin, tty=tty)
 
+    async def attach(self, name: str) -> AttachedExecution | LogExecution | None:
+        """Join a running container; None when it does not run."""
+        record = next((r for r in self._records if r.name == name and r.running), None)
+        if record is None or self._sandbox is None or record.id not in self._sandbox.started:
+            return None
+        if _attachable(self._specs[name]):
+            return AttachedExecution(*await self._sandbox.attach(record.id))
+        run = record.id
+
+        def is_running() -> bool:
+            return record.id == run and self.is_running(name)
+
+        path = log_path(self._node.settings, self._pod, name, record.restarts)
+        return LogExecution(follow_streams(path, is_running))
+
     def _inside(self, record: ContainerRecord, pid: int, argv: list[str]) -> Request:
         """Return what runs a command with a container's variables, in its namespaces and control group."""
         container, environment = self._specs[record.name], self._environments[record.name]
@@ -859,6 +881,14 @@ class PodWorker:
 def _program_folders(python: Path) -> tuple[Path, Path]:
     """Where an environment's interpreter and our own package really lie."""
     return Path(os.path.realpath(python)).parents[1], Path(os.path.realpath(shallop_pod.__path__[0]))
+
+
+def _attachable(container: Object) -> dict[str, bool]:
+    """Return what input a container is declared to have; empty when none."""
+    if not (container.get("stdin") or container.get("tty")):
+        return {}
+    return {"stdin": bool(container.get("stdin")), "tty": bool(container.get("tty")),
+            "once": bool(container.get("stdinOnce"))}  # fmt: skip
 
 
 def _records(pod: Object) -> list[ContainerRecord]:

@@ -179,10 +179,21 @@ class Sandbox:
             self._tell(event)
         self._tell(None)
 
-    def start(self, container: str, zygote: Path, log: Path, request: Request) -> None:
-        """Ask for a container's process; ``started`` or ``failed`` is told."""
+    def start(
+        self, container: str, zygote: Path, log: Path, request: Request, attach: Mapping[str, bool] | None = None
+    ) -> None:
+        """
+        Ask for a container's process; ``started`` or ``failed`` is told.
+
+        Args:
+            attach: ``stdin``, ``tty``, ``once`` of a container that has input or a terminal.
+        """
         order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log), "request": asdict(request)}
-        self._send(order)
+        self._send({**order, "attach": dict(attach or {})})
+
+    async def attach(self, container: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the input and output of a container that was started with ``attach``."""
+        return await asyncio.open_unix_connection(_short(self.folder / f"{container}.sock"))
 
     def signal(self, container: str, number: int) -> None:
         self._send({"op": "signal", "id": container, "signal": number})
