@@ -115,41 +115,54 @@ def test_files_are_copied_both_ways(web: Any, env: dict[str, str], tmp_path: Pat
     assert done.returncode == 0 and back.read_bytes() == sent, done.stderr
 
 
-def test_a_terminal_has_a_size_and_passes_ctrl_c_on(web: Any) -> None:
+def expect(terminal: int, output: bytearray, pattern: bytes) -> None:
+    """Read a terminal until a pattern shows, and forget what was read."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not re.search(pattern, output):
+        assert time.monotonic() < deadline, f"{pattern!r} is not in {bytes(output)!r}"
+        if select.select([terminal], [], [], 0.2)[0]:
+            output += os.read(terminal, 65536)
+    output.clear()
+
+
+@contextlib.contextmanager
+def in_terminal(platform: Any, *arguments: str) -> Iterator[tuple[int, int]]:
+    """Run kubectl in a terminal; yields the terminal and the process id."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execvp("kubectl", command_of(web, "exec", "-it", "web", "--", "sh"))
-    output = b""
-
-    def expect(pattern: bytes) -> None:
-        nonlocal output
-        deadline = time.monotonic() + DEADLINE_S
-        while not re.search(pattern, output):
-            assert time.monotonic() < deadline, f"{pattern!r} is not in {output!r}"
-            if select.select([terminal], [], [], 0.2)[0]:
-                output += os.read(terminal, 65536)
-        output = b""
-
+        os.execvp("kubectl", command_of(platform, *arguments))
     try:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 41, 117, 0, 0))
-        os.kill(pid, signal.SIGWINCH)
-        os.write(terminal, b"while [ \"$(stty size)\" != '41 117' ]; do sleep 0.1; done; echo sized-$((1+1))\n")
-        expect(rb"sized-2")
-        os.write(terminal, b"trap 'echo caught-$((2+3))' INT; cat\n")
-        expect(rb"cat\r\n")
-        os.write(terminal, b"\x03")
-        expect(rb"caught-5")
-        os.write(terminal, b"exit 7\n")
-        with contextlib.suppress(OSError):
-            while os.read(terminal, 65536):
-                pass
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 7
+        yield terminal, pid
     finally:
         os.close(terminal)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def exit_code(terminal: int, pid: int) -> int:
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_terminal_has_a_size_and_passes_ctrl_c_on(web: Any) -> None:
+    output = bytearray()
+    with in_terminal(web, "exec", "-it", "web", "--", "sh") as (terminal, pid):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 41, 117, 0, 0))
+        os.kill(pid, signal.SIGWINCH)
+        os.write(terminal, b"while [ \"$(stty size)\" != '41 117' ]; do sleep 0.1; done; echo sized-$((1+1))\n")
+        expect(terminal, output, rb"sized-2")
+        os.write(
+            terminal,
+            b"trap 'echo caught-$((2+3)); x=1' INT; while [ -z $x ]; do echo asleep-$((1+2)); sleep 0.2; done\n",
+        )
+        expect(terminal, output, rb"asleep-3")
+        os.write(terminal, b"\x03")
+        expect(terminal, output, rb"caught-5")
+        os.write(terminal, b"exit 7\n")
+        assert exit_code(terminal, pid) == 7
 
 
 @contextlib.contextmanager
@@ -197,3 +210,36 @@ def test_the_python_client_runs_commands_and_forwards_ports(web: Any, client_env
     command = [str(client_env("demo")), str(SESSION), web.kubeconfig, NAMESPACE, "web"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "ok", done.stdout + done.stderr
+
+
+def test_a_shell_is_run_in_a_pod_of_its_own(web: Any) -> None:
+    output = bytearray()
+    with in_terminal(web, "run", "-it", "--rm", "shell", "--image=python:3.11", "--", "sh") as (terminal, pid):
+        expect(terminal, output, rb"command prompt")
+        os.write(terminal, b"echo all-$((3*4))-$(tty)\n")
+        expect(terminal, output, rb"all-12-/dev/pts/")
+        os.write(terminal, b"exit\n")
+        assert exit_code(terminal, pid) == 0
+    assert b"not found" in run(web, "get", "pod", "shell").stderr
+
+
+def test_input_reaches_a_container_and_its_end_too(web: Any) -> None:
+    script = "read first; echo got $first; cat | wc -c; exit 5"
+    command = ("run", "-i", "--rm", "reader", "--image=python:3.11", "--restart=Never", "--", "sh", "-c", script)
+    done = run(web, *command, stdin=b"hello\n" + b"x" * 200_000)
+    assert b"got hello\n200000\n" in done.stdout and done.returncode == 5, done
+
+
+def test_who_attaches_sees_what_is_printed_from_then_on(web: Any) -> None:
+    script = "while :; do echo out-$((1+1)); echo err-$((2+2)) >&2; sleep 0.2; done"
+    run(web, "run", "ticking", "--image=python:3.11", "--", "sh", "-c", script)
+    assert run(web, "wait", "--for=condition=Ready", "pod/ticking", "--timeout=50s").returncode == 0
+    process = subprocess.Popen(command_of(web, "attach", "ticking"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"out-2\n"
+        assert any(line == b"err-4\n" for line in process.stderr)
+    finally:
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+    run(web, "delete", "pod", "ticking", "--now")
