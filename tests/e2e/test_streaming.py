@@ -214,13 +214,37 @@ def test_the_python_client_runs_commands_and_forwards_ports(web: Any, client_env
 
 def test_a_shell_is_run_in_a_pod_of_its_own(web: Any) -> None:
     output = bytearray()
-    with in_terminal(web, "run", "-it", "--rm", "shell", "--image=python:3.11", "--", "sh") as (terminal, pid):
+    command = ("run", "-it", "--rm", "shell", "--restart=Never", "--image=python:3.11", "--", "sh")
+    with in_terminal(web, *command) as (terminal, pid):
         expect(terminal, output, rb"command prompt")
         os.write(terminal, b"echo all-$((3*4))-$(tty)\n")
         expect(terminal, output, rb"all-12-/dev/pts/")
         os.write(terminal, b"exit\n")
         assert exit_code(terminal, pid) == 0
-    assert b"not found" in run(web, "get", "pod", "shell").stderr
+    assert run(web, "wait", "--for=delete", "pod/shell", "--timeout=50s").returncode == 0
+
+
+def test_what_pods_and_the_node_use_is_shown(web: Any) -> None:
+    script = "x = b'x' * (80 << 20)\nwhile True: pass"
+    run(web, "run", "busy", "--image=python:3.11", "--", "python3", "-c", script)
+    assert run(web, "wait", "--for=condition=Ready", "pod/busy", "--timeout=50s").returncode == 0
+
+    def used() -> dict[str, tuple[int, int]]:
+        lines = [line.split() for line in run(web, "top", "pods", "--no-headers").stdout.decode().splitlines()]
+        return {name: (int(cpu.removesuffix("m")), int(memory.removesuffix("Mi"))) for name, cpu, memory in lines}
+
+    deadline = time.monotonic() + DEADLINE_S
+    while not ((found := used()).get("busy", (0, 0)) > (50, 0) and found["busy"][1] >= 80):
+        assert time.monotonic() < deadline, found
+    assert found["web"][1] > 0
+    run(web, "delete", "pod", "busy", "--now")
+    node = run(web, "top", "nodes", "--no-headers").stdout.decode().split()
+    assert node[0] == "shallop" and node[1].endswith("m") and int(node[3].removesuffix("Mi")) > 0
+
+
+def test_debugging_by_ephemeral_containers_is_refused_with_a_way_out(web: Any) -> None:
+    done = run(web, "debug", "web", "--image=busybox", "--", "sh")
+    assert done.returncode != 0 and b"kubectl exec -it web" in done.stderr
 
 
 def test_input_reaches_a_container_and_its_end_too(web: Any) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shallop.kube.objects import Object
 
-__all__ = ["Execution", "NodeApi"]
+__all__ = ["Execution", "NodeApi", "Usage"]
 
 
 class Execution(Protocol):
@@ -36,6 +36,14 @@ class Execution(Protocol):
     def close(self) -> None:
         """Leave it: a process that was started for this client is hung up."""
         ...
+
+
+class Usage(NamedTuple):
+    """What a container or the machine uses: CPU on average over the window, memory at its end."""
+
+    cpu_cores: float
+    memory_bytes: int
+    window_s: float
 
 
 class NodeApi(Protocol):
@@ -69,4 +77,8 @@ class NodeApi(Protocol):
 
     async def dial(self, pod: Object, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to a port inside a running Pod; OSError when nobody listens."""
+        ...
+
+    async def usage(self) -> Mapping[str, Usage]:
+        """Return what each running container uses, by ``Pod uid/container``, and the whole machine by ""."""
         ...

@@ -19,6 +19,7 @@ from shallop.embedded.apiserver import (
     bodies,
     discovery,
     failures,
+    metrics,
     openapi,
     openapi_v2,
     proxying,
@@ -344,6 +345,10 @@ class App:
         form = negotiate(request.accept)
         include = request.first("includeObject")
         now = self._verbs.now()
+        if metrics.is_metrics(resource):
+            query = parse_list_query(request.query)
+            found = await metrics.read_metrics(self.node, self._verbs, self._registry, resource, namespace, name, query)
+            return answers.negotiated(found, form)
         if verb == "get":
             obj = self._verbs.get(resource, namespace, name, request.first("resourceVersion"))
             return answers.encode_one(resource, obj, form, include, now)
@@ -416,6 +421,8 @@ class App:
             return answers.encode_one(
                 resource, self._subresources.get(resource, namespace, name, sub), form, include, now
             )
+        if sub == "ephemeralcontainers" and self.node is not None:
+            raise streaming.no_ephemeral_containers(name)
         options = _options(request, verb)
         if verb == "patch":
             type_ = bodies.patch_type(resource, request.headers.get(b"content-type", ""))

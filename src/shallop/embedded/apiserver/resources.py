@@ -261,6 +261,8 @@ BUILTINS: tuple[Resource, ...] = (
     _builtin("autoscaling", "HorizontalPodAutoscaler", short="hpa", all_=True, status=True, version="v1"),
     _builtin("batch", "CronJob", short="cj", all_=True, status=True, generation=True),
     _builtin("batch", "Job", all_=True, status=True, generation=True, fields=("status.successful",)),
+    _builtin("metrics.k8s.io", "NodeMetrics", "nodes", cluster=True, version="v1beta1", verbs=("get", "list")),
+    _builtin("metrics.k8s.io", "PodMetrics", "pods", version="v1beta1", verbs=("get", "list")),
     _builtin("networking.k8s.io", "IngressClass", "ingressclasses", cluster=True, generation=True),
     _builtin("networking.k8s.io", "Ingress", "ingresses", short="ing", status=True, generation=True),
     _builtin("networking.k8s.io", "NetworkPolicy", "networkpolicies", short="netpol", generation=True),

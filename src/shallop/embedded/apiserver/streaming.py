@@ -28,11 +28,11 @@ from shallop.embedded.apiserver.streaming_forward import (
 )
 from shallop.embedded.apiserver.streaming_spdy import Spdy, SpdyError
 from shallop.embedded.apiserver.streaming_websocket import WebSocket, accept_websocket, choose_protocol
-from shallop.errors import BadRequestError, UnavailableError
+from shallop.errors import BadRequestError, ForbiddenError, UnavailableError
 from shallop.kube.node import Execution, NodeApi
 from shallop.kube.objects import Object
 
-__all__ = ["STREAMING", "Upgrade", "connect"]
+__all__ = ["STREAMING", "Upgrade", "connect", "no_ephemeral_containers"]
 
 STREAMING = ("attach", "exec", "portforward")
 _CHUNK = 64 * 1024
@@ -62,6 +62,14 @@ class Upgrade(NamedTuple):
     def take_over(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] = self.scope["extensions"]["shallop.upgrade"]()
         return connection
+
+
+def no_ephemeral_containers(name: str) -> ForbiddenError:
+    """Say at once that a running Pod gets no more containers: ``kubectl debug`` would wait for ever."""
+    return ForbiddenError(
+        f"pod {name}: ephemeral containers cannot be added on this node. Look inside with "
+        f"'kubectl exec -it {name} -- sh', or debug a copy with 'kubectl debug {name} --copy-to NAME'"
+    )
 
 
 class _Raw:

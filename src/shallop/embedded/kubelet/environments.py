@@ -76,6 +76,7 @@ class EnvironmentSpec:
         no_deps: sorted; installed alone, in place of what the others brought.
         options: where packages come from.
         command: the image's entrypoint.
+        args: the image's arguments, for a container with neither command nor args.
         env: variables of the image.
         shell: ``bash`` when ``sh`` must be one.
         preload: modules for the fork-server.
@@ -91,6 +92,7 @@ class EnvironmentSpec:
     no_deps: tuple[str, ...] = ()
     options: PackageOptions = field(default_factory=PackageOptions)
     command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     shell: str = ""
     preload: tuple[str, ...] = ()
@@ -254,6 +256,7 @@ class Environments:
             no_deps=_layered((), install.no_deps),
             options=machine_options(self._environ, self._pip).merged(component),
             command=entry.command,
+            args=entry.args,
             env=entry.env,
             shell=entry.shell,
             preload=entry.preload,

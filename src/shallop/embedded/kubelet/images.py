@@ -26,7 +26,7 @@ __all__ = ["ImageEntry", "ImageTable", "add_image", "read_requirements", "remove
 _VERSION = re.compile(r"3\.\d+")
 _TAG_VERSION = re.compile(r"(?:python)?-?(3\.\d+)(?![\d])")
 _NAME_VERSION = re.compile(r"(3)\.?(\d+)$")
-_FIELDS = ("image", "python", "requirements", "command", "env", "shell", "preload", "workdir")
+_FIELDS = ("image", "python", "requirements", "command", "args", "env", "shell", "preload", "workdir")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ImageEntry:
         python: ``X.Y``; ``tag`` or ``name`` take it from there; empty is the control plane's.
         requirements: packages that the image contains.
         command: its entrypoint.
+        args: arguments, or the program without an entrypoint, when the container has neither command nor args.
         env: variables that it sets, in the order of the file.
         shell: ``bash`` when ``sh`` must be one.
         preload: modules that the environment's fork-server imports.
@@ -49,6 +50,7 @@ class ImageEntry:
     python: str = ""
     requirements: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     shell: str = ""
     preload: tuple[str, ...] = ()
@@ -168,6 +170,7 @@ def _parse(item: Any, where: str) -> ImageEntry:
         python,
         _strings(item, "requirements", where),
         _strings(item, "command", where),
+        _strings(item, "args", where),
         tuple((str(name), str(value)) for name, value in env.items()),
         str(item.get("shell", "")),
         _strings(item, "preload", where),

@@ -28,9 +28,10 @@ from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
 from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim, write_interrupted
 from shallop.embedded.kubelet.spares import Spares
+from shallop.embedded.kubelet.usage import Sample, difference, take_sample
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
 from shallop.errors import AlreadyExistsError, BadRequestError, InternalError, NodeError, NotFoundError
-from shallop.kube.node import Execution
+from shallop.kube.node import Execution, Usage
 from shallop.kube.objects import Gvk, Key, Object, format_time, key_of, labels_of, parse_quantity
 from shallop_pod.zygote import Request
 
@@ -50,6 +51,9 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _LEASE_S = 40
+# Use is measured over this time, or since the last question when that was so many seconds ago.
+_WINDOW_S = 0.5
+_FRESH_S = (5.0, 60.0)
 # Any image without packages: shims and ordinary programs are forked from its fork-server.
 _BASE_IMAGE = "debian"
 
@@ -81,6 +85,7 @@ class Node:
         self._network_changed = asyncio.Event()
         self._named: dict[str, Object] = {}
         self._base_lock = asyncio.Lock()
+        self._sample: Sample | None = None
 
     async def run(self) -> None:
         """Register, then run Pods until cancelled; their processes go on."""
@@ -466,6 +471,30 @@ class Node:
         worker = self._workers.get(pod["metadata"]["uid"])
         namespace = "" if worker is None else worker.network_namespace
         return await dial(namespace, (pod.get("status") or {}).get("podIP") or self.settings.host, port)
+
+    async def usage(self) -> Mapping[str, Usage]:
+        """See ``shallop.kube.node.NodeApi``."""
+        before = self._sample
+        now = await self._take_sample()
+        # Who asks again and again gets what was used since; who asks the first time waits for a second look.
+        if (
+            before is None
+            or not _FRESH_S[0] <= now.at_s - before.at_s <= _FRESH_S[1]
+            or set(now.cpu_s) - set(before.cpu_s)
+        ):
+            await asyncio.sleep(_WINDOW_S)
+            before, now = now, await self._take_sample()
+        return difference(before, now)
+
+    async def _take_sample(self) -> Sample:
+        roots = {
+            f"{uid}/{name}": pid
+            for uid, worker in self._workers.items()
+            for name, pid in worker.first_processes().items()
+        }
+        clock = asyncio.get_running_loop().time()
+        self._sample = await asyncio.to_thread(take_sample, roots, clock)
+        return self._sample
 
 
 def _runs(folder: Path) -> list[int]:

@@ -131,6 +131,11 @@ class PodWorker:
         own = self._node.network.own_network and not self._pod["spec"].get("hostNetwork")
         return self._sandbox.network_namespace if own and self._sandbox is not None else ""
 
+    def first_processes(self) -> dict[str, int]:
+        """Return the first process of each running container."""
+        started = self._sandbox.started if self._sandbox is not None else {}
+        return {r.name: int(started[r.id]["pid"]) for r in self._records if r.running and r.id in started}
+
     def current_restart(self, container: str) -> int:
         return next((record.restarts for record in self._records if record.name == container), 0)
 
@@ -406,6 +411,8 @@ class PodWorker:
         environment = self._environments[record.name]
         env = self._env(container, environment)
         words = [*(container.get("command") or environment.spec.command), *(container.get("args") or ())]
+        if not container.get("command") and not container.get("args"):
+            words += environment.spec.args
         if not words:
             raise NodeError(
                 f"container '{record.name}': no command, and the entrypoint of image '{container['image']}' is "
