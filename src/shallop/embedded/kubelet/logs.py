@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ __all__ = ["follow_log", "follow_streams", "last_lines", "log_folder", "log_path
 
 # Nobody is woken when nobody follows; a follower looks this often.
 _POLL_S = 0.05
+_BLOCK = 64 * 1024
 
 
 def log_folder(settings: Settings, pod: Object) -> Path:
@@ -122,6 +124,18 @@ def _render(line: bytes, *, timestamps: bool) -> bytes:
     return (parts[0] + b" " if timestamps else b"") + parts[3] + end
 
 
+def _read_tail(file: FileIO, count: int) -> bytes:
+    """Return the last lines of a file, read from its end, and leave it there."""
+    end = start = file.seek(0, os.SEEK_END)
+    data = b""
+    while start and data.count(b"\n") <= count and count:
+        start = max(0, start - _BLOCK)
+        file.seek(start)
+        data = file.read(min(_BLOCK, end - start - len(data))) + data
+    file.seek(end)
+    return b"".join(data.splitlines(keepends=True)[-count:]) if count else b""
+
+
 class _Reader:
     """Reads a log on and on, also when it is renamed and begun anew."""
 
@@ -130,16 +144,23 @@ class _Reader:
         self._file: BinaryIO | None = None
 
     def read_all(self, tail_lines: int | None) -> bytes:
-        """Return what is there; ``read_on`` goes on after it."""
+        """Return what is there, or the last lines of it; ``read_on`` goes on after it."""
         data = b""
-        for path in _files(self._path):
-            with contextlib.suppress(FileNotFoundError):  # the oldest one was just removed
-                self.close()
-                self._file = path.open("rb")
-                data += self._file.read()
-        if tail_lines is None:
-            return data
-        return b"".join(data.splitlines(keepends=True)[-tail_lines:]) if tail_lines else b""
+        lines = 0
+        seen: set[int] = set()
+        for path in reversed(_files(self._path)):
+            if tail_lines is not None and lines >= tail_lines and self._file is not None:
+                break
+            with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+                # Files are renamed while we look: one may come twice.
+                if (inode := os.fstat(file.fileno()).st_ino) not in seen:
+                    seen.add(inode)
+                    found = file.read() if tail_lines is None else _read_tail(file, tail_lines - lines)
+                    lines += found.count(b"\n")
+                    data = found + data
+                    if self._file is None:
+                        self._file = os.fdopen(os.dup(file.fileno()), "rb")
+        return data
 
     def read_on(self) -> bytes:
         """Return what was added, up to 1 MiB; empty when nothing was."""

@@ -414,7 +414,11 @@ class Node:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         worker = self._workers.get(uid)
         runs = _runs(log_folder(self.settings, pod) / container)
-        wanted = (runs[-2] if len(runs) > 1 else None) if previous else (runs[-1] if runs else None)
+        wanted = runs[-1] if runs else None
+        if previous:
+            # Of a container that waits to be started again, the last run is the previous one.
+            earlier = [run for run in runs if run < _restarts(pod, container)]
+            wanted = earlier[-1] if earlier else None
         if wanted is None and previous:
             raise BadRequestError(f'previous terminated container "{container}" in pod "{name}" not found')
         if wanted is None and not (follow and worker is not None and worker.is_running(container)):
@@ -501,6 +505,12 @@ def _runs(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(path.stem) for path in folder.glob("*.log") if path.stem.isdigit())
+
+
+def _restarts(pod: Object, container: str) -> int:
+    status = pod.get("status") or {}
+    listed = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    return next((int(entry.get("restartCount", 0)) for entry in listed if entry["name"] == container), 0)
 
 
 def _names_of(pod: Object) -> tuple[object, ...]:

@@ -38,6 +38,25 @@ def test_lines_are_joined_from_rotated_files_and_parts(tmp_path: Path) -> None:
     assert show(log, tail_lines=1, timestamps=True) == f"{EARLY} three\n"
 
 
+def test_the_end_of_a_long_log_is_found_over_blocks_and_rotated_files(tmp_path: Path) -> None:
+    log = tmp_path / "0.log"
+    texts = [f"{number:05d}" + "x" * 100 for number in range(5000)]
+    (tmp_path / "0.log.1").write_text("".join(line(text) for text in texts[:2500]))
+    log.write_text("".join(line(text) for text in texts[2500:]))
+    for count in (1, 700, 2499, 2500, 2501, 4999, 6000):
+        assert show(log, tail_lines=count).splitlines() == texts[-count:], count
+    grown = iter([True, False])
+
+    def running() -> bool:
+        going_on = next(grown, False)
+        if going_on:
+            with open(log, "a") as file:
+                file.write(line("more"))
+        return going_on
+
+    assert show(log, running, follow=True, tail_lines=1).splitlines() == [texts[-1], "more"]
+
+
 def test_earlier_lines_are_left_out(tmp_path: Path) -> None:
     log = tmp_path / "0.log"
     log.write_text(line("early") + line("late", LATE))
