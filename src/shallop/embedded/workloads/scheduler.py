@@ -2,8 +2,10 @@
 The scheduler: gives every Pod a node.
 
 Honours requests (cpu, memory, ephemeral-storage, Pods per node, extended resources such as nvidia.com/gpu),
-nodeSelector, the required terms of node affinity, taints and tolerations, schedulingGates and spec.unschedulable of
-nodes. Nothing is promised twice: a node that overcommits its CPU says so in ``status.allocatable``.
+nodeSelector, the required terms of node affinity and of affinity between Pods, taints and tolerations, claims that
+must exist, schedulingGates, spec.unschedulable of nodes, and priorities: who waits is served by priority, and Pods of a
+lower one are ended where that makes room. Preferred terms and topologySpreadConstraints have no effect: there is one
+node. Nothing is promised twice: a node that overcommits its CPU says so in ``status.allocatable``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
+from shallop.embedded.workloads.podaffinity import affinity_problem, has_pod_terms, keeps_others_away
 from shallop.embedded.workloads.pods import POD, is_terminal, requests_of
+from shallop.embedded.workloads.preemption import Candidate, choose_victims
 from shallop.errors import ConflictError, NotFoundError
 from shallop.kube.objects import (
     Gvk,
@@ -32,6 +36,7 @@ from shallop.kube.objects import (
 __all__ = ["SCHEDULER", "Placement", "Scheduler", "place"]
 
 _NODE = Gvk("v1", "Node")
+_CLAIM = Gvk("v1", "PersistentVolumeClaim")
 _NAME = "default-scheduler"
 _DEFAULT_PODS = Decimal(110)
 _ZERO = Decimal(0)
@@ -46,12 +51,15 @@ class Placement(NamedTuple):
     message: str = ""
 
 
-def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts]) -> Placement:
+def place(
+    pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts], placed: Sequence[Object] = ()
+) -> Placement:
     """
     Choose a node for a Pod: of those that fit the one with the most free memory, by name where equal.
 
     Args:
         usage: node name -> what its Pods take, including ``pods``, their number.
+        placed: the Pods that affinity between Pods looks at.
     """
     if not nodes:
         return Placement("", "no nodes available to schedule pods")
@@ -62,7 +70,10 @@ def place(pod: Object, nodes: Sequence[Object], usage: Mapping[str, Amounts]) ->
         name = node["metadata"]["name"]
         used = usage.get(name, {})
         free = {resource: amount - used.get(resource, _ZERO) for resource, amount in _allocatable(node).items()}
-        if refused := _refusals(pod, node, requests, free):
+        refused = _refusals(pod, node, requests, free)
+        if not refused and (problem := affinity_problem(pod, node, nodes, placed)):
+            refused = [problem]
+        if refused:
             reasons.update(refused)
         else:
             fitting.append((-free.get("memory", _ZERO), name))
@@ -143,18 +154,55 @@ def _holds(expression: Mapping[str, Any], value: str | None) -> bool:
     return number > bound if operator == "Gt" else number < bound
 
 
-def signature_of(pod: Object) -> str:
-    """Return a text that is equal for Pods that fit on exactly the same nodes."""
+def lacking_resources(pod: Object, node: Object, used: Amounts) -> dict[str, Decimal] | None:
+    """Return how much of what a node lacks for a Pod; None when nobody's end would make it fit."""
+    requests = {**requests_of(pod), "pods": Decimal(1)}
+    allocatable = _allocatable(node)
+    if _refusals(pod, node, requests, requests):
+        return None
+    if any(amount > allocatable.get(name, _ZERO) for name, amount in requests.items()):
+        return None
+    left = {name: amount + used.get(name, _ZERO) - allocatable[name] for name, amount in requests.items() if amount > 0}
+    return {name: amount for name, amount in left.items() if amount > 0}
+
+
+def priority_of(pod: Object) -> int:
+    return int(pod["spec"].get("priority") or 0)
+
+
+def _claims_of(pod: Object) -> list[str]:
+    volumes = pod["spec"].get("volumes") or ()
+    return [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if volume.get("persistentVolumeClaim")]
+
+
+def signature_of(pod: Object, *, labelled: bool = False) -> str:
+    """
+    Return a text that is equal for Pods that fit on exactly the same nodes and are equally important.
+
+    Args:
+        labelled: whether other Pods keep away some by their labels.
+    """
     spec = pod["spec"]
+    own: list[Any] = []
+    if labelled or has_pod_terms(pod) or _claims_of(pod):
+        own = [pod["metadata"].get("namespace"), labels_of(pod), _claims_of(pod)]
     requests = sorted((name, str(amount.normalize())) for name, amount in requests_of(pod).items())
-    affinity = (spec.get("affinity") or {}).get("nodeAffinity")
-    return json.dumps([requests, spec.get("nodeSelector"), affinity, spec.get("tolerations")], sort_keys=True)
+    decisive = [
+        requests,
+        spec.get("nodeSelector"),
+        spec.get("affinity"),
+        spec.get("tolerations"),
+        priority_of(pod),
+        own,
+    ]
+    return json.dumps(decisive, sort_keys=True)
 
 
 class _Taken(NamedTuple):
     uid: str
     node: str
     amounts: dict[str, Decimal]
+    priority: int
 
 
 class Scheduler:
@@ -171,6 +219,8 @@ class Scheduler:
         self._usage: dict[str, dict[str, Decimal]] = {}
         self._waiting: dict[str, dict[Key, None]] = {}
         self._groups: dict[Key, str] = {}
+        self._aloof: set[Key] = set()
+        self._priorities: dict[str, int] = {}
         self._books: object | None = None
         self._has_freed = False
 
@@ -186,8 +236,8 @@ class Scheduler:
         self._stop_waiting(key)
         await self._serve_waiting(ctx)
 
-    def keys_to_wake(self, node: Object) -> Iterable[Key]:
-        """Return the first waiting Pod of each group when a node changes."""
+    def keys_to_wake(self, _: Object) -> Iterable[Key]:
+        """Return the first waiting Pod of each group when a node or a claim changes."""
         return [next(iter(group)) for group in self._waiting.values()]
 
     async def _settle(self, ctx: Context, pod: Object) -> None:
@@ -213,8 +263,8 @@ class Scheduler:
 
     async def _serve_waiting(self, ctx: Context) -> None:
         if self._has_freed:
-            for group in list(self._waiting.values()):
-                for key in list(group):
+            for signature in sorted(self._waiting, key=lambda name: -self._priorities[name]):
+                for key in list(self._waiting.get(signature, ())):
                     pod = ctx.cache(POD).get(key)
                     if pod is None:
                         self._stop_waiting(key)
@@ -227,12 +277,16 @@ class Scheduler:
     async def _place(self, ctx: Context, pod: Object) -> None:
         key = key_of(pod)
         nodes = ctx.cache(_NODE).list()
-        placement = place(pod, nodes, self._usage)
+        placement = self._choose(ctx, pod, nodes)
         if not placement.node:
-            signature = signature_of(pod)
+            signature = signature_of(pod, labelled=bool(self._aloof))
+            if self._groups.get(key) != signature:
+                self._stop_waiting(key)
             self._groups[key] = signature
+            self._priorities[signature] = priority_of(pod)
             self._waiting.setdefault(signature, {})[key] = None
             await _report(ctx, pod, "Unschedulable", placement.message)
+            await self._make_room(ctx, pod, nodes)
             return
         self._take(pod, placement.node)
         try:
@@ -246,6 +300,58 @@ class Scheduler:
         if key in self._groups:
             self._stop_waiting(key)
             self._has_freed = True
+        # A Pod that waits for company may have waited for this one.
+        self._has_freed = self._has_freed or any('"podAffinity"' in signature for signature in self._waiting)
+
+    def _choose(self, ctx: Context, pod: Object, nodes: Sequence[Object]) -> Placement:
+        for name in _claims_of(pod):
+            if ctx.cache(_CLAIM).get(Key(key_of(pod).namespace, name)) is None:
+                text = f'persistentvolumeclaim "{name}" not found'
+                return Placement("", f"0/{len(nodes)} nodes are available: {text}.")
+        placed: Sequence[Object] = ()
+        if self._aloof or has_pod_terms(pod):
+            keys = self._taken if has_pod_terms(pod) else self._aloof
+            # The cache shows a placement a moment late.
+            found = [(key, ctx.cache(POD).get(key)) for key in keys]
+            placed = [_on(other, self._taken[key].node) for key, other in found if other is not None]
+        return place(pod, nodes, self._usage, placed)
+
+    async def _make_room(self, ctx: Context, pod: Object, nodes: Sequence[Object]) -> None:
+        """End Pods of lower priority where that lets a Pod run."""
+        priority = priority_of(pod)
+        if pod["spec"].get("preemptionPolicy") == "Never" or _claims_missing(ctx, pod):
+            return
+        for node in nodes:
+            name = node["metadata"]["name"]
+            lacking = lacking_resources(pod, node, self._usage.get(name, {}))
+            if not lacking:
+                continue
+            taken = [(key, taken) for key, taken in self._taken.items() if taken.node == name]
+            lower = [Candidate(key, t.priority, t.amounts) for key, t in taken if t.priority < priority]
+            victims = choose_victims(lacking, priority, lower)
+            if victims and not self._is_making_room(ctx, lower):
+                await self._preempt(ctx, pod, name, [key for key, _ in taken if key in set(victims)])
+                return
+
+    def _is_making_room(self, ctx: Context, lower: Sequence[Candidate]) -> bool:
+        pods = (ctx.cache(POD).get(candidate.key) for candidate in lower if isinstance(candidate.key, Key))
+        return any(pod is not None and is_deleting(pod) for pod in pods)
+
+    async def _preempt(self, ctx: Context, pod: Object, node: str, victims: Sequence[Key]) -> None:
+        for key in victims:
+            victim = ctx.cache(POD).get(key)
+            if victim is None:
+                continue
+            text = f"Preempted by pod {pod['metadata']['uid']} on node {node}"
+            ctx.events.record(victim, "Preempted", text)
+            conditions = list((victim.get("status") or {}).get("conditions") or ())
+            why = f"default-scheduler: preempting to accommodate a higher priority pod {key_of(pod)}"
+            conditions = set_condition(conditions, "DisruptionTarget", "True", "PreemptionByScheduler", why, ctx.now())
+            try:
+                await ctx.client.patch_status(victim, {"conditions": conditions})
+                await ctx.client.delete(POD, key.name, key.namespace, uid=victim["metadata"]["uid"])
+            except (ConflictError, NotFoundError):
+                continue  # gone or changed meanwhile: the next try sees it
 
     async def _bind(self, ctx: Context, pod: Object, node: str) -> None:
         key = key_of(pod)
@@ -264,6 +370,7 @@ class Scheduler:
             return
         self._books = store
         self._taken, self._usage, self._waiting, self._groups = {}, {}, {}, {}
+        self._aloof, self._priorities = set(), {}
         for pod in store.list():
             self._account(pod)
 
@@ -282,13 +389,16 @@ class Scheduler:
             return
         self._release(key)
         amounts = {**requests_of(pod), "pods": Decimal(1)}
-        self._taken[key] = _Taken(uid, node, amounts)
+        self._taken[key] = _Taken(uid, node, amounts, priority_of(pod))
+        if keeps_others_away(pod):
+            self._aloof.add(key)
         usage = self._usage.setdefault(node, {})
         for name, amount in amounts.items():
             usage[name] = usage.get(name, _ZERO) + amount
 
     def _release(self, key: Key) -> None:
         taken = self._taken.pop(key, None)
+        self._aloof.discard(key)
         if taken:
             usage = self._usage[taken.node]
             for name, amount in taken.amounts.items():
@@ -301,7 +411,16 @@ class Scheduler:
             group = self._waiting[signature]
             group.pop(key, None)
             if not group:
-                del self._waiting[signature]
+                del self._waiting[signature], self._priorities[signature]
+
+
+def _on(pod: Object, node: str) -> Object:
+    return pod if pod["spec"].get("nodeName") else {**pod, "spec": {**pod["spec"], "nodeName": node}}
+
+
+def _claims_missing(ctx: Context, pod: Object) -> bool:
+    namespace = key_of(pod).namespace
+    return any(ctx.cache(_CLAIM).get(Key(namespace, name)) is None for name in _claims_of(pod))
 
 
 async def _report(ctx: Context, pod: Object, reason: str, message: str) -> None:
@@ -326,6 +445,6 @@ SCHEDULER = Kind(
     plural="pods",
     reconcile=_CONTROLLER.reconcile,
     on_gone=_CONTROLLER.on_gone,
-    watches=(Watch(_NODE, _CONTROLLER.keys_to_wake),),
+    watches=(Watch(_NODE, _CONTROLLER.keys_to_wake), Watch(_CLAIM, _CONTROLLER.keys_to_wake)),
     workers=1,
 )

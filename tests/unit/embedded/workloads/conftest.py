@@ -186,7 +186,8 @@ def fresh_kinds() -> list[Kind]:
                 watches = (Watch(POD, controller.keys_of_orphan), Watch(Gvk("v1", "Node"), controller.keys_of_node))
                 kind = replace(kind, watches=watches)
             elif isinstance(controller, Scheduler):
-                kind = replace(kind, watches=(Watch(Gvk("v1", "Node"), controller.keys_to_wake),))
+                woken_by = (Gvk("v1", "Node"), Gvk("v1", "PersistentVolumeClaim"))
+                kind = replace(kind, watches=tuple(Watch(gvk, controller.keys_to_wake) for gvk in woken_by))
         kinds.append(kind)
     return kinds
 
