@@ -143,20 +143,20 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError, KeyError, AttributeError) as error:
         print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    started = _now()
+    started, cpu_s = _now(), _cpu_s()
     result: dict[str, Any] = {"state": "FAILED", "exitCode": 1, "parameters": {}, "artifacts": {}, "error": None}
     try:
         _prepare(task)
         _run(task, command)
         result["parameters"], result["artifacts"] = read_outputs(task)
         result.update(state="SUCCEEDED", exitCode=0)
-        _write_result(task, result, started)
+        _write_result(task, result, started, cpu_s)
     except (TaskError, OutputError, OSError) as error:
         result.update(state="FAILED", exitCode=getattr(error, "code", 1), parameters={}, artifacts={})
         result["error"] = {"message": _message_of(error)}
         if not isinstance(error, TaskError):
             print(f"launcher: {result['error']['message']}", file=sys.stderr)
-        _fail(task, result, started)
+        _fail(task, result, started, cpu_s)
     return int(result["exitCode"])
 
 
@@ -169,12 +169,12 @@ def _message_of(error: Exception) -> str:
     return str(error)
 
 
-def _fail(task: Task, result: dict[str, Any], started: str) -> None:
+def _fail(task: Task, result: dict[str, Any], started: str, cpu_s: float) -> None:
     """Remove outputs first: on a full disk it is they who leave no room for the result."""
     for path in task.artifact_paths():
         _remove(path)
     try:
-        _write_result(task, result, started)
+        _write_result(task, result, started, cpu_s)
     except OSError as error:
         print(f"launcher: {task.folder}/{_RESULT} cannot be written: {error.strerror}", file=sys.stderr)
 
@@ -299,11 +299,19 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")  # noqa: UP017
 
 
-def _usage() -> dict[str, Any]:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+def _usages() -> list[resource.struct_rusage]:
+    return [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+
+
+def _cpu_s() -> float:
+    return sum(usage.ru_utime + usage.ru_stime for usage in _usages())
+
+
+def _usage(cpu_s: float) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024
-    cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-    return {"cpuSeconds": round(cpu_s, 6), "maxRssBytes": max(usage.ru_maxrss for usage in usages) * unit}
+    # What the process used before, as it was prepared for any task, is not this one's.
+    used = round(_cpu_s() - cpu_s, 6)
+    return {"cpuSeconds": used, "maxRssBytes": max(usage.ru_maxrss for usage in _usages()) * unit}
 
 
 def _environment_digest() -> str | None:
@@ -314,8 +322,8 @@ def _environment_digest() -> str | None:
         return None
 
 
-def _write_result(task: Task, result: dict[str, Any], started: str) -> None:
-    record = {**result, "usage": _usage(), "environment": _environment_digest(), "retryIndex": task.retry_index}
+def _write_result(task: Task, result: dict[str, Any], started: str, cpu_s: float) -> None:
+    record = {**result, "usage": _usage(cpu_s), "environment": _environment_digest(), "retryIndex": task.retry_index}
     record.update(startedAt=started, endedAt=_now())
     text = json.dumps(record, allow_nan=False)
     path = os.path.join(task.folder, _RESULT)

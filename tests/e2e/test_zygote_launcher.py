@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from shallop.embedded.kubelet.images import ImageTable
 from shallop.embedded.kubelet.zygotes import Zygotes
 from shallop.errors import EnvironmentBuildError
 from shallop.settings import Settings
-from shallop_pod.zygote import Child, Request, spawn
+from shallop_pod.zygote import Child, Request, connect, spawn
 
 FIXTURES = Path(__file__).parents[2] / ".." / "shared" / "fixtures" / "kfp"
 KFP = "kfp==2.17.0"
@@ -46,6 +48,16 @@ def everything(x: int, items: list, config: dict, model: Output[Model], metrics:
         file.write("some text")
     print("hello from the component", config["a"])
     return namedtuple("Outputs", ["total", "ok", "back"])(x + 1, True, items)
+
+@dsl.component
+def state():
+    import json, logging, os, signal, sys
+    print("FACTS", json.dumps({
+        "modules": sorted(name for name in sys.modules if name != "shallop_pod.rehearsal"),
+        "handlers": [str(handler) for handler in logging.getLogger().handlers], "level": logging.getLogger().level,
+        "path": sys.path[1:-1], "sigterm": str(signal.getsignal(signal.SIGTERM)), "environ": sorted(os.environ),
+        "files": len(os.listdir("/proc/self/fd")), "stdout": sys.stdout.name, "umask": os.umask(0),
+    }))
 
 @dsl.component
 def fails(model: Output[Model]):
@@ -85,6 +97,7 @@ def fills(model: Output[Model]):
 @dsl.pipeline
 def all_of_them():
     everything(x=1, items=[1], config={"a": 1})
+    state()
     fails()
     silent()
     leaves(code=3)
@@ -251,6 +264,42 @@ def test_a_component_of_the_sdk_runs_and_leaves_its_result(
     assert result["usage"]["cpuSeconds"] < 5 and result["startedAt"] <= result["endedAt"]
     assert "hello from the component é" in task.log
     assert result["environment"] == build(runner.environments, "python:3.11", command_of(container)).digest
+
+
+def test_a_task_finds_its_process_as_if_it_had_not_been_forked_in_advance(
+    runner: Runner, compiled: dict[str, dict[str, Any]], zygotes: Zygotes, tmp_path: Path
+) -> None:
+    container, facts, pids, standbys = compiled["state"], [], [], [0]
+    environment = build(runner.environments, container["image"], command_of(container))
+    zygotes.stop()
+    socket_path = anyio.run(zygotes.socket, environment)
+    with connect(str(socket_path)) as connection:
+        (server, *_) = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    for number in range(2):
+        task = Task(tmp_path / f"task{number}")
+        child = runner.start(task, container["image"], command_of(container))
+        pids.append(child.pid)
+        ended = child.wait(60)
+        assert ended is not None and ended.code == 0
+        (line,) = [line for line in task.log.splitlines() if line.startswith("FACTS ")]
+        facts.append(json.loads(line.removeprefix("FACTS ")))
+        standbys.append(wait_for_standby(server, pids))
+    assert pids[1] == standbys[1]
+    assert facts[0] == facts[1]
+
+
+def wait_for_standby(server: int, but: list[int]) -> int:
+    """Return the child of the fork-server that waits for its request and has done what it does before that."""
+    deadline, before, quiet = time.monotonic() + 30, "", 0
+    while quiet < 5:
+        assert time.monotonic() < deadline
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        found = [int(text) for text in children if int(text) not in but]
+        now = Path(f"/proc/{found[0]}/stat").read_text() if found else ""
+        quiet = quiet + 1 if now and now == before and now.rpartition(")")[2].split()[0] == "S" else 0
+        before = now
+        time.sleep(0.02)
+    return found[0]
 
 
 def test_without_a_fork_server_the_result_is_the_same(
