@@ -32,7 +32,7 @@ from typing import IO, Any, Callable, Iterator, Mapping, Sequence  # noqa: UP035
 
 from shallop_pod.paths import UnsupportedUriError, local_path
 
-__all__ = ["StorageError", "fetch", "main", "parse_registry_uri", "resolve_registry_uri"]
+__all__ = ["StorageError", "fail", "fetch", "main", "parse_registry_uri", "resolve_registry_uri"]
 
 _REGISTRY = "model-registry://"
 _REGISTRY_SERVICE = "model-registry-service"
@@ -54,13 +54,14 @@ def main(argv: Sequence[str]) -> int:
             fetch(source, target, os.environ)
             print(f"{source} is in {target}")
     except (StorageError, UnsupportedUriError) as error:
-        return _fail(str(error))
+        return fail(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or argv[1]}: {error.strerror or error}")
+        return fail(f"{error.filename or argv[1]}: {error.strerror or error}")
     return 0
 
 
-def _fail(message: str) -> int:
+def fail(message: str) -> int:
+    """Write an error where the node looks for it; returns the exit code."""
     line = " ".join(message.split())
     print(line, file=sys.stderr)
     # Where there is no such file nobody reads it; the node takes the last line of the log then.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from shallop.controller.kind import Part
+from collections.abc import Mapping
+
+from shallop.controller.kind import Admission, Part, Services
+from shallop.kube.objects import Gvk
 from shallop.training import progress
 from shallop.training.classic import CLASSIC_KINDS
 from shallop.training.trainingruntime import CLUSTER_TRAINING_RUNTIME, TRAINING_RUNTIME, load_runtimes
-from shallop.training.trainjob import TRAIN_JOB
+from shallop.training.trainjob import TRAIN_JOB, check_runtime
 
 __all__ = ["PART"]
 
@@ -19,9 +22,15 @@ _PUBLIC = {
     "data": {"kubeflow_trainer_version": "v2.3.0"},
 }
 
+
+def _admission(services: Services) -> Mapping[Gvk, Admission]:
+    return {TRAIN_JOB.gvk: lambda job: check_runtime(services.client, job)}
+
+
 PART = Part(
     name="training",
     kinds=(TRAIN_JOB, TRAINING_RUNTIME, CLUSTER_TRAINING_RUNTIME, *CLASSIC_KINDS),
     objects=(_NAMESPACE, _PUBLIC, *load_runtimes()),
+    admission=_admission,
     routes=progress.routes,
 )

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object
 
-__all__ = ["Failure", "explain", "first_failure", "is_failed_start", "start_problem"]
+__all__ = ["Failure", "explain", "first_failure", "start_problem", "unknown_image"]
 
 _LINES, _CHARACTERS = 8, 700
 # Waiting reasons that no amount of waiting cures by itself.
 _STUCK = ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "InvalidImageName")
+# As the node words it.
+_UNKNOWN_IMAGE = "no local environment for image"
 _SIGNALS = {130: "interrupted", 137: "killed", 139: "crashed: segmentation fault", 143: "ended from outside"}
 
 
@@ -81,10 +83,12 @@ def start_problem(pod: Object) -> str:
     return ""
 
 
-def is_failed_start(pod: Object) -> bool:
-    """Whether an image cannot be had: waiting does not help, a mapping of the image does."""
+def unknown_image(pod: Object) -> str:
+    """Return the message about an image that no environment stands for, empty when all are known."""
     status = pod.get("status") or {}
-    return any(
-        ((container.get("state") or {}).get("waiting") or {}).get("reason") in ("ErrImagePull", "ImagePullBackOff")
-        for container in status.get("containerStatuses") or ()
-    )
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or ():
+            message = str(((container.get("state") or {}).get("waiting") or {}).get("message") or "")
+            if _UNKNOWN_IMAGE in message:
+                return f"Pod {pod['metadata']['name']}: {message}"
+    return ""

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from shallop.controller.kind import Column, Kind, Resource, Result, Watch
 from shallop.controller.manager import Context
-from shallop.errors import BadRequestError, ConflictError, ForbiddenError, InvalidError, NotFoundError
+from shallop.errors import BadRequestError, ConflictError, FieldError, ForbiddenError, InvalidError, NotFoundError
+from shallop.kube.client import Client
 from shallop.kube.objects import (
     Gvk,
     Key,
@@ -36,21 +37,21 @@ from shallop.kube.objects import (
     parse_time,
     set_condition,
 )
-from shallop.training.admission import default, validate
-from shallop.training.failures import first_failure, start_problem
+from shallop.training.admission import default, validate, validate_with_runtime
+from shallop.training.failures import first_failure, start_problem, unknown_image
 from shallop.training.policies import render_mpi_objects
 from shallop.training.progress import status_url
 from shallop.training.render import JOBSET, render_jobset, render_snapshot, train
 from shallop.training.schemas import TRAIN_JOB as SCHEMA
 
-__all__ = ["TRAIN_JOB"]
+__all__ = ["TRAIN_JOB", "check_runtime"]
 
 _API = "trainer.kubeflow.org/v1alpha1"
 _JOBSET = Gvk(JOBSET, "JobSet")
 _POD, _CONFIG_MAP, _SECRET = Gvk("v1", "Pod"), Gvk("v1", "ConfigMap"), Gvk("v1", "Secret")
 _RUNTIMES = {kind: Gvk(_API, kind) for kind in ("ClusterTrainingRuntime", "TrainingRuntime")}
 _OWN = "trainer.kubeflow.org/trainjob-controller"
-_JOBSET_NAME = "jobset.sigs.k8s.io/jobset-name"
+_JOBSET_NAME, _JOBSET_UID = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/jobset-uid"
 _COUNTS = ("ready", "succeeded", "failed", "active", "suspended")
 _RETRY_S = 5.0
 
@@ -69,7 +70,10 @@ class TrainJobs:
             return Result()
         left_s = _deadline_left_s(raw, ctx.now())
         if left_s is not None and left_s <= 0:
-            return await self._expire(ctx, raw)
+            return await self._end(ctx, raw, "DeadlineExceeded", "TrainJob exceeded its active deadline")
+        if problem := next(filter(None, map(unknown_image, _pods_of(ctx, raw))), ""):
+            # Nothing but a mapping of the image helps: say so at once, and do not keep a client waiting.
+            return await self._end(ctx, raw, "ImageNotAvailable", problem)
         jobset = ctx.cache(_JOBSET).get(job.key)
         if jobset is not None and not _is_owned(jobset, raw):
             raise ConflictError(f"JobSet {job.key} belongs to an earlier object of this name")
@@ -89,11 +93,10 @@ class TrainJobs:
             for uid in set(memory) - alive:
                 memory.pop(uid)
 
-    async def _expire(self, ctx: Context, raw: Object) -> Result:
-        message = "TrainJob exceeded its active deadline"
-        conditions = _conditions(raw, "Failed", "DeadlineExceeded", message, ctx.now())
-        await ctx.client.patch_status(raw, {"conditions": conditions})
-        ctx.events.record(raw, "DeadlineExceeded", message, "Warning")
+    async def _end(self, ctx: Context, raw: Object, reason: str, message: str) -> Result:
+        """Give a job up: its condition says why, its JobSet goes."""
+        await ctx.client.patch_status(raw, {"conditions": _conditions(raw, "Failed", reason, message, ctx.now())})
+        ctx.events.record(raw, reason, message, "Warning")
         metadata = raw["metadata"]
         try:
             await ctx.client.delete(_JOBSET, metadata["name"], metadata["namespace"])
@@ -126,8 +129,8 @@ class TrainJobs:
 
     def _tell(self, ctx: Context, raw: Object) -> None:
         """Say in Events of the TrainJob what goes wrong in its Pods."""
-        name, namespace, uid = raw["metadata"]["name"], raw["metadata"]["namespace"], raw["metadata"]["uid"]
-        pods = [pod for pod in ctx.cache(_POD).list(namespace) if labels_of(pod).get(_JOBSET_NAME) == name]
+        uid = raw["metadata"]["uid"]
+        pods = _pods_of(ctx, raw)
         for pod in pods:
             if (problem := start_problem(pod)) and not is_deleting(pod):
                 self._once(ctx, raw, "TrainingPodNotStarted", f"Pod {pod['metadata']['name']}: {problem}", "Warning")
@@ -153,6 +156,17 @@ class TrainJobs:
             condition = find_condition({"status": status}, type_)
             if condition and condition["status"] == "True":
                 ctx.events.record(raw, f"TrainJob{type_}", condition["message"], kind)
+
+
+def _pods_of(ctx: Context, job: Object) -> list[Object]:
+    """Return the Pods of the job's JobSet, not those of an earlier one of this name."""
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    jobset = ctx.cache(_JOBSET).get(Key(namespace, name))
+    if jobset is None or not _is_owned(jobset, job):
+        return []
+    uid = jobset["metadata"]["uid"]
+    pods = [pod for pod in ctx.cache(_POD).list(namespace) if labels_of(pod).get(_JOBSET_NAME) == name]
+    return [pod for pod in pods if labels_of(pod).get(_JOBSET_UID, uid) == uid]
 
 
 class UnknownRuntimeError(Exception):
@@ -217,6 +231,43 @@ def _is_owned(obj: Object, owner: Object) -> bool:
     return reference is not None and reference["uid"] == owner["metadata"]["uid"]
 
 
+async def check_runtime(client: Client, job: Object) -> Object:
+    """
+    Refuse a new TrainJob whose runtime is not there or does not fit; returns the job as it is.
+
+    Raises:
+        InvalidError: with the fields that are wrong.
+    """
+    reference = (job.get("spec") or {}).get("runtimeRef")
+    if not isinstance(reference, dict) or not isinstance(reference.get("name"), str):
+        return job  # the schema refuses it
+    gvk = _runtime_kind(reference)
+    if gvk is None:
+        return job  # upstream lets it in, too: its condition says why it does not run
+    place = job["metadata"].get("namespace", "") if gvk.kind == "TrainingRuntime" else ""
+    try:
+        runtime = await client.get(gvk, reference["name"], place)
+    except NotFoundError:
+        there = sorted(item["metadata"]["name"] for item in (await client.list(gvk, place)).items)
+        detail = f"{gvk.kind} not found: it must be created before the TrainJob"
+        detail += f"; there are {', '.join(there)}" if there else "; there is none"
+        errors = [FieldError.invalid("spec.runtimeRef", reference["name"], detail)]
+    else:
+        try:
+            errors = validate_with_runtime(job, runtime)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return job  # not of the shape that the schema asks for, which is checked next
+    if errors:
+        group = Gvk(_API, "").group
+        raise InvalidError.of("TrainJob", group, job["metadata"].get("name", ""), errors)
+    return job
+
+
+def _runtime_kind(reference: dict[str, Any]) -> Gvk | None:
+    gvk = _RUNTIMES.get(reference.get("kind", "ClusterTrainingRuntime"))
+    return gvk if gvk and reference.get("apiGroup", gvk.group) == gvk.group else None
+
+
 async def _pinned_runtime(ctx: Context, job: Object) -> Object:
     """Return the runtime as it was when the job was first seen; NotFoundError, UnknownRuntimeError."""
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
@@ -224,8 +275,8 @@ async def _pinned_runtime(ctx: Context, job: Object) -> Object:
         snapshot = await ctx.client.get(_CONFIG_MAP, f"{name}-runtime-snapshot", namespace)
     except NotFoundError:
         reference = job["spec"]["runtimeRef"]
-        gvk = _RUNTIMES.get(reference.get("kind", "ClusterTrainingRuntime"))
-        if gvk is None or reference.get("apiGroup", gvk.group) != gvk.group:
+        gvk = _runtime_kind(reference)
+        if gvk is None:
             raise UnknownRuntimeError(
                 f"spec.runtimeRef: {reference.get('apiGroup')}/{reference.get('kind')} is no kind of runtime; "
                 f"use {' or '.join(_RUNTIMES)} of {Gvk(_API, '').group}"

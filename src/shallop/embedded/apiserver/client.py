@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from shallop.embedded.apiserver import conversion
 from shallop.embedded.apiserver.requests import ADMIN, ListQuery, User, WatchQuery, WriteOptions
 from shallop.embedded.apiserver.resources import Registry, Resource
+from shallop.embedded.apiserver.reviews import is_review
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.verbs import DeleteOptions, Verbs
 from shallop.embedded.apiserver.watching import open_watch
@@ -34,12 +35,14 @@ class LocalClient:
         *,
         user: User = ADMIN,
         field_manager: str = "shallop",
+        review: Callable[[Resource, str, Object, User], Object] | None = None,
     ) -> None:
         self._verbs = verbs
         self._subresources = subresources
         self._registry = registry
         self._user = user
         self._field_manager = field_manager
+        self._review = review
 
     def _resource(self, gvk: Gvk) -> Resource:
         resource = self._registry.by_gvk(gvk)
@@ -85,6 +88,8 @@ class LocalClient:
 
     async def create(self, obj: Object) -> Object:
         resource = self._resource(gvk_of(obj))
+        if self._review is not None and is_review(resource):
+            return self._review(resource, _namespace(resource, obj), obj, self._user)
         return (await self._verbs.create(resource, _namespace(resource, obj), obj, self._options())).object
 
     async def update(self, obj: Object, *, subresource: str = "") -> Object:

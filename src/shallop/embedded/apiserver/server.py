@@ -23,6 +23,7 @@ from shallop.embedded.apiserver.quota_status import QuotaController
 from shallop.embedded.apiserver.rbac_defaults import AggregationController, render_default_rbac
 from shallop.embedded.apiserver.requests import User
 from shallop.embedded.apiserver.resources import Registry
+from shallop.embedded.apiserver.reviews import review
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.tokens import Tokens
 from shallop.embedded.apiserver.verbs import Verbs
@@ -87,6 +88,9 @@ class ApiServer:
         self._app.resolve_service = resolve_service
         self._plugins = AdmissionPlugins(self.store, self.registry, resolve_service)
         self.verbs.plugins = self._plugins
+        self._review = lambda resource, namespace, body, user: review(
+            resource, namespace, body, user, self.tokens, rbac, now()
+        )
 
     @property
     def asgi(self) -> ASGIApp:
@@ -101,7 +105,9 @@ class ApiServer:
         self._app.node = node
 
     def client(self, *, field_manager: str = "shallop") -> LocalClient:
-        return LocalClient(self.verbs, self.subresources, self.registry, field_manager=field_manager)
+        return LocalClient(
+            self.verbs, self.subresources, self.registry, field_manager=field_manager, review=self._review
+        )
 
     async def start(self) -> None:
         """Start writing and create what every cluster has."""

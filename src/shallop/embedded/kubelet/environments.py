@@ -81,6 +81,7 @@ class EnvironmentSpec:
         shell: ``bash`` when ``sh`` must be one.
         preload: modules for the fork-server.
         workdir: where processes start when the container does not say; empty for the root.
+        programs: command lines that stand for programs of the image, by path.
         warnings: what differs from the image; for the Pod's Events.
         installs_at_run_time: the command calls pip itself; give it a place of its own (``PIP_TARGET``).
     """
@@ -97,6 +98,7 @@ class EnvironmentSpec:
     shell: str = ""
     preload: tuple[str, ...] = ()
     workdir: str = ""
+    programs: tuple[tuple[str, tuple[str, ...]], ...] = ()
     warnings: tuple[str, ...] = ()
     installs_at_run_time: bool = False
 
@@ -261,6 +263,7 @@ class Environments:
             shell=entry.shell,
             preload=entry.preload,
             workdir=entry.workdir,
+            programs=entry.programs,
             warnings=(f"image '{image}': {warning}",) if warning else (),
             installs_at_run_time=needs_pip,
         )

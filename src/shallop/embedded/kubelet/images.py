@@ -26,7 +26,7 @@ __all__ = ["ImageEntry", "ImageTable", "add_image", "read_requirements", "remove
 _VERSION = re.compile(r"3\.\d+")
 _TAG_VERSION = re.compile(r"(?:python)?-?(3\.\d+)(?![\d])")
 _NAME_VERSION = re.compile(r"(3)\.?(\d+)$")
-_FIELDS = ("image", "python", "requirements", "command", "args", "env", "shell", "preload", "workdir")
+_FIELDS = ("image", "python", "requirements", "command", "args", "env", "shell", "preload", "workdir", "programs")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class ImageEntry:
         shell: ``bash`` when ``sh`` must be one.
         preload: modules that the environment's fork-server imports.
         workdir: where its processes start; empty for the root.
+        programs: command lines that stand for programs of the image which are no Python, by their paths.
     """
 
     image: str
@@ -55,6 +56,7 @@ class ImageEntry:
     shell: str = ""
     preload: tuple[str, ...] = ()
     workdir: str = ""
+    programs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def python_of(self, repository: str, tag: str) -> str:
         """Return X.Y for one image, empty when it names none."""
@@ -175,6 +177,7 @@ def _parse(item: Any, where: str) -> ImageEntry:
         str(item.get("shell", "")),
         _strings(item, "preload", where),
         str(item.get("workdir", "")),
+        tuple((str(path), tuple(str(words).split())) for path, words in (item.get("programs") or {}).items()),
     )
 
 

@@ -262,6 +262,12 @@ class Network:
         self._known = (services, pods, addresses)
         self._write_hosts(services, pods, addresses)
 
+    def name_pods(self, pods: list[Object]) -> None:
+        """Make the hosts files show these Pods, at once."""
+        services, _, addresses = self._known
+        self._known = (services, pods, addresses)
+        self._write_hosts(*self._known)
+
     def _address_of(self, port: ServicePort) -> str:
         if self.own_network:
             return port.cluster_ip

@@ -173,6 +173,15 @@ class Node:
         elif self._named.pop(uid, None) is not None:
             self._network_changed.set()
 
+    def announce(self, pod: Object, address: str) -> None:
+        """Let a Pod be found by its names before it runs: what trains looks up its own name first."""
+        uid = pod["metadata"]["uid"]
+        pod = {**pod, "status": {**(pod.get("status") or {}), "podIP": address}}
+        known = self._named.get(uid)
+        if known is None or _names_of(known) != _names_of(pod):
+            self._named[uid] = pod
+            self.network.name_pods(list(self._named.values()))
+
     def _pod_changed(self, change: Change) -> None:
         self._note_name(change)
         pod = change.new or change.old or {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shallop_pod
-from shallop.embedded.kubelet.containerenv import container_environment, expand_all
+from shallop.embedded.kubelet.containerenv import container_environment, expand, expand_all
 from shallop.embedded.kubelet.environments import Environment
 from shallop.embedded.kubelet.execution import (
     AttachedExecution,
@@ -233,6 +233,7 @@ class PodWorker:
         if self._sandbox is None and not self._address and own_network == node.network.own_network:
             self._sandbox = node.spares.take(self._uid, self._folder, self._told)
         self._address = node.network.allocate(self._uid, self._address)
+        node.announce(pod, self._address)
         self._stale = False
         self._volumes = await prepare_volumes(pod, node.settings, self._lookup, node.token, node.ca_pem)
         self._renew_tokens()
@@ -419,6 +420,8 @@ class PodWorker:
                 "not known here; set command in the Pod"
             )
         argv = expand_all(words, env)
+        # A program that is no Python and only in the real image has a stand-in, whatever its arguments.
+        argv = list(dict(environment.spec.programs).get(argv[0], argv))
         if "workingDir" not in container and environment.spec.workdir:
             container = {**container, "workingDir": environment.spec.workdir}
         request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
@@ -470,7 +473,7 @@ class PodWorker:
         limits = (container.get("resources") or {}).get("limits") or {}
         if "cpu" in limits:
             base["OMP_NUM_THREADS"] = str(self._node.threads(limits["cpu"]))
-        base |= dict(environment.spec.env)
+        base |= {name: expand(value, base) for name, value in environment.spec.env}
         pod = self._pod
         if self._address:
             pod = {**pod, "status": {**(pod.get("status") or {}), "podIP": self._address, "hostIP": "127.0.0.1"}}

@@ -1,0 +1,133 @@
+"""Trainings as a user of kubectl sees them: upstream's manifests, MPI, crashes of the control plane."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEADLINE_S = 400.0
+RING = """
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+print("sum", world.allreduce(world.Get_rank()), "of", world.Get_size(), "ranks", flush=True)
+"""
+# Counts its runs in a file that outlives its Pod, then waits to be told to end.
+COUNTING = """
+import os, time
+folder = os.environ["CHECKPOINT_DIR"]
+with open(folder + "/runs", "a") as file:
+    file.write("x")
+while not os.path.exists(folder + "/end"):
+    time.sleep(0.05)
+"""
+
+
+def until(check: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + DEADLINE_S
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S:.0f} s: {what}; last: {result!r}"
+        time.sleep(0.1)
+    return result
+
+
+@pytest.fixture
+def namespace(platform: Any, kubectl: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = "train-" + request.node.name.removeprefix("test_").replace("_", "-")[:40].strip("-")
+    platform.kubectl("create", "namespace", name)
+    yield name
+    platform.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def condition(platform: Any, namespace: str, job: str, *types: str) -> dict[str, Any]:
+    """Wait until one of the conditions is true; return it."""
+
+    def found() -> dict[str, Any] | None:
+        status = json.loads(platform.kubectl("-n", namespace, "get", job, "-o", "json")).get("status") or {}
+        true = [item for item in status.get("conditions") or () if item["status"] == "True" and item["type"] in types]
+        return true[0] if true else None
+
+    result: dict[str, Any] = until(found, f"{job} is {' or '.join(types)}")
+    return result
+
+
+def train_job(name: str, runtime: str, command: list[str], nodes: int = 1, **metadata: Any) -> str:
+    spec = {"runtimeRef": {"name": runtime}, "trainer": {"numNodes": nodes, "command": command}}
+    kind = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob"}
+    return json.dumps({**kind, "metadata": {"name": name, **metadata}, "spec": spec})
+
+
+@pytest.mark.timeout(600)
+def test_an_example_of_upstream_runs_unchanged(platform: Any, namespace: str, shared: Path) -> None:
+    folder = shared / "specs" / "trainer" / "legacy-v1" / "examples" / "pytorch"
+    platform.kubectl("-n", namespace, "apply", "-f", str(folder / "smoke-dist" / "pytorch_job_sendrecv.yaml"))
+    # An image that nobody knows: the job waits, and an Event says what to do.
+    platform.kubectl("-n", namespace, "apply", "-f", str(folder / "cpu-demo" / "demo.yaml"))
+    job = "pytorchjob/pytorch-dist-basic-sendrecv"
+    assert condition(platform, namespace, job, "Succeeded", "Failed")["reason"] == "PyTorchJobSucceeded"
+    log = platform.kubectl("-n", namespace, "logs", "pytorch-dist-basic-sendrecv-master-0")
+    assert [line.rpartition(" ")[2] for line in log.splitlines() if "received" in line] == ["1", "2", "3"]
+
+    def told() -> bool:
+        text = platform.kubectl("-n", namespace, "get", "events", "-o", "json")
+        return any(
+            item["reason"] == "TrainingPodNotStarted" and "no local environment for image" in item["message"]
+            for item in json.loads(text)["items"]
+        )
+
+    until(told, "an Event that names the image")
+
+
+@pytest.mark.timeout(600)
+def test_a_launcher_starts_mpi_in_its_workers(platform: Any, namespace: str) -> None:
+    def replica(count: int, command: list[str] | None) -> dict[str, Any]:
+        container = {"name": "mpi", "image": "shallop/openmpi:4", **({"command": command} if command else {})}
+        return {"replicas": count, "template": {"spec": {"containers": [container]}}}
+
+    command = ["mpirun", "-np", "4", "python3", "-c", RING]
+    specs = {"Launcher": replica(1, command), "Worker": replica(2, None)}
+    job = {"apiVersion": "kubeflow.org/v1", "kind": "MPIJob", "metadata": {"name": "ring"}}
+    job["spec"] = {"slotsPerWorker": 2, "mpiReplicaSpecs": specs}
+    platform.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(job))
+    end = condition(platform, namespace, "mpijob/ring", "Succeeded", "Failed")
+    log = platform.kubectl("-n", namespace, "logs", "ring-launcher")
+    assert end["type"] == "Succeeded", log
+    assert log.splitlines().count("sum 6 of 4 ranks") == 4, log
+    # Workers only wait: they go with the launcher.
+    until(lambda: "ring-worker" not in platform.kubectl("-n", namespace, "get", "pods", "-o", "name"), "no worker")
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_control_plane_neither_loses_nor_repeats_a_training(own_platform: Any, kubectl: str) -> None:
+    platform = own_platform
+    platform.up()
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "kept"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    platform.kubectl("apply", "-f", "-", stdin=json.dumps(claim))
+    annotations = {"training.shallop.dev/checkpoint-claim": "kept"}
+    job = train_job("long", "plain", ["python3", "-c", COUNTING], annotations=annotations)
+    platform.kubectl("apply", "-f", "-", stdin=job)
+    folder = platform.home / "volumes" / "default" / "kept" / "long"
+    until(lambda: (folder / "runs").exists(), "the training runs")
+    platform.kill()
+    (folder / "end").touch()
+    platform.up()
+    assert condition(platform, "default", "trainjob/long", "Complete", "Failed")["type"] == "Complete"
+    assert (folder / "runs").read_text() == "x"
+    platform.kubectl("delete", "jobset/long")
+    platform.kill()
+    platform.up()
+    # What another TrainJob needs is done after the restart, so the first one has been looked at as well.
+    platform.kubectl("apply", "-f", "-", stdin=train_job("next", "plain", ["true"]))
+    condition(platform, "default", "trainjob/next", "Complete")
+    assert (folder / "runs").read_text() == "x" and platform.kubectl("get", "jobset", "-o", "name").split() == [
+        "jobset.jobset.x-k8s.io/next"
+    ]
