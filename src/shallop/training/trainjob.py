@@ -116,6 +116,11 @@ class TrainJobs:
             await ctx.client.patch_status(raw, {"conditions": conditions})
             ctx.events.record(raw, "TrainingRuntimeNotSupported", str(error), "Warning")
             return {}
+        ignored = [f"spec.{name}" for name in ("podGroupPolicy",) if runtime["spec"].get(name)]
+        ignored += ["spec.mlPolicy.flux"] if "flux" in (runtime["spec"].get("mlPolicy") or {}) else []
+        if ignored:
+            text = f"{', '.join(ignored)} of the runtime: stored, without effect here"
+            self._once(ctx, raw, "NotHonoured", text, "Warning")
         try:
             training = train(raw, runtime)
             keys = await _ssh_keys(ctx, raw) if "mpi" in training.policy else None
