@@ -45,7 +45,7 @@ def main(kubeconfig: str, namespace: str) -> None:
     runtimes = {runtime.name: runtime.trainer for runtime in client.list_runtimes()}
     assert {trainer.framework for trainer in runtimes.values()} >= SHIPPED, runtimes
     assert client.get_runtime("torch-distributed").trainer.num_nodes == 1
-    jobs = [greeted(client), failed(client), container(client)]
+    jobs = [greeted(client), failed(client), unknown_image(client)]
     real_training(client)
     assert {job.name for job in client.list_jobs()} >= set(jobs)
     for job in jobs:
@@ -96,15 +96,14 @@ def failed(client: TrainerClient) -> str:
     return job
 
 
-def container(client: TrainerClient) -> str:
-    trainer = CustomTrainerContainer(image="python:3.11", num_nodes=1, env={"WORD": "by image"})
+def unknown_image(client: TrainerClient) -> str:
+    """An image that stands for nothing here ends its job at once, and the job says what to do."""
+    trainer = CustomTrainerContainer(image="acme/train:7", num_nodes=1, env={"WORD": "by image"})
     job = client.train(runtime="plain", trainer=trainer, options=[Name("by-image")])
     assert job == "by-image"
-    # Without a command the image has nothing to do here, and the job says so.
-    deadline = time.monotonic() + 60
-    while not any("no command" in event.message for event in client.get_job_events(job)):
-        assert time.monotonic() < deadline, client.get_job_events(job)
-        time.sleep(0.2)
+    client.wait_for_job_status(job, status={"Failed"}, timeout=TIMEOUT_S, polling_interval=1)
+    messages = {event.reason: event.message for event in client.get_job_events(job)}
+    assert "acme/train:7" in messages["ImageNotAvailable"], messages
     return job
 
 
