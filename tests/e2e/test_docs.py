@@ -8,7 +8,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -27,17 +27,26 @@ def blocks(document: str) -> Iterator[Block]:
         yield Block(match[1], match[2] or "", match[3])
 
 
-@pytest.mark.timeout(400)
-def test_the_readme_works_as_written(tmp_path: Path, client_env: Callable[[str], Path], kubectl: str) -> None:
-    clients = client_env("demo").parent
+def follow(document: str, folder: Path, env: dict[str, str]) -> str:
+    """Save the files of a document and run its commands; return what they printed."""
     script = ["set -euo pipefail"]
-    for block in blocks("README.md"):
-        if block.language == "python":
-            (tmp_path / block.file).write_text(block.text)
+    for block in blocks(document):
+        if block.file:
+            (folder / block.file).write_text(block.text)
         elif block.language == "console":
             script += [line.removeprefix("$ ") for line in block.text.splitlines()]
     # The only liberties: a home and ports of its own, beside whatever runs on this machine.
     text = "\n".join(script).replace("shallop up --detach", "shallop up --detach --port auto\n" + ENDPOINT)
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=folder, env=env, capture_output=True, text=True, timeout=380, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_the_readme_works_as_written(tmp_path: Path, client_env: Callable[[str], Path], kubectl: str) -> None:
+    clients = client_env("demo").parent
     env = {
         "PATH": f"{clients}:{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
@@ -46,18 +55,26 @@ def test_the_readme_works_as_written(tmp_path: Path, client_env: Callable[[str],
         "PYTHONWARNINGS": "ignore",
     }
     try:
-        done = subprocess.run(
-            ["bash", "-c", text], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=380, check=False
-        )
+        output = follow("README.md", tmp_path, env)
     finally:
         shallop = str(ROOT / ".venv" / "bin" / "shallop")
         subprocess.run([shallop, "down", "--home", str(tmp_path / "home")], capture_output=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "SUCCEEDED" in done.stdout
-    answer = next(line for line in done.stdout.splitlines() if "predictions" in line and line.startswith("{"))
+    assert "SUCCEEDED" in output
+    answer = next(line for line in output.splitlines() if "predictions" in line and line.startswith("{"))
     assert json.loads(answer.partition("}")[0] + "}") == {"predictions": [0]}
-    assert "iris-predictor-" in done.stdout
-    assert "shallop has stopped" in done.stdout
+    assert "iris-predictor-" in output
+    assert "shallop has stopped" in output
+
+
+@pytest.mark.timeout(400)
+def test_the_guide_works_as_written(platform: Any, tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": platform.kubeconfig}
+    output = follow("docs/guide.md", tmp_path, env)
+    assert "accuracy 0.9" in output
+    best = json.loads(next(line for line in output.splitlines() if line.startswith("best: ")).removeprefix("best: "))
+    assert abs(float(best["parameterAssignments"][0]["value"]) - 2) < 5
+    assert "of its own namespace" in output
+    assert "no" in output.splitlines(), "the default ServiceAccount may not create Pods"
 
 
 ENDPOINT = """\
@@ -66,7 +83,7 @@ export KF_PIPELINES_ENDPOINT=$(shallop status -o json | python3 -c 'import json,
 
 
 def test_documents_link_only_to_what_exists() -> None:
-    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/guide.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             if not target.startswith("http"):
-                assert (ROOT / target).exists(), f"{document} links to {target}"
+                assert (ROOT / document).parent.joinpath(target).exists(), f"{document} links to {target}"
