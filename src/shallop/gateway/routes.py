@@ -65,6 +65,7 @@ class Route:
         host: exact name, ``*.suffix``, or empty for any.
         path: prefix or exact path, without a final slash unless it is the root.
         replace: what the matched prefix becomes; None keeps the path.
+        replace_full: what the whole path becomes; None keeps it.
         headers: header lines added towards the backend.
         owner: ``namespace/name`` of the HTTPRoute, for messages.
         timeout_s: for a whole request; 0 is none.
@@ -88,6 +89,7 @@ class Route:
     matchers: tuple[Matcher, ...] = ()
     path_pattern: re.Pattern[str] | None = None
     repeat: bool = False
+    replace_full: bytes | None = None
 
     @property
     def conditional(self) -> bool:
@@ -123,6 +125,9 @@ class Route:
 
     def rewrite(self, target: bytes) -> bytes:
         """Return the request target that the backend sees."""
+        if self.replace_full is not None:
+            _, mark, query = target.partition(b"?")
+            return self.replace_full + mark + query
         if self.replace is None:
             return target
         rest = target[len(self.path) :] if self.path != b"/" else target
@@ -164,7 +169,7 @@ def _rules(route: Object) -> Iterable[Route]:
             Backend(b.get("namespace") or namespace, b["name"], int(b.get("port") or 80), int(b.get("weight", 1)))
             for b in rule.get("backendRefs") or ()
         )
-        replace, headers, remove = _filters(rule.get("filters") or ())
+        replace, full, headers, remove = _filters(rule.get("filters") or ())
         timeout_s = parse_duration((rule.get("timeouts") or {}).get("request") or "")
         for host in spec.get("hostnames") or [""]:
             for match in rule.get("matches") or [{}]:
@@ -195,6 +200,7 @@ def _rules(route: Object) -> Iterable[Route]:
                     matchers,
                     pattern,
                     bool((rule.get("retry") or {}).get("attempts")),
+                    full,
                 )
 
 
@@ -213,8 +219,11 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
 
 
-def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[bytes, ...], frozenset[bytes]]:
+def _filters(
+    filters: Iterable[dict[str, Any]],
+) -> tuple[bytes | None, bytes | None, tuple[bytes, ...], frozenset[bytes]]:
     replace: bytes | None = None
+    full: bytes | None = None
     headers: list[bytes] = []
     remove: set[bytes] = set()
     for item in filters:
@@ -222,6 +231,8 @@ def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[byt
             path = (item.get("urlRewrite") or {}).get("path") or {}
             if path.get("type") == "ReplacePrefixMatch":
                 replace = str(path.get("replacePrefixMatch") or "/").encode()
+            elif path.get("type") == "ReplaceFullPath":
+                full = str(path.get("replaceFullPath") or "/").encode()
         elif item.get("type") == "RequestHeaderModifier":
             modifier = item.get("requestHeaderModifier") or {}
             for header in modifier.get("set") or ():
@@ -229,7 +240,7 @@ def _filters(filters: Iterable[dict[str, Any]]) -> tuple[bytes | None, tuple[byt
             for header in [*(modifier.get("set") or ()), *(modifier.get("add") or ())]:
                 headers.append(f"{header['name']}: {header['value']}".encode("latin-1"))
             remove |= {str(name).lower().encode("latin-1") for name in modifier.get("remove") or ()}
-    return replace, tuple(headers), frozenset(remove)
+    return replace, full, tuple(headers), frozenset(remove)
 
 
 def draw(lines: Sequence[bytes]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shallop.controller.kind import Part
+from shallop.serving.inferencegraph import INFERENCE_GRAPH
 from shallop.serving.inferenceservice import INFERENCE_SERVICE
 from shallop.serving.knativeservice import KNATIVE_SERVICE
 from shallop.serving.revision import REVISION
@@ -12,6 +13,6 @@ __all__ = ["PART"]
 
 PART = Part(
     name="serving",
-    kinds=(INFERENCE_SERVICE, SERVING_RUNTIME, CLUSTER_SERVING_RUNTIME, KNATIVE_SERVICE, REVISION),
+    kinds=(INFERENCE_SERVICE, INFERENCE_GRAPH, SERVING_RUNTIME, CLUSTER_SERVING_RUNTIME, KNATIVE_SERVICE, REVISION),
     objects=load_runtimes(),
 )

@@ -195,8 +195,13 @@ async def _apply(ctx: Context, service: Object, runtime: Object | None) -> Obser
     rendered = render.render_routes(service, mode, shares) if ctx.serves(HTTP_ROUTE) else []
     routes = [await ctx.client.apply(route, owner=service) for route in rendered]
     keep |= {("HTTPRoute", route["metadata"]["name"]) for route in routes}
-    await _remove_children(ctx, service, keep)
     metadata = service["metadata"]
+    if mode == "Knative":
+        front = {"name": metadata["name"], "namespace": metadata["namespace"], "labels": {LABEL: metadata["name"]}}
+        for obj in render.render_front(front, ctx.settings.host, ctx.settings.gateway_port):
+            await ctx.client.apply(obj, owner=service)
+        keep.add(("Service", metadata["name"]))
+    await _remove_children(ctx, service, keep)
     components = {name: item.component for name, item in applied.items()}
     url = components.get("transformer", components["predictor"]).address
     if ctx.settings.gateway_url:

@@ -20,7 +20,7 @@ from shallop.controller.kind import Column, Kind, Resource, Result
 from shallop.controller.manager import Context
 from shallop.errors import AlreadyExistsError, ConflictError, NotFoundError
 from shallop.kube.objects import Gvk, Object, annotations_of, find_condition, is_deleting, labels_of, set_condition
-from shallop.serving.render import DOMAINS, render_route
+from shallop.serving.render import DOMAINS, cluster_hosts, render_front, render_route
 from shallop.serving.revision import CONFIGURATION_LABEL, ROUTING_STATE, SCALING
 from shallop.serving.schemas import KNATIVE_SERVICE as SCHEMA
 from shallop.serving.status import merge_status
@@ -169,15 +169,15 @@ def tag_hosts(service: Object, tag: str) -> list[str]:
 async def _route(ctx: Context, service: Object, traffic: Sequence[Mapping[str, Any]]) -> None:
     """Keep the Service by which Pods reach the gateway, and the routes of the names and tags."""
     name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-    await ctx.client.apply(_front(service), owner=service)
-    await ctx.client.apply(_front_slice(service, ctx.settings.host, ctx.settings.gateway_port), owner=service)
+    metadata = {"name": name, "namespace": namespace, "labels": labels_of(service)}
+    for obj in render_front(metadata, ctx.settings.host, ctx.settings.gateway_port):
+        await ctx.client.apply(obj, owner=service)
     if not traffic:
         return
     timeout_s = int(service["spec"]["template"]["spec"].get("timeoutSeconds") or 300)
-    hosts = [f"{name}.{namespace}.{domain}" for domain in (*DOMAINS, "svc.cluster.local", "svc")]
+    hosts = [*(f"{name}.{namespace}.{domain}" for domain in DOMAINS), *cluster_hosts(namespace, name)]
     shares = [(revision, 80, percent) for revision, percent in weights([dict(t) for t in traffic]).items()]
-    metadata = {"name": name, "namespace": namespace, "labels": labels_of(service)}
-    wanted = [render_route(metadata, [*hosts, f"{name}.{namespace}"], shares, timeout_s)]
+    wanted = [render_route(metadata, hosts, shares, timeout_s)]
     for target in traffic:
         if tag := target.get("tag"):
             tagged = {**metadata, "name": f"{name}.{tag}"}
@@ -189,33 +189,6 @@ async def _route(ctx: Context, service: Object, traffic: Sequence[Mapping[str, A
     for route in ctx.cache(HTTP_ROUTE).by_owner(service["metadata"]["uid"]):
         if route["metadata"]["name"] not in names:
             await _delete(ctx, HTTP_ROUTE, route)
-
-
-def _front(service: Object) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {**_identity(service), "labels": labels_of(service)},
-        # Without a selector: its endpoint is the gateway, which starts Pods for requests that come from Pods too.
-        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}]},
-    }
-
-
-def _front_slice(service: Object, host: str, port: int) -> Object:
-    labels = {"kubernetes.io/service-name": service["metadata"]["name"]}
-    labels |= {"endpointslice.kubernetes.io/managed-by": "shallop"}
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {**_identity(service, "-gateway"), "labels": labels},
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
-        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
-    }
-
-
-def _identity(service: Object, suffix: str = "") -> dict[str, Any]:
-    return {"name": service["metadata"]["name"] + suffix, "namespace": service["metadata"]["namespace"]}
 
 
 async def _mark(ctx: Context, revisions: Sequence[Object], status: Mapping[str, Any]) -> None:

@@ -18,10 +18,12 @@ __all__ = [
     "FIXED_REPLICAS",
     "Share",
     "autoscaler_class",
+    "cluster_hosts",
     "host_names",
     "path_prefix",
     "render_autoscaler",
     "render_deployment",
+    "render_front",
     "render_knative_service",
     "render_route",
     "render_routes",
@@ -40,7 +42,6 @@ _GATEWAY = {
 _DEFAULT_TIMEOUT_S = {"Standard": 60, "Knative": 300}
 # Marks a part of a service whose number of replicas is given; does not reach its Pods.
 FIXED_REPLICAS = "internal.serving.kserve.io/fixed-replicas"
-_EXPLAIN = "/v1/models/[^/]+:explain"
 _SCALING = "autoscaling.knative.dev/"
 Share = tuple[str, int, int]
 """A Service, its port and its weight."""
@@ -53,6 +54,38 @@ def path_prefix(namespace: str, name: str) -> str:
 def host_names(namespace: str, name: str) -> list[str]:
     """Return the names of a host in Standard mode, which KServe writes with a dash, and in Knative mode."""
     return [f"{name}{mark}{namespace}.{domain}" for domain in DOMAINS for mark in "-."]
+
+
+def cluster_hosts(namespace: str, name: str) -> list[str]:
+    """Return the names by which Pods know a Service."""
+    return [f"{name}.{namespace}{end}" for end in (".svc.cluster.local", ".svc", "")]
+
+
+def render_front(metadata: Mapping[str, Any], host: str, port: int) -> list[Object]:
+    """
+    Render a Service whose endpoint is the gateway: it starts Pods and splits traffic for requests from Pods too.
+
+    Args:
+        metadata: name, namespace and labels.
+        host, port: where the gateway listens.
+    """
+    name, namespace = metadata["name"], metadata["namespace"]
+    labels = {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "shallop"}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": dict(metadata),
+        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}]},
+    }
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-gateway", "namespace": namespace, "labels": labels},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+    }
+    return [service, endpoints]
 
 
 def autoscaler_class(service: Object) -> str:
@@ -226,13 +259,14 @@ def render_routes(service: Object, mode: str, shares: Mapping[str, Sequence[Shar
     routes = []
     front = "transformer" if "transformer" in service["spec"] else "predictor"
     if shares.get(front):
-        by_host = render_route(_metadata(service, name), host_names(namespace, name), shares[front], timeout_s)
+        hosts = [*host_names(namespace, name), *cluster_hosts(namespace, name)]
+        by_host = render_route(_metadata(service, name), hosts, shares[front], timeout_s)
         prefix = path_prefix(namespace, name)
         by_path = render_route(_metadata(service, f"{name}.path"), [], shares[front], timeout_s, prefix=prefix)
         for route, start in ((by_host, ""), (by_path, prefix)):
             _add_headers(route, service)
             if shares.get("explainer"):
-                rule = _explain_rule(route["spec"]["rules"][0], start, shares["explainer"])
+                rule = _explain_rule(route["spec"]["rules"][0], start, name, shares["explainer"])
                 route["spec"]["rules"].insert(0, rule)
         routes += [by_host, by_path]
     for component, backends in shares.items():
@@ -246,9 +280,17 @@ def render_routes(service: Object, mode: str, shares: Mapping[str, Sequence[Shar
     return routes
 
 
-def _explain_rule(rule: Mapping[str, Any], start: str, backends: Sequence[Share]) -> dict[str, Any]:
-    match = {"path": {"type": "RegularExpression", "value": f"{start}{_EXPLAIN}"}}
-    return {**rule, "matches": [match], "backendRefs": [_backend(share) for share in backends]}
+def _explain_rule(rule: Mapping[str, Any], start: str, name: str, backends: Sequence[Share]) -> dict[str, Any]:
+    path = f"/v1/models/{name}:explain"
+    rewrite = {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": path}}}
+    others = [item for item in rule["filters"] if item["type"] != "URLRewrite"]
+    match = {"path": {"type": "Exact", "value": f"{start}{path}"}}
+    return {
+        **rule,
+        "matches": [match],
+        "filters": [*others, rewrite],
+        "backendRefs": [_backend(share) for share in backends],
+    }
 
 
 def _add_headers(route: Object, service: Object) -> None:

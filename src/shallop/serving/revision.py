@@ -70,10 +70,21 @@ def render_deployment(revision: Object) -> Object:
             "progressDeadlineSeconds": 600,
             "template": {
                 "metadata": {"labels": metadata["labels"], "annotations": pod_annotations},
-                "spec": {key: value for key, value in spec.items() if key not in _NOT_POD_FIELDS},
+                "spec": _pod_spec(spec),
             },
         },
     }
+
+
+def _pod_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Pod's part, with a probe of the port that serves where there is none."""
+    pod = {key: value for key, value in spec.items() if key not in _NOT_POD_FIELDS}
+    number, _ = pod_port(spec)
+    first, *others = spec["containers"]
+    probe = {"tcpSocket": {"port": number}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 3}
+    if not any(container.get("readinessProbe") for container in spec["containers"]):
+        pod["containers"] = [{**first, "readinessProbe": probe}, *others]
+    return pod
 
 
 def pod_port(spec: Mapping[str, Any]) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["INFERENCE_SERVICE", "KNATIVE_SERVICE", "REVISION", "SERVING_RUNTIME"]
+__all__ = ["INFERENCE_GRAPH", "INFERENCE_SERVICE", "KNATIVE_SERVICE", "REVISION", "SERVING_RUNTIME"]
 
 Schema = dict[str, Any]
 
@@ -276,4 +276,37 @@ KNATIVE_SERVICE = _object(
         ),
         "status": ANY,
     }
+)
+
+_STEP = _object(
+    {
+        **dict.fromkeys(("name", "nodeName", "serviceName", "serviceUrl", "data", "condition"), STRING),
+        "mapPredictionsToInstances": BOOLEAN,
+        "weight": INT64,
+        "dependency": _enum("Soft", "Hard"),
+    }
+)
+INFERENCE_GRAPH = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "spec": _object(
+            {
+                "nodes": _map(_object({"routerType": STRING, "steps": _list(_STEP)}, "routerType")),
+                "timeout": INT64,
+                "routerTimeouts": _object(
+                    dict.fromkeys(("serverRead", "serverWrite", "serverIdle", "serviceClient"), INT64)
+                ),
+                **dict.fromkeys(("minReplicas", "maxReplicas", "scaleTarget"), INT32),
+                "scaleMetric": _enum("cpu", "memory", "concurrency", "rps"),
+                "resources": _RESOURCES,
+                **{name: _POD[name] for name in ("affinity", "tolerations", "nodeSelector", "nodeName")},
+                "serviceAccountName": STRING,
+            },
+            "nodes",
+        ),
+        "status": ANY,
+    },
+    "spec",
 )

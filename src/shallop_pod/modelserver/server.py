@@ -26,6 +26,13 @@ _MAX_BATCH_ROWS = 4096
 _LAME_DUCK_S = 0.3
 
 
+_SERVER = {
+    "name": "shallop",
+    "version": "0.1.0",
+    "extensions": ["binary_tensor_data", "model_repository", "statistics"],
+}
+
+
 class _Connection(asyncio.Protocol):
     """One client connection: HTTP/1.1 with keep-alive; requests of one connection are answered in order."""
 
@@ -190,6 +197,13 @@ class ModelServer:
         self.connections: set[_Connection] = set()
         self._requests: dict[tuple[str, int], int] = {}
         self._predict_seconds = Histogram()
+        self._ready = True
+        repository = f"/v2/repository/models/{model.name}"
+        self._controls: dict[str, Callable[[], Any]] = {
+            "/v2/repository/index": self._index,
+            f"{repository}/load": lambda: self._set_ready(ready=True),
+            f"{repository}/unload": lambda: self._set_ready(ready=False),
+        }
 
     def connect(self) -> asyncio.Protocol:
         return _Connection(self)
@@ -203,7 +217,9 @@ class ModelServer:
     ) -> None:
         path = path.partition("?")[0]
         try:
-            if method == "POST":
+            if method == "POST" and path in self._controls:
+                connection.answer(200, dumps(self._controls[path]()))
+            elif method == "POST":
                 self._enqueue(connection, path, headers, body)
             elif method in ("GET", "HEAD"):
                 content = self._read(path)
@@ -221,6 +237,8 @@ class ModelServer:
 
     def _enqueue(self, connection: _Connection, path: str, headers: dict[bytes, bytes], body: bytes) -> None:
         name = self._model.name
+        if not self._ready and path.startswith((f"/v1/models/{name}:", f"/v2/models/{name}/")):
+            raise ProtocolError(f"Model with name {name} is not ready: it was unloaded.", 503)
         if path == f"/v1/models/{name}:predict":
             job = _Job(connection, parse_v1(body), lambda result: (render_v1(result), None))
         elif path in (f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/1/infer"):
@@ -243,20 +261,55 @@ class ModelServer:
             "/": {"status": "alive"},
             "/healthz": {"status": "alive"},
             "/v1/models": {"models": [name]},
-            f"/v1/models/{name}": {"name": name, "ready": True},
-            "/v2": {"name": "shallop", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
-            "/v2/": {"name": "shallop", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
+            f"/v1/models/{name}": {"name": name, "ready": self._ready},
+            "/v2": _SERVER,
+            "/v2/": _SERVER,
             "/v2/health/live": {"live": True},
-            "/v2/health/ready": {"ready": True},
+            "/v2/health/ready": {"ready": self._ready},
             "/v2/models": {"models": [name]},
             f"/v2/models/{name}": {"name": name, "versions": ["1"], "platform": platform, **tensors},
-            f"/v2/models/{name}/ready": {"name": name, "ready": True},
+            f"/v2/models/{name}/ready": {"name": name, "ready": self._ready},
+            f"/v2/models/{name}/config": {
+                "name": name,
+                "platform": platform,
+                "max_batch_size": _MAX_BATCH_ROWS,
+                "input": [{"name": "input-0", "data_type": "TYPE_FP64", "dims": shape[1:]}],
+                "output": [],
+            },
+            f"/v2/models/{name}/stats": self._statistics(),
+            "/v2/models/stats": self._statistics(),
+            # Nobody can share memory or change tracing here: asked for the state, the answer is "none".
+            "/v2/systemsharedmemory/status": [],
+            "/v2/cudasharedmemory/status": [],
+            "/v2/trace/setting": {},
         }
+        if not self._ready and path in ("/v2/health/ready", f"/v2/models/{name}/ready", f"/v1/models/{name}"):
+            raise ProtocolError(f"Model with name {name} is not ready: it was unloaded.", 503)
         if path == "/metrics":
             return render_metrics(name, self._requests, self._predict_seconds)
         if path not in answers:
             raise self._unknown(path)
         return dumps(answers[path])
+
+    def _index(self) -> Any:
+        state = "READY" if self._ready else "UNAVAILABLE"
+        return [{"name": self._model.name, "version": "1", "state": state, "reason": "" if self._ready else "unloaded"}]
+
+    def _set_ready(self, *, ready: bool) -> Any:
+        self._ready = ready
+        return {"name": self._model.name, "load" if ready else "unload": True}
+
+    def _statistics(self) -> Any:
+        done = sum(n for (kind, code), n in self._requests.items() if kind == "predict" and code == 200)
+        failed = sum(n for (kind, code), n in self._requests.items() if kind == "predict" and code != 200)
+        spent_ns = int(self._predict_seconds.total * 1e9)
+        inferences = {
+            "success": {"count": done, "ns": spent_ns},
+            "fail": {"count": failed, "ns": 0},
+            "compute_infer": {"count": done, "ns": spent_ns},
+        }
+        model = {"name": self._model.name, "version": "1", "inference_count": done, "execution_count": done}
+        return {"model_stats": [model | {"inference_stats": inferences}]}
 
     def _unknown(self, path: str) -> ProtocolError:
         parts = path.split("/")

@@ -146,6 +146,14 @@ def test_headers_queries_methods_and_expressions_decide() -> None:
     assert accepted(table, b"/v1/models/iris:predict") == "ns/rest"
 
 
+def test_a_whole_path_is_replaced_and_the_query_kept() -> None:
+    made = route("r", path="/a", web=1)
+    full = {"type": "ReplaceFullPath", "replaceFullPath": "/x"}
+    made["spec"]["rules"][0]["filters"] = [{"type": "URLRewrite", "urlRewrite": {"path": full}}]
+    (rule,) = parse_routes([made])
+    assert rule.rewrite(b"/a/b?c=1") == b"/x?c=1"
+
+
 def test_an_expression_that_cannot_be_read_takes_no_other_rule_down() -> None:
     table = RouteTable(
         parse_routes([route("rest"), conditional("bad", path={"type": "RegularExpression", "value": "/(("})])
