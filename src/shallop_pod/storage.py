@@ -2,11 +2,12 @@
 The storage initializer: brings a model to the folder where its server looks for it.
 
 ``python3 -m shallop_pod.storage SRC DST [SRC DST]...``. Sources: a path, ``file://``, ``pvc://CLAIM/PATH`` (the claim
-is mounted on /mnt/pvc, as KServe does), ``http(s)://`` (one file; tar and zip are unpacked),
-``model-registry://[HOST/]MODEL[/VERSION]`` (the newest artifact of that version, or of the newest one;
-``MODEL_REGISTRY_BASE_URL`` is the registry). A folder's content goes into DST, a single file keeps its name. All of it
-is fetched into a hidden folder of DST first: DST has the whole model or nothing of it. ``STORAGE_ALLOW_PATTERNS`` and
-``STORAGE_IGNORE_PATTERNS`` (JSON or comma lists of globs over relative paths) choose files of folders and archives.
+is mounted on /mnt/pvc, as KServe does), ``http(s)://`` (one file; tar and zip are unpacked), ``s3://``, ``gs://``,
+``hf://`` and Azure containers (see ``objectstores``), ``model-registry://[HOST/]MODEL[/VERSION]`` (the newest artifact
+of that version, or of the newest one; ``MODEL_REGISTRY_BASE_URL`` is the registry). A folder's content goes into DST, a
+single file keeps its name. All of it is fetched into a hidden folder of DST first: DST has the whole model or nothing
+of it. ``STORAGE_ALLOW_PATTERNS`` and ``STORAGE_IGNORE_PATTERNS`` (JSON or comma lists of globs over relative paths)
+choose files of folders and archives.
 
 An error is one line on stderr and in the termination log (``TERMINATION_LOG``, else ``/dev/termination-log``), exit
 code 1.
@@ -20,7 +21,9 @@ import contextlib
 import fnmatch
 import json
 import os
+import re
 import shutil
+import ssl
 import sys
 import tarfile
 import tempfile
@@ -30,6 +33,7 @@ import urllib.request
 import zipfile
 from typing import IO, Any, Callable, Iterator, Mapping, Sequence  # noqa: UP035  environments may be Python 3.9
 
+from shallop_pod import objectstores
 from shallop_pod.paths import UnsupportedUriError, local_path
 
 __all__ = ["StorageError", "fail", "fetch", "main", "parse_registry_uri", "resolve_registry_uri"]
@@ -51,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         if not argv or len(argv) % 2:
             raise StorageError("usage: python3 -m shallop_pod.storage SRC DST [SRC DST]...")
         for source, target in zip(argv[::2], argv[1::2]):  # noqa: B905  strict is Python 3.10
-            fetch(source, target, os.environ)
+            fetch(source, target, with_config(os.environ))
             print(f"{source} is in {target}")
     except (StorageError, UnsupportedUriError) as error:
         return fail(str(error))
@@ -102,6 +106,9 @@ def _move(source: str, target: str) -> None:
 
 def _bring(source: str, folder: str, environ: Mapping[str, str]) -> None:
     chosen = _chooser(environ)
+    if objectstores.is_object_store(source):
+        _download_objects(source, folder, environ, chosen)
+        return
     if source.startswith(("http://", "https://")):
         _download(source, folder, environ, chosen)
         return
@@ -157,6 +164,60 @@ def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
+# --- object stores --------------------------------------------------------------------------------------------------
+
+# Fields of a storage configuration -> the variables that mean the same.
+_CONFIG = {
+    "access_key_id": "AWS_ACCESS_KEY_ID",
+    "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "endpoint_url": "AWS_ENDPOINT_URL",
+    "region": "AWS_DEFAULT_REGION",
+    "anonymous": "awsAnonymousCredential",
+    "verify_ssl": "S3_VERIFY_SSL",
+    "use_virtual_bucket": "S3_USER_VIRTUAL_BUCKET",
+    "hf_token": "HF_TOKEN",
+}
+
+
+def with_config(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with what STORAGE_CONFIG and STORAGE_OVERRIDE_CONFIG (JSON objects) say in their place."""
+    result = dict(environ)
+    for name in ("STORAGE_CONFIG", "STORAGE_OVERRIDE_CONFIG"):
+        try:
+            config = json.loads(environ.get(name) or "{}")
+        except ValueError as error:
+            raise StorageError(f"{name}: no JSON object: {error}") from error
+        result.update({_CONFIG[key]: str(value) for key, value in config.items() if key in _CONFIG and value})
+    return result
+
+
+def _download_objects(source: str, folder: str, environ: Mapping[str, str], chosen: Callable[[str], bool]) -> None:
+    context = objectstores.ssl_context(environ)
+
+    def read(request: urllib.request.Request) -> bytes:
+        with _open(request, context) as response:
+            body: bytes = response.read()
+            return body
+
+    try:
+        found = [item for item in objectstores.list_objects(source, environ, read) if chosen(item.relative)]
+    except objectstores.ObjectStoreError as error:
+        raise StorageError(str(error)) from error
+    if not found:
+        raise StorageError(f"{source}: there is nothing at or below it that is a model file.")
+    for item in found:
+        with _open(item.request(), context) as response, tempfile.TemporaryFile(dir=folder) as file:
+            shutil.copyfileobj(response, file, 1 << 20)
+            wanted = response.headers.get("Content-Length")
+            if wanted is not None and file.tell() != int(wanted):
+                raise StorageError(f"{source}: {item.relative} ended after {file.tell()} of {wanted} bytes.")
+            if len(found) == 1:
+                _unpack(source, item.relative, file, folder, chosen)
+            else:
+                file.seek(0)
+                _write(source, file, folder, item.relative)
+
+
 # --- http -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,12 +236,16 @@ def _download(url: str, folder: str, environ: Mapping[str, str], chosen: Callabl
         raise StorageError(f"{url}: the archive is broken: {error}") from error
 
 
-def _open(request: urllib.request.Request) -> Any:
-    url = request.full_url
+def _open(request: urllib.request.Request, context: ssl.SSLContext | None = None) -> Any:
+    # Without the query: it may hold a signature.
+    url = request.full_url.partition("?")[0]
     try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        return urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context)
     except urllib.error.HTTPError as error:
-        raise StorageError(f"{url}: the server answered {error.code} {error.reason}.") from error
+        with error:
+            code = re.search(rb"<Code>(\w+)</Code>", error.read(4096))
+        said = f" ({code.group(1).decode()})" if code else ""
+        raise StorageError(f"{url}: the server answered {error.code} {error.reason}{said}.") from error
     except urllib.error.URLError as error:
         raise StorageError(f"{url}: no connection: {error.reason}.") from error
     except TimeoutError as error:

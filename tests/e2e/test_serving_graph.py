@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -120,3 +121,52 @@ def test_a_graph_leads_requests_through_services(platform: Any, namespace: str) 
     bad = graph | {"metadata": {"name": "bad"}, "spec": {"nodes": {"root": {"routerType": "Sequence"}}}}
     said = platform.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(bad), check=False)
     assert "spec.nodes.root.steps" in said
+
+
+# Keeps the CloudEvents that it gets and answers with them.
+SINK = """
+import http.server, json
+events = []
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if "ce-id" in self.headers:
+            names = ("ce-id", "ce-type", "ce-inferenceservicename", "ce-component")
+            events.append([*(self.headers[name] for name in names), json.loads(body)])
+        data = json.dumps({"events": events}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def log_message(self, *args): pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+"""
+
+
+def test_requests_are_logged_as_cloud_events_and_gathered_into_batches(platform: Any, namespace: str) -> None:
+    sink = component(0)
+    sink["containers"][0]["command"][2] = SINK
+    logger = {"url": f"http://sink-predictor.{namespace}/", "mode": "all"}
+    batcher = {"maxBatchSize": 2, "maxLatency": 20000}
+    logged = service("logged", predictor=component(1, logger=logger, batcher=batcher))
+    listed = {"apiVersion": "v1", "kind": "List", "items": [service("sink", predictor=sink), logged]}
+    platform.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(listed))
+    platform.kubectl("-n", namespace, "wait", "isvc/sink", "isvc/logged", "--for=condition=Ready", "--timeout=90s")
+    url = f"{platform.gateway}/serving/{namespace}/logged/v1/models/logged:predict"
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda n=n: answers.append(ask(url, {"instances": [n]}))) for n in (1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(body["predictions"] for _, body in answers) == [[2], [6]]
+    assert len({body["batchId"] for _, body in answers}) == 1
+    at_sink = f"{platform.gateway}/serving/{namespace}/sink/"
+    events = until(lambda: len(found := ask(at_sink, {})[1]["events"]) == 4 and found, "four events")
+    assert {(event[2], event[3]) for event in events} == {("logged", "predictor")}
+    by_id: dict[str, dict[str, Any]] = {}
+    for event in events:
+        by_id.setdefault(event[0], {})[event[1].rpartition(".")[2]] = event[4]
+    pairs = sorted((pair["request"]["instances"], pair["response"]["predictions"]) for pair in by_id.values())
+    assert pairs == [([1], [2]), ([5], [6])]

@@ -226,7 +226,7 @@ def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
     return errors
 
 
-_IGNORED = ("logger", "batcher", "workerSpec", "storageContainerName")
+_IGNORED = ("workerSpec", "storageContainerName")
 
 
 def ignored_fields(service: Object) -> list[str]:
@@ -235,6 +235,11 @@ def ignored_fields(service: Object) -> list[str]:
     for name in COMPONENTS:
         component = spec.get(name) or {}
         paths += [f"spec.{name}.{field}" for field in _IGNORED if component.get(field) is not None]
+        logger = component.get("logger")
+        unlogged = logger is not None and not logger.get("url")
+        paths += [f"spec.{name}.logger without url"] if unlogged else []
+        sinks = ("storage", "marshallerUrl", "batchSize", "batchInterval")
+        paths += [f"spec.{name}.logger.{field}" for field in sinks if (logger or {}).get(field)]
         metrics = (component.get("autoScaling") or {}).get("metrics") or []
         paths += [
             f"spec.{name}.autoScaling.metrics[{index}]"
@@ -244,7 +249,6 @@ def ignored_fields(service: Object) -> list[str]:
         if mode == "Standard":
             standard = ("canaryTrafficPercent", "containerConcurrency")
             paths += [f"spec.{name}.{field}" for field in standard if component.get(field) is not None]
-    paths += ["spec.predictor.model.storage"] if (spec["predictor"].get("model") or {}).get("storage") else []
     if mode == "Standard" and spec["predictor"].get("minReplicas") == 0:
         paths.append("spec.predictor.minReplicas of 0 in Standard mode")
     if annotations_of(service).get(DEPLOYMENT_MODE) == "ModelMesh":

@@ -11,6 +11,7 @@ What is not honoured is named in an Event, see ``admission.ignored_fields``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from shallop.errors import NotFoundError, UnavailableError
 from shallop.kube.objects import Gvk, Key, Object, annotations_of, find_condition, is_deleting, labels_of
 from shallop.serving import render
 from shallop.serving.admission import COMPONENTS, default, ignored_fields, mode_of, validate
+from shallop.serving.credentials import CredentialsError, env_of_secrets, storage_of_config
 from shallop.serving.inspect_model import inspect_model
 from shallop.serving.podtemplate import CONTAINER, MODEL_PATH, Source, Storage, render_pod_template, workload_name
 from shallop.serving.registrymodels import ModelNotFoundError, http_fetch, resolve_model
@@ -48,6 +50,7 @@ from shallop.serving.traffic import weights
 __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
 
 DEPLOYMENT, SERVICE, POD = Gvk("apps/v1", "Deployment"), Gvk("v1", "Service"), Gvk("v1", "Pod")
+SECRET, SERVICE_ACCOUNT = Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")
 KNATIVE_SERVICE = Gvk("serving.knative.dev/v1", "Service")
 AUTOSCALER = Gvk("autoscaling/v2", "HorizontalPodAutoscaler")
 ENDPOINT_SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
@@ -101,8 +104,9 @@ async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Re
         failure = Failure(error.reason, error.message, error.reason)
         await _set_status(ctx, service.raw, blocked_status(service.raw, failure, ctx.now(), transition="InvalidSpec"))
         return Result()  # a runtime that changes tells its services
-    except (ModelNotFoundError, UnavailableError) as error:
-        reason = "ModelNotFound" if isinstance(error, ModelNotFoundError) else "RegistryUnavailable"
+    except (ModelNotFoundError, UnavailableError, CredentialsError) as error:
+        reason = "RegistryUnavailable" if isinstance(error, UnavailableError) else "ModelNotFound"
+        reason = "StorageConfigInvalid" if isinstance(error, CredentialsError) else reason
         failure = Failure(reason, str(error), "ModelLoadFailed")
         status = blocked_status(service.raw, failure, ctx.now(), transition="BlockedByFailedLoad")
         await _set_status(ctx, service.raw, status)
@@ -141,15 +145,23 @@ async def _resolve_storage(ctx: Context, service: Object, component: str) -> tup
         The storage, and the annotations of the workload that remember it.
     """
     wanted = storage_uris(service["spec"][component])
+    env: list[dict[str, Any]] = []
+    block = (service["spec"][component].get("model") or {}).get("storage")
+    if block and not wanted:
+        uri, env = await _configured_storage(ctx, service, block)
+        wanted = [(uri, MODEL_PATH)]
     if not wanted:
         return Storage(), {}
+    if any("://" in uri and not uri.startswith(("file://", "pvc://", REGISTRY)) for uri, _ in wanted):
+        env = [*env, *await _account_env(ctx, service, component)]
     namespace, generation = service["metadata"]["namespace"], str(service["metadata"].get("generation", 0))
     gvk = KNATIVE_SERVICE if mode_of(service) == "Knative" and ctx.settings.gateway_url else DEPLOYMENT
     workload = ctx.cache(gvk).get(Key(namespace, workload_name(service, component)))
     pins, places = annotations_of(workload or {}), [place for _, place in wanted]
     if pins.get(PINNED_GENERATION) == generation:
         kept = {key: pins[key] for key in (PINNED_GENERATION, PINNED_URI, PINNED_REQUIREMENTS) if key in pins}
-        return _storage(pins.get(PINNED_URI, "").splitlines(), places, pins.get(PINNED_REQUIREMENTS, "")), kept
+        uris, requirements = pins.get(PINNED_URI, "").splitlines(), pins.get(PINNED_REQUIREMENTS, "")
+        return _storage(uris, places, requirements)._replace(env=env), kept
     uris = []
     for uri, _ in wanted:
         uris.append(await resolve_model(uri, http_fetch(ctx.settings.web_url)) if uri.startswith(REGISTRY) else uri)
@@ -158,9 +170,33 @@ async def _resolve_storage(ctx: Context, service: Object, component: str) -> tup
     requirements = "\n".join(inspection.requirements) if inspection else ""
     if path and inspection is None:
         # Not there yet: the storage initializer will say so; look again when something changes.
-        return _storage(uris, places, ""), {}
+        return _storage(uris, places, "")._replace(env=env), {}
     found = {PINNED_GENERATION: generation, PINNED_URI: "\n".join(uris), PINNED_REQUIREMENTS: requirements}
-    return _storage(uris, places, requirements), found
+    return _storage(uris, places, requirements)._replace(env=env), found
+
+
+async def _configured_storage(ctx: Context, service: Object, block: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Read the URI and the variables of ``model.storage`` from the Secret of storage configurations."""
+    name = annotations_of(service).get("serving.kserve.io/storageSecretName", "storage-config")
+    secret: Object | None = None
+    with contextlib.suppress(NotFoundError):
+        secret = await ctx.client.get(SECRET, name, service["metadata"]["namespace"])
+    return storage_of_config(block, secret, name)
+
+
+async def _account_env(ctx: Context, service: Object, component: str) -> list[dict[str, Any]]:
+    """Return the variables that the Secrets of the Pod's ServiceAccount stand for."""
+    namespace = service["metadata"]["namespace"]
+    account = service["spec"][component].get("serviceAccountName") or "default"
+    secrets = []
+    try:
+        found = await ctx.client.get(SERVICE_ACCOUNT, account, namespace)
+    except NotFoundError:
+        return []  # the Pod says so itself when the account does not come
+    for reference in found.get("secrets") or ():
+        with contextlib.suppress(NotFoundError):
+            secrets.append(await ctx.client.get(SECRET, reference["name"], namespace))
+    return env_of_secrets(secrets)
 
 
 def _storage(uris: Sequence[str], places: Sequence[str], requirements: str) -> Storage:

@@ -6,6 +6,7 @@ Source: KServe predictor reconciler (2026-08): arguments are concatenated, runti
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +15,25 @@ from shallop.kube.objects import Object, annotations_of, labels_of
 from shallop.kube.patch import FieldMerge, strategic_merge_patch
 from shallop.serving.storage import claim_of
 
-__all__ = ["CONTAINER", "MODEL_PATH", "REQUIREMENTS", "Source", "Storage", "render_pod_template", "workload_name"]
+__all__ = [
+    "AGENT",
+    "AGENT_PORT",
+    "CONTAINER",
+    "MODEL_PATH",
+    "REQUIREMENTS",
+    "Source",
+    "Storage",
+    "render_pod_template",
+    "workload_name",
+]
 
 CONTAINER = "kserve-container"
 MODEL_PATH = "/mnt/models"
 REQUIREMENTS = "environment.shallop.dev/requirements"
 READ_ONLY = "storage.kserve.io/readonly"
 INITIALIZER_IMAGE = "kserve/storage-initializer:v0.21.0"
+AGENT_IMAGE = "kserve/agent:v0.21.0"
+AGENT, AGENT_PORT = "agent", 9081
 EXPLAINER_IMAGE = "kserve/art-explainer:v0.21.0"
 PORT = 8080
 
@@ -72,6 +85,7 @@ class Storage(NamedTuple):
             does not see all of the machine's folders (its /tmp is its own).
         mount_path: where the containers find it.
         others: further things, each with a place of its own.
+        env: variables of the initializer: how to reach where it lies.
     """
 
     uri: str = ""
@@ -79,6 +93,7 @@ class Storage(NamedTuple):
     host_path: str = ""
     mount_path: str = MODEL_PATH
     others: Sequence[Source] = ()
+    env: Sequence[Mapping[str, Any]] = ()
 
 
 def workload_name(service: Object, component: str = "predictor") -> str:
@@ -107,7 +122,42 @@ def render_pod_template(
     spec = strategic_merge_patch(spec, pod_fields, "Pod", _merge_rule)
     spec["containers"] = [_finish(container, service) for container in containers]
     metadata = _metadata(service, runtime_spec, storage, component)
-    return {"metadata": metadata, "spec": _add_storage(spec, service, storage)}
+    return {"metadata": metadata, "spec": _add_agent(_add_storage(spec, service, storage), service, component)}
+
+
+def _add_agent(spec: dict[str, Any], service: Object, component: str) -> dict[str, Any]:
+    """Put the agent, which logs and batches, beside the container that serves."""
+    declared, metadata = service["spec"][component], service["metadata"]
+    logger, batcher = declared.get("logger") or {}, declared.get("batcher")
+    if not logger.get("url") and batcher is None:
+        return spec
+    ports = next((item.get("ports") for item in spec["containers"] if item.get("name") == CONTAINER), None)
+    port = ports[0]["containerPort"] if ports else PORT
+    args = ["--component-port", str(port), "--component", component]
+    args += ["--inference-service", metadata["name"], "--namespace", metadata["namespace"]]
+    if url := logger.get("url"):
+        args += ["--log-url", url, "--log-mode", logger.get("mode") or "all"]
+        if names := logger.get("metadataHeaders"):
+            args += ["--metadata-headers", ",".join(names)]
+        notes = {
+            name: annotations_of(service)[name]
+            for name in logger.get("metadataAnnotations") or ()
+            if name in annotations_of(service)
+        }
+        args += ["--log-annotations", json.dumps(notes)] if notes else []
+    if batcher is not None:
+        args += ["--enable-batcher", "--max-batchsize", str(batcher.get("maxBatchSize") or 32)]
+        args += ["--max-latency", str(batcher.get("maxLatency") or 5000)]
+        args += ["--timeout", str(batcher["timeout"])] if batcher.get("timeout") else []
+    agent = {
+        "name": AGENT,
+        "image": AGENT_IMAGE,
+        "args": args,
+        "ports": [{"name": "http", "containerPort": AGENT_PORT, "protocol": "TCP"}],
+        "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}},
+        "readinessProbe": {"tcpSocket": {"port": AGENT_PORT}, "periodSeconds": 1, "failureThreshold": 3},
+    }
+    return {**spec, "containers": [*spec["containers"], agent]}
 
 
 def _with_arguments(container: Mapping[str, Any], service: Object, component: str) -> dict[str, Any]:
@@ -252,7 +302,7 @@ def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dic
             "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}, "limits": {"memory": "1Gi"}},
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": own,
-        }
+        } | ({"env": [dict(item) for item in storage.env]} if storage.env else {})
         result["initContainers"] = [initializer, *(spec.get("initContainers") or [])]
     if mounts:
         for_reading = [{**mount, "readOnly": read_only} for mount in mounts]

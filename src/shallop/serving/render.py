@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shallop.kube.objects import Object, annotations_of
-from shallop.serving.podtemplate import CONTAINER, PORT, workload_name
+from shallop.serving.podtemplate import AGENT, AGENT_PORT, CONTAINER, PORT, workload_name
 from shallop.serving.traffic import render_targets
 
 __all__ = [
@@ -135,7 +135,10 @@ def render_service(service: Object, template: Object, component: str = "predicto
         template["spec"]["containers"][0],
     )
     declared = container.get("ports") or [{"containerPort": PORT}]
-    ports = [_port(declared[0], 80, "http"), *(_port(item, item["containerPort"], "") for item in declared[1:])]
+    first = declared[0]
+    if any(item.get("name") == AGENT for item in template["spec"]["containers"]):
+        first = {"containerPort": AGENT_PORT}
+    ports = [_port(first, 80, "http"), *(_port(item, item["containerPort"], "") for item in declared[1:])]
     name = workload_name(service, component)
     return {
         "apiVersion": "v1",

@@ -16,6 +16,7 @@ from typing import Any
 from shallop.controller.kind import Column, Kind, Resource, Result, Watch
 from shallop.controller.manager import Context
 from shallop.kube.objects import Gvk, Key, Object, annotations_of, find_condition, is_deleting, labels_of, set_condition
+from shallop.serving.podtemplate import AGENT
 from shallop.serving.schemas import REVISION as SCHEMA
 from shallop.serving.status import find_failure, merge_status
 
@@ -88,8 +89,9 @@ def _pod_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pod_port(spec: Mapping[str, Any]) -> tuple[int, str]:
-    """Return number and name of the port that serves: the first of the first container that declares one."""
-    for container in spec.get("containers") or ():
+    """Return number and name of the port that serves: the agent's, or the first of a container that declares one."""
+    containers = sorted(spec.get("containers") or (), key=lambda container: container.get("name") != AGENT)
+    for container in containers:
         for port in container.get("ports") or ():
             return int(port["containerPort"]), str(port.get("name") or "http")
     return _DEFAULT_PORT, "http"

@@ -159,7 +159,7 @@ _MODEL_SPEC = _described(
     runtime="Name of a ServingRuntime or ClusterServingRuntime; chosen by format and protocol when absent.",
     runtimeVersion="Tag of the runtime's image.",
     protocolVersion="Protocol that the runtime must speak; v1 when absent.",
-    storage="Model by key of the storage-config Secret. Stored, without effect.",
+    storage="Where the model is, by a key of the Secret storage-config; instead of storageUri.",
 )
 _PREDICTOR_SPEC = _object(
     {

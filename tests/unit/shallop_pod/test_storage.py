@@ -65,8 +65,8 @@ def test_patterns_choose_files(tmp_path: Path) -> None:
 def test_what_is_not_there_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "absent"), str(tmp_path / "t")]) == 1
     assert capsys.readouterr().err == f"{tmp_path}/absent: there is no such file or folder on this machine.\n"
-    assert main(["s3://bucket/model", str(tmp_path / "t")]) == 1
-    assert "s3://bucket/model: no store for s3:// is configured here" in capsys.readouterr().err
+    assert main(["hdfs://bucket/model", str(tmp_path / "t")]) == 1
+    assert "hdfs://bucket/model: no store for hdfs:// is configured here" in capsys.readouterr().err
     assert main(["only-one"]) == 1
     assert found(tmp_path / "t") == {}
 

@@ -1,0 +1,375 @@
+"""
+The agent beside a component: logs its requests and answers as CloudEvents, and gathers predictions into batches.
+
+``python3 -m shallop_pod.agent --log-url URL --enable-batcher ...``: the arguments of KServe's agent that we honour are
+in ``parse_options``. It listens on port 9081 and passes everything to the component's port.
+
+Unlike upstream's: a sink that is slow or gone never holds a request up (events are dropped, counted in ``/metrics`` as
+``shallop_agent_events_dropped_total``), requests of different paths are not mixed in a batch, and a batch that fails
+answers with the component's own status and body.
+
+Source: KServe 0.21 agent; CloudEvents 1.0, binary mode over HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import http.client
+import http.server
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
+
+_MAX_BODY = 512 * 2**20
+_QUEUE = 1000
+_SENDERS = 2
+_SINK_TIMEOUT_S = 10.0
+_LAME_DUCK_S = 0.5
+_HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "host"))
+# Asked by the kubelet and by monitors, not by users.
+_UNLOGGED = frozenset(("/", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"))
+
+
+class Options(NamedTuple):
+    """What the agent is told; see ``parse_options``."""
+
+    port: int
+    component_port: int
+    log_url: str
+    log_mode: str
+    source: str
+    service: str
+    namespace: str
+    component: str
+    endpoint: str
+    metadata_headers: Sequence[str]
+    annotations: Mapping[str, str]
+    batch_size: int
+    batch_latency_s: float
+    timeout_s: float
+
+
+class Answer(NamedTuple):
+    """What the component, or the agent itself, answers."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    parser = argparse.ArgumentParser(prog="agent", description="Log and batch the requests of a component.")
+    parser.add_argument("--port", type=int, default=9081)
+    parser.add_argument("--component-port", type=int, default=8080)
+    parser.add_argument("--log-url", default="")
+    parser.add_argument("--log-mode", default="all", choices=("all", "request", "response"))
+    parser.add_argument("--source-uri", default="")
+    parser.add_argument("--inference-service", default="")
+    parser.add_argument("--namespace", default="")
+    parser.add_argument("--component", default="predictor")
+    parser.add_argument("--endpoint", default="")
+    parser.add_argument("--metadata-headers", default="", help="comma list")
+    parser.add_argument("--log-annotations", default="{}", help="JSON object")
+    parser.add_argument("--enable-batcher", action="store_true")
+    parser.add_argument("--max-batchsize", type=int, default=32)
+    parser.add_argument("--max-latency", type=int, default=5000, help="milliseconds")
+    parser.add_argument("--timeout", type=float, default=600, help="of one request to the component, seconds")
+    given = parser.parse_args(argv)
+    return Options(
+        port=given.port,
+        component_port=given.component_port,
+        log_url=given.log_url,
+        log_mode=given.log_mode,
+        source=given.source_uri or os.environ.get("HOSTNAME") or socket.gethostname(),
+        service=given.inference_service,
+        namespace=given.namespace,
+        component=given.component,
+        endpoint=given.endpoint,
+        metadata_headers=[name.strip().lower() for name in given.metadata_headers.split(",") if name.strip()],
+        annotations=json.loads(given.log_annotations),
+        batch_size=given.max_batchsize if given.enable_batcher else 0,
+        batch_latency_s=given.max_latency / 1000,
+        timeout_s=given.timeout,
+    )
+
+
+class Logger:
+    """Sends CloudEvents in the background; one that does not fit into the queue is dropped and counted."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._events: queue.Queue[tuple[dict[str, str], bytes]] = queue.Queue(_QUEUE)
+        self._lock = threading.Lock()
+        self.dropped = 0
+        for _ in range(_SENDERS):
+            threading.Thread(target=self._send, daemon=True).start()
+
+    def log(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: bytes) -> None:
+        """Log a message; ``kind`` is request or response, ``headers`` are the request's, names in lower case."""
+        if self._options.log_mode not in ("all", kind):
+            return
+        try:
+            self._events.put_nowait((self.render(kind, id_, headers, content_type), body))
+        except queue.Full:
+            self._drop()
+
+    def render(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str) -> dict[str, str]:
+        """Return the headers of an event."""
+        options = self._options
+        now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+        event = {
+            "ce-specversion": "1.0",
+            "ce-id": id_,
+            "ce-type": f"org.kubeflow.serving.inference.{kind}",
+            "ce-source": options.source,
+            "ce-time": now,
+            "ce-recordedtime": now,
+            "ce-inferenceservicename": options.service,
+            "ce-namespace": options.namespace,
+            "ce-component": options.component,
+            "ce-endpoint": options.endpoint,
+            "content-type": content_type,
+        }
+        found = {name: [headers[name]] for name in options.metadata_headers if name in headers}
+        if found:
+            event["ce-metadata"] = json.dumps(found)
+        if options.annotations:
+            event["ce-annotations"] = json.dumps(dict(options.annotations))
+        return event
+
+    def _drop(self) -> None:
+        with self._lock:
+            self.dropped += 1
+
+    def _send(self) -> None:
+        while True:
+            headers, body = self._events.get()
+            request = urllib.request.Request(self._options.log_url, body, headers)
+            try:
+                urllib.request.urlopen(request, timeout=_SINK_TIMEOUT_S).close()
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()
+                if not self.dropped:
+                    print(f"logger: {self._options.log_url}: {error}", file=sys.stderr, flush=True)
+                self._drop()
+            finally:
+                self._events.task_done()
+
+    def drain(self, seconds: float) -> None:
+        """Wait until everything logged so far is sent, at most so long."""
+        waiter = threading.Thread(target=self._events.join, daemon=True)
+        waiter.start()
+        waiter.join(seconds)
+
+
+class _Batch:
+    def __init__(self) -> None:
+        self.instances: list[Any] = []
+        self.done = threading.Event()
+        self.full = False
+        self.answer = Answer(500, (), b"")
+        self.predictions: list[Any] | None = None
+        self.id = str(uuid.uuid4())
+
+
+class Batcher:
+    """Gathers ``instances`` of predictions until there are enough or the first has waited long enough."""
+
+    def __init__(self, size: int, latency_s: float, ask: Any) -> None:
+        self._size = size
+        self._latency_s = latency_s
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._open: dict[str, _Batch] = {}
+
+    def predict(self, path: str, headers: Mapping[str, str], instances: list[Any]) -> Answer:
+        """Answer one request with its part of a batch."""
+        with self._lock:
+            batch = self._open.get(path)
+            first = batch is None
+            if batch is None:
+                batch = self._open[path] = _Batch()
+            start = len(batch.instances)
+            batch.instances += instances
+            full = len(batch.instances) >= self._size
+            if full:
+                del self._open[path]
+        if full:
+            self._run(path, headers, batch)
+        # Somebody else may fill it meanwhile; otherwise the first one sends what has come together.
+        elif first and not batch.done.wait(self._latency_s):
+            with self._lock:
+                mine = self._open.get(path) is batch
+                if mine:
+                    del self._open[path]
+            if mine:
+                self._run(path, headers, batch)
+        batch.done.wait()
+        if batch.predictions is None:
+            return batch.answer
+        part = batch.predictions[start : start + len(instances)]
+        body = json.dumps({"message": "", "batchId": batch.id, "predictions": part}).encode()
+        return Answer(200, [("Content-Type", "application/json")], body)
+
+    def _run(self, path: str, headers: Mapping[str, str], batch: _Batch) -> None:
+        try:
+            body = json.dumps({"instances": batch.instances}).encode()
+            batch.answer = self._ask("POST", path, {**headers, "content-type": "application/json"}, body)
+            if batch.answer.status == 200:
+                predictions = json.loads(batch.answer.body).get("predictions")
+                if isinstance(predictions, list) and len(predictions) == len(batch.instances):
+                    batch.predictions = predictions
+                else:
+                    batch.answer = _error(502, "the component did not answer with one prediction per instance")
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            batch.answer = _error(502, f"the component cannot be asked: {error}")
+        finally:
+            batch.done.set()
+
+
+def _error(status: int, message: str) -> Answer:
+    return Answer(status, [("Content-Type", "application/json")], json.dumps({"error": message}).encode())
+
+
+class Agent:
+    """Passes requests to the component; used by many threads at once."""
+
+    def __init__(self, options: Options, host: str) -> None:
+        self._options = options
+        self._host = host
+        self._connections = threading.local()
+        self.logger = Logger(options) if options.log_url else None
+        batching = options.batch_size > 0
+        self._batcher = Batcher(options.batch_size, options.batch_latency_s, self._ask) if batching else None
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Answer one request; ``headers`` with names in lower case."""
+        if path == "/metrics" and self.logger and method == "GET":
+            return self._metrics(headers)
+        id_ = headers.get("ce-id") or headers.get("x-request-id") or str(uuid.uuid4())
+        logged = self.logger is not None and path.partition("?")[0] not in _UNLOGGED
+        if logged and self.logger:
+            self.logger.log("request", id_, headers, headers.get("content-type", "application/json"), body)
+        try:
+            answer = self._answer(method, path, headers, body)
+        except (OSError, http.client.HTTPException) as error:
+            answer = _error(502, f"the component cannot be asked: {error}")
+        if logged and self.logger and answer.status == 200:
+            content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
+            self.logger.log("response", id_, headers, content_type or "application/json", answer.body)
+        return answer
+
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        if self._batcher and method == "POST" and path.partition("?")[0].endswith(":predict"):
+            try:
+                payload = json.loads(body)
+                instances = payload.get("instances") if isinstance(payload, dict) else None
+            except ValueError:
+                instances = None
+            # What is no batchable request the component shall judge itself.
+            if isinstance(instances, list) and instances:
+                return self._batcher.predict(path, headers, instances)
+        return self._ask(method, path, headers, body)
+
+    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        sent = {name: value for name, value in headers.items() if name not in _HOP and name != "content-length"}
+        sent["host"] = headers.get("host", "localhost")
+        while True:
+            connection: http.client.HTTPConnection | None = getattr(self._connections, "one", None)
+            kept = connection is not None and connection.sock is not None
+            if connection is None:
+                timeout_s, port = self._options.timeout_s, self._options.component_port
+                connection = self._connections.one = http.client.HTTPConnection(self._host, port, timeout=timeout_s)
+            try:
+                connection.request(method, path, body or None, sent)
+                response = connection.getresponse()
+                content = response.read()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                if kept:
+                    continue  # closed under our hands since the last request; a fresh one says how it is
+                raise
+            kept_headers = [(k, v) for k, v in response.getheaders() if k.lower() not in (*_HOP, "content-length")]
+            return Answer(response.status, kept_headers, content)
+
+    def _metrics(self, headers: Mapping[str, str]) -> Answer:
+        try:
+            own = self._ask("GET", "/metrics", headers, b"")
+        except (OSError, http.client.HTTPException):
+            own = Answer(200, (), b"")
+        dropped = self.logger.dropped if self.logger else 0
+        text = f"# TYPE shallop_agent_events_dropped_total counter\nshallop_agent_events_dropped_total {dropped}\n"
+        body = (own.body if own.status == 200 else b"") + text.encode()
+        return Answer(200, [("Content-Type", "text/plain; version=0.0.4")], body)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    agent: Agent
+
+    def _handle(self) -> None:
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isdigit() or int(length) > _MAX_BODY or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            self._send(
+                _error(411 if "Transfer-Encoding" in self.headers else 413, "send a Content-Length up to 512 MiB")
+            )
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self._send(self.agent.handle(self.command, self.path, headers, self.rfile.read(int(length))))
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_HEAD = _handle
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers:
+            if name.lower() not in ("date", "server"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Be quiet: the gateway counts requests."""
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 512
+    daemon_threads = True
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM."""
+    options = parse_options(argv)
+    pod = os.environ.get("SHALLOP_POD_IP") or ""
+    agent = Agent(options, pod or "127.0.0.1")
+    server = _Server((pod or "0.0.0.0", options.port), type("Handler", (_Handler,), {"agent": agent}))
+
+    def stop(*_: Any) -> None:
+        # Who sends requests hears of the end at the same moment as we do: stay open until it must have acted.
+        threading.Timer(_LAME_DUCK_S, server.shutdown).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    server.serve_forever(poll_interval=0.1)
+    if agent.logger:
+        agent.logger.drain(5.0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
