@@ -122,6 +122,28 @@ def test_xgboost_from_a_volume_claim(platform: Any) -> None:
     assert len(predict(url, "boosted", [[0.5] * features, [1.5] * features])) == 2
 
 
+BOOST = """
+import json, sys
+import lightgbm
+from sklearn.datasets import load_iris
+rows, labels = load_iris(return_X_y=True)
+options = {"objective": "multiclass", "num_class": 3, "verbose": -1, "num_threads": 1}
+booster = lightgbm.train(options, lightgbm.Dataset(rows, labels), 5)
+booster.save_model(sys.argv[1])
+print(json.dumps([rows[::40].tolist(), booster.predict(rows[::40]).tolist()]))
+"""
+
+
+def test_lightgbm_answers_as_its_own_library_does(platform: Any, tmp_path: Path) -> None:
+    environments = Environments.of(Settings(home=tmp_path / "builder"))
+    python = asyncio.run(environments.ensure(environments.resolve("kserve/lgbserver:v0.21.0", [], []))).python
+    (tmp_path / "light").mkdir()
+    command = [str(python), "-c", BOOST, str(tmp_path / "light" / "model.bst")]
+    rows, expected = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    url = service(platform, "light", str(tmp_path / "light"), "lightgbm")
+    assert predict(url, "light", rows) == expected
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="killing a Pod's process by its number needs its PID outside")
 def test_a_killed_model_server_is_back_on_its_own(platform: Any, tmp_path: Path) -> None:
     url = service(platform, "killed", str(fitted(tmp_path, "scikit-learn==1.5.2")))

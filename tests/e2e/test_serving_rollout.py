@@ -159,8 +159,8 @@ def test_a_canary_is_ramped_up_promoted_and_rolled_back_without_a_failed_request
         until(lambda: service.predictor("latestReadyRevision") == "ramp-predictor-00002", "the canary is ready")
         until(lambda: service.predictor("traffic[0].revisionName") == "ramp-predictor-00002", "the canary has traffic")
         until(lambda: "two" in service.versions(10), "the gateway follows")
-        counts = service.versions(400)
-        low, high = binomial_bounds(400, 0.2)
+        counts = service.versions(200)
+        low, high = binomial_bounds(200, 0.2)
         assert low <= counts["two"] <= high, counts
         assert service.predictor("latestRolledoutRevision") == "ramp-predictor-00001"
         shown = json.loads(service.predictor("traffic"))
@@ -274,8 +274,8 @@ def test_a_named_canary_of_standard_mode_is_promoted_without_a_restart(platform:
         service.apply("one", canary=[{"predictor": green, "trafficPercent": 30}])
         until(lambda: service.get(".status.canaryStatuses[0].ready") == "true", "the canary is ready")
         until(lambda: "two" in service.versions(10), "the gateway follows")
-        counts = service.versions(300)
-        low, high = binomial_bounds(300, 0.3)
+        counts = service.versions(200)
+        low, high = binomial_bounds(200, 0.3)
         assert low <= counts["two"] <= high, counts
         pods = service.get(".items[*].metadata.uid", what=green_pods)
         assert pods

@@ -40,7 +40,7 @@ def load_model(name: str, folder: str | Path, *, env: Mapping[str, str] = os.env
 
     Args:
         env: ``PREDICT_PROBA=true`` makes a classifier answer with probabilities.
-        threads: used by XGBoost for one prediction.
+        threads: used by XGBoost and LightGBM for one prediction.
 
     Raises:
         LoadError: none or several candidates, a broken file, a library that is missing or of another version.
@@ -49,6 +49,8 @@ def load_model(name: str, folder: str | Path, *, env: Mapping[str, str] = os.env
     try:
         if path.suffix in _SKLEARN:
             return _load_sklearn(name, path, env)
+        if _is_lightgbm(path):
+            return _load_lightgbm(name, path, threads)
         return _load_xgboost(name, path, threads)
     except ModuleNotFoundError as error:
         raise LoadError(
@@ -111,3 +113,20 @@ def _load_xgboost(name: str, path: Path, threads: int) -> Model:
         return booster.predict(xgboost.DMatrix(rows, nthread=threads))
 
     return Model(name, "xgboost", predict, int(booster.num_features()))
+
+
+def _is_lightgbm(path: Path) -> bool:
+    """Tell the text of a LightGBM booster from XGBoost's files, which may have the same suffix."""
+    with path.open("rb") as file:
+        return file.read(5) in (b"tree\n", b"tree\r")
+
+
+def _load_lightgbm(name: str, path: Path, threads: int) -> Model:
+    import lightgbm
+
+    booster = lightgbm.Booster(model_file=str(path))
+
+    def predict(rows: Any) -> Any:
+        return booster.predict(rows, num_threads=threads)
+
+    return Model(name, "lightgbm", predict, int(booster.num_feature()))

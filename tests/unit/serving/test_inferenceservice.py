@@ -307,3 +307,91 @@ async def test_fields_without_effect_are_named_in_an_event(tmp_path: Path) -> No
         event = await w.event("NotHonoured")
         assert event["type"] == "Warning"
         assert "spec.predictor.canaryTrafficPercent" in event["message"]
+
+
+KSVC, REVISION = Gvk("serving.knative.dev/v1", "Service"), Gvk("serving.knative.dev/v1", "Revision")
+
+
+def knative(image: str = "one", **predictor: Any) -> Object:
+    container = {"name": "kserve-container", "image": image}
+    made = service(annotations={}, containers=[container], **predictor)
+    del made["spec"]["predictor"]["model"], made["metadata"]["annotations"]
+    return made
+
+
+async def start(w: World, revision: str) -> None:
+    """Do what the Deployment controller does when the Pod of a revision is ready."""
+    deployment = await w.until(DEPLOYMENT, f"{revision}-deployment", lambda _: True)
+    await w.client.patch_status(deployment, {"readyReplicas": 1, "replicas": 1})
+
+
+def traffic(obj: Object) -> dict[str, int]:
+    shown = ((obj.get("status") or {}).get("components") or {}).get("predictor", {}).get("traffic") or []
+    return {item["revisionName"]: item["percent"] for item in shown}
+
+
+async def test_a_service_without_a_mode_gets_revisions_that_share_the_traffic(tmp_path: Path) -> None:
+    first, second = "iris-predictor-00001", "iris-predictor-00002"
+    async with world(tmp_path) as w:
+        await w.client.create(knative())
+        await start(w, first)
+        done = await w.until(ISVC, "iris", lambda obj: ready(obj) == "True" and traffic(obj) == {first: 100})
+        assert done["status"]["deploymentMode"] == "Knative"
+        await w.client.patch(ISVC, "iris", "default", {"spec": knative("two", canaryTrafficPercent=10)["spec"]})
+        await w.until(REVISION, second, lambda _: True)
+        assert traffic(await w.client.get(ISVC, "iris", "default")) == {first: 100}
+        await start(w, second)
+        shared = await w.until(ISVC, "iris", lambda obj: traffic(obj) == {second: 10, first: 90})
+        assert shared["status"]["components"]["predictor"]["latestRolledoutRevision"] == first
+        route = await w.until(ROUTE, "iris", lambda obj: len(obj["spec"]["rules"][0]["backendRefs"]) == 2)
+        weights = {item["name"]: item["weight"] for item in route["spec"]["rules"][0]["backendRefs"]}
+        assert weights == {second: 10, first: 90}
+        await w.client.patch(ISVC, "iris", "default", {"spec": {"predictor": {"canaryTrafficPercent": None}}})
+        await w.until(ISVC, "iris", lambda obj: traffic(obj) == {second: 100})
+        reserve = await w.until(
+            REVISION, first, lambda obj: obj["metadata"]["labels"]["serving.knative.dev/routingState"] == "reserve"
+        )
+        assert reserve["spec"]["containers"][0]["image"] == "one"
+
+
+async def test_what_only_steers_scaling_makes_no_new_revision(tmp_path: Path) -> None:
+    autoscaler = POD_AUTOSCALER.gvk
+    async with world(tmp_path) as w:
+        await w.client.create(knative(minReplicas=0))
+        await start(w, "iris-predictor-00001")
+        await w.until(ISVC, "iris", lambda obj: ready(obj) == "True")
+        change = {"minReplicas": 2, "maxReplicas": 5, "scaleTarget": 7, "containerConcurrency": 3}
+        await w.client.patch(ISVC, "iris", "default", {"spec": {"predictor": change}})
+
+        def follows(obj: Object) -> bool:
+            notes = obj["metadata"]["annotations"]
+            wanted = {"min-scale": "2", "max-scale": "5", "target": "7"}
+            scaled = all(notes.get(f"autoscaling.knative.dev/{name}") == value for name, value in wanted.items())
+            return scaled and obj["spec"]["containerConcurrency"] == 3
+
+        await w.until(autoscaler, "iris-predictor-00001", follows)
+        assert len((await w.client.list(REVISION, "default")).items) == 1
+
+
+async def test_a_stopped_service_of_knative_mode_loses_its_knative_service(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.client.create(knative())
+        await start(w, "iris-predictor-00001")
+        await w.until(ISVC, "iris", lambda obj: ready(obj) == "True")
+        stop = {"metadata": {"annotations": {"serving.kserve.io/stop": "true"}}}
+        await w.client.patch(ISVC, "iris", "default", stop)
+        await w.until(ISVC, "iris", lambda obj: ready(obj) == "False")
+        await w.until_gone(KSVC, "iris-predictor")
+
+
+async def test_a_loader_is_given_what_reaches_its_store(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": "default"}}
+        await w.client.create(secret | {"stringData": {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}})
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "loader", "namespace": "default"}}
+        await w.client.create(account | {"secrets": [{"name": "s3"}]})
+        await w.client.create(service(uri="s3://models/iris", serviceAccountName="loader"))
+        deployment = await w.until(DEPLOYMENT, "iris-predictor", lambda _: True)
+        (initializer,) = deployment["spec"]["template"]["spec"]["initContainers"]
+        names = {item["name"]: item["valueFrom"]["secretKeyRef"]["name"] for item in initializer["env"]}
+        assert names == {"AWS_ACCESS_KEY_ID": "s3", "AWS_SECRET_ACCESS_KEY": "s3"}
