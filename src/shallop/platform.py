@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -48,6 +49,7 @@ PARTS: tuple[Part, ...] = (
     tuning.PART,
     dashboard.PART,
 )
+_FILES = 65536
 _SERVICE = Gvk("v1", "Service")
 _SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
 # How Pods reach the platform: the names and ports that Kubeflow's clients have built in.
@@ -61,6 +63,9 @@ _PLATFORM_SERVICES = (
 def run(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM (Pods stop too) or SIGHUP (Pods go on); returns the exit code."""
     lock = instance.Lock(settings)
+    # A watch is a connection: a thousand of them are more than most systems allow a program at first.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(settings))
     del lock

@@ -26,6 +26,8 @@ __all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "service_po
 
 log = logging.getLogger(__name__)
 _SO_BINDTODEVICE = 25
+# With networks of their own: each bridge, of which there are 255, has 1024 addresses, as it can have 1023 ports.
+_BRIDGED_PODS = ipaddress.IPv4Network("10.244.0.0/14")
 # Without networks of their own: each instance has one of 4096 shares of both, 1024 addresses large.
 _LOOPBACK_PODS = ipaddress.IPv4Network("127.64.0.0/10")
 _LOOPBACK_SERVICES = ipaddress.IPv4Network("127.128.0.0/10")
@@ -178,7 +180,7 @@ class Network:
             self.bridge = _make_bridge()
             record.write_text(json.dumps({"bridge": self.bridge}))
         number = int(self.bridge.removeprefix("shallop"))
-        self._subnet = ipaddress.IPv4Network(f"10.244.{number}.0/24")
+        self._subnet = ipaddress.IPv4Network((int(_BRIDGED_PODS[0]) + 1024 * number, 22))
         index = socket.if_nametoindex(self.bridge)
         with Netlink() as netlink:
             netlink.add_address(index, self.gateway, self.prefix)
