@@ -2,18 +2,21 @@
 Speed of the API server over TLS with one client on the same machine.
 
 Creates 1.5 KB ConfigMaps one after the other on one connection and then on sixteen, and measures how long a watch
-takes to hear of a write. Run: ``python benchmarks/apiserver.py [SECONDS]``. Prints one JSON object.
+takes to hear of a write, reads and lists. Run: ``python benchmarks/apiserver.py [SECONDS] [--kubeconfig FILE]``; with
+a kubeconfig the same load goes to that cluster, into a namespace that is deleted afterwards. ``--full``
+measures ours with ``synchronous=full``. Prints one JSON object.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import platform
 import ssl
 import statistics
-import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -23,16 +26,17 @@ import aiohttp
 import uvloop
 
 from shallop.embedded.apiserver import ApiServer, ensure_tls
+from shallop.kube.kubeconfig import load_kubeconfig
 from shallop.webserver import Server, bind
 
 _TOKEN = "benchmark"
 _DATA = {"payload": "x" * 1300}
 
 
-def _serve(home: Path, pipe: Connection) -> None:
+def _serve(home: Path, synchronous: str, pipe: Connection) -> None:
     async def run() -> None:
         tls = ensure_tls(home / "tls")
-        server = ApiServer(home / "objects.db", admin_token=_TOKEN)
+        server = ApiServer(home / "objects.db", admin_token=_TOKEN, synchronous=synchronous)
         await server.start()
         sock = bind("127.0.0.1", 0, "api_port")
         http = Server(server.asgi, sock, tls=(str(tls.certificate), str(tls.key)))
@@ -56,7 +60,7 @@ def _percentiles(samples: list[float]) -> dict[str, float]:
 async def _create(session: aiohttp.ClientSession, url: str, name: str) -> float:
     body = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": _DATA})
     begun = time.perf_counter()
-    async with session.post(f"{url}/api/v1/namespaces/default/configmaps", data=body) as answer:
+    async with session.post(f"{url}/configmaps", data=body) as answer:
         await answer.read()
         assert answer.status == 201, answer.status
     return time.perf_counter() - begun
@@ -83,8 +87,8 @@ async def _watch_lag(session: aiohttp.ClientSession, url: str, writes: int) -> d
     """Time from the start of a write to its event."""
     sent: dict[str, float] = {}
     lags: list[float] = []
-    watch_url = f"{url}/api/v1/namespaces/default/configmaps?watch=1&labelSelector=!none&fieldSelector=metadata.name!=x"
-    async with session.get(f"{url}/api/v1/configmaps?limit=1") as answer:
+    watch_url = f"{url}/configmaps?watch=1&labelSelector=!none&fieldSelector=metadata.name!=x"
+    async with session.get(f"{url}/configmaps?limit=1") as answer:
         revision = (await answer.json())["metadata"]["resourceVersion"]
 
     async with session.get(f"{watch_url}&resourceVersion={revision}") as stream:
@@ -105,33 +109,74 @@ async def _watch_lag(session: aiohttp.ClientSession, url: str, writes: int) -> d
     return _percentiles(lags)
 
 
-async def _measure(address: dict[str, str], seconds: float) -> dict[str, object]:
-    context = ssl.create_default_context(cafile=address["ca"])
-    headers = {"Authorization": f"Bearer {_TOKEN}", "Content-Type": "application/json"}
-    connector = aiohttp.TCPConnector(ssl=context, limit=64)
+async def _reads(session: aiohttp.ClientSession, url: str, path: str, count: int) -> dict[str, float]:
+    samples = []
+    begun = time.perf_counter()
+    for _ in range(count):
+        started = time.perf_counter()
+        async with session.get(url + path) as answer:
+            await answer.read()
+            assert answer.status == 200, answer.status
+        samples.append(time.perf_counter() - started)
+    return {"per_s": round(count / (time.perf_counter() - begun)), **_percentiles(samples)}
+
+
+async def _measure(
+    server: str, context: ssl.SSLContext | None, authorization: str, seconds: float
+) -> dict[str, object]:
+    headers = {"Authorization": authorization, "Content-Type": "application/json"}
+    connector = aiohttp.TCPConnector(ssl=context or True, limit=64)
     async with aiohttp.ClientSession(headers=headers, connector=connector, read_bufsize=2**20) as session:
-        url = address["url"]
-        await _creates(session, url, 1, 0.5, "warm")
-        return {
-            "create_1_connection": await _creates(session, url, 1, seconds, "one"),
-            "create_16_connections": await _creates(session, url, 16, seconds, "many"),
-            "write_to_watch_event": await _watch_lag(session, url, 1000),
-        }
+        namespace = f"benchmark-{os.getpid()}"
+        url = f"{server}/api/v1/namespaces/{namespace}"
+        async with session.post(f"{server}/api/v1/namespaces", json={"metadata": {"name": namespace}}) as answer:
+            assert answer.status == 201, await answer.text()
+        try:
+            await _creates(session, url, 1, 0.5, "warm")
+            await _creates(session, url, 16, 0.5, "more")
+            return {
+                "list_of_500": await _reads(session, url, "/configmaps?limit=500", 20),
+                "get": await _reads(session, url, "/configmaps/warm-0-0", 1000),
+                "create_1_connection": await _creates(session, url, 1, seconds, "one"),
+                "create_16_connections": await _creates(session, url, 16, seconds, "many"),
+                "write_to_watch_event": await _watch_lag(session, url, 1000),
+            }
+        finally:
+            async with session.delete(url) as answer:
+                await answer.read()
+
+
+async def _measure_cluster(kubeconfig: str, seconds: float) -> dict[str, object]:
+    access = load_kubeconfig(kubeconfig)
+    login = await access.credentials.login()
+    return await _measure(access.server, login.ssl, login.authorization, seconds)
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", nargs="?", type=float, default=5.0)
+    parser.add_argument("--kubeconfig", default="")
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    if options.kubeconfig:
+        results = uvloop.run(_measure_cluster(options.kubeconfig, options.seconds))
+        print(json.dumps(results, indent=2))
+        return
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
+    synchronous = "full" if options.full else "normal"
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=_serve, args=(Path(folder), theirs))
+        process = context.Process(target=_serve, args=(Path(folder), synchronous, theirs))
         process.start()
         try:
-            results = uvloop.run(_measure(ours.recv(), seconds))
+            address = ours.recv()
+            verified = ssl.create_default_context(cafile=address["ca"])
+            results = uvloop.run(_measure(address["url"], verified, f"Bearer {_TOKEN}", options.seconds))
         finally:
             ours.send("stop")
             process.join()
-    print(json.dumps({"machine": platform.platform(), "python": platform.python_version(), **results}, indent=2))
+    machine = {"machine": platform.platform(), "python": platform.python_version(), "synchronous": synchronous}
+    print(json.dumps({**machine, **results}, indent=2))
 
 
 if __name__ == "__main__":
