@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SESSION = Path(__file__).parent / "informer_session.py"
-KILLS = 3
+KILLS = 2
 
 
 def config_map(name: str, n: int) -> dict[str, Any]:

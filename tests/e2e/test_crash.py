@@ -301,7 +301,7 @@ async def kill_often(plane: ControlPlane, api: Api, rng: random.Random) -> None:
             continue
         await api.ask("/readyz")
         plane.recovery_s.append(time.monotonic() - begun)
-        await asyncio.sleep(rng.uniform(0.05, 0.7))
+        await asyncio.sleep(rng.uniform(0.05, 0.5))
 
 
 def check_watch(events: list[Object], journal: Journal, *, even: bool) -> None:
