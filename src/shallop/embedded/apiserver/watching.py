@@ -79,14 +79,19 @@ async def _run(
             initial.append(Event("BOOKMARK", None, _bookmark(resource, store.revision, initial_end=True)))
         # The first batch may be empty: it says that the watch is set up.
         yield initial
-        async for events in _follow(subscription, resource, query, predicate, revision):
+        async for events in _follow(store, subscription, resource, query, predicate, revision):
             yield events
     finally:
         store.unsubscribe(subscription)
 
 
 async def _follow(
-    subscription: Subscription, resource: Resource, query: WatchQuery, predicate: Predicate | None, revision: int
+    store: ObjectsStore,
+    subscription: Subscription,
+    resource: Resource,
+    query: WatchQuery,
+    predicate: Predicate | None,
+    revision: int,
 ) -> AsyncIterator[list[Event]]:
     timeout_s = query.timeout_s or _MIN_TIMEOUT_S * random.uniform(1, 2)
     deadline = time.monotonic() + timeout_s
@@ -102,6 +107,9 @@ async def _follow(
             raise ExpiredError("too old resource version: the watch fell behind; list again")
         if changes:
             store_revision = changes[-1].revision
+        if not subscription.pending:
+            # Nothing up to now concerns this watch: a quiet kind must not fall behind the history of the busy ones.
+            store_revision = max(store_revision, store.revision)
         events = [event for change in changes if (event := _event(resource, change, predicate)) is not None]
         if query.bookmarks and time.monotonic() >= next_bookmark:
             next_bookmark = time.monotonic() + _BOOKMARK_S
