@@ -73,6 +73,8 @@ def render_rules(parts: Sequence[Part] = CLUSTER_PARTS) -> list[Object]:
             grant(gvk, _OWN)
         for watch in kind.watches:
             grant(watch.gvk, _READ)
+        for gvk in kind.reads:
+            grant(gvk, ("get",))
     for obj in (obj for part in parts for obj in part.objects):
         grant(gvk_of(obj), ("create", "patch"))
     verbs[("", "events")] |= {"get", "create", "patch"}

@@ -103,6 +103,7 @@ class Kind:
         on_gone: called with the key of an object that no longer exists.
         owns: kinds of children; a change of one reconciles its controlling owner.
         watches: other kinds whose changes matter.
+        reads: kinds of which single objects are fetched without being followed; on a cluster roles are made from these.
         workers: how many objects are reconciled at once.
     """
 
@@ -124,6 +125,7 @@ class Kind:
     on_gone: Callable[[Context, Key], Awaitable[None]] | None = None
     owns: tuple[Gvk, ...] = ()
     watches: tuple[Watch, ...] = ()
+    reads: tuple[Gvk, ...] = ()
     workers: int = 4
 
     @property

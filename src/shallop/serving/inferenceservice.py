@@ -423,4 +423,6 @@ INFERENCE_SERVICE = Kind(
     reconcile=reconcile,
     owns=(DEPLOYMENT, SERVICE, HTTP_ROUTE, KNATIVE_SERVICE, AUTOSCALER),
     watches=(Watch(POD, _labelled_service), Watch(ENDPOINT_SLICE, _labelled_service)),
+    # Credentials of models are named by the Pods' ServiceAccount.
+    reads=(Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")),
 )
