@@ -56,6 +56,15 @@ def main(kubeconfig: str, namespace: str) -> None:
         time.sleep(0.2)
 
 
+def told(client: TrainerClient, job: str, reason: str) -> str:
+    """Return the message of the job's Event of this reason; Events are written a moment after what they tell of."""
+    deadline = time.monotonic() + 60
+    while not (messages := [event.message for event in client.get_job_events(job) if event.reason == reason]):
+        assert time.monotonic() < deadline, f"no Event {reason}: {client.get_job_events(job)}"
+        time.sleep(0.2)
+    return messages[-1]
+
+
 def greeted(client: TrainerClient) -> str:
     job = client.train(
         runtime="plain",
@@ -77,8 +86,8 @@ def greeted(client: TrainerClient) -> str:
     assert [item["type"] for item in status["conditions"]] == ["Complete"], status
     counts = {"name": "node", "ready": 0, "succeeded": 1, "failed": 0, "active": 0, "suspended": 0}
     assert status["jobsStatus"] == [counts], status
-    reasons = {event.reason for event in client.get_job_events(job)}
-    assert {"Scheduled", "Started", "AllJobsCompleted", "TrainJobComplete"} <= reasons, reasons
+    for reason in ("Scheduled", "Started", "AllJobsCompleted", "TrainJobComplete"):
+        told(client, job, reason)
     return job
 
 
@@ -90,9 +99,8 @@ def failed(client: TrainerClient) -> str:
         assert "is Failed" in str(error), error
     else:
         raise AssertionError("a job that failed is complete")
-    messages = {event.reason: event.message for event in client.get_job_events(job)}
-    assert "exit code 1" in messages["TrainJobFailed"], messages
-    assert "the data set is not there" in messages["TrainJobFailed"], messages
+    message = told(client, job, "TrainJobFailed")
+    assert "exit code 1" in message and "the data set is not there" in message, message
     return job
 
 
@@ -102,8 +110,7 @@ def unknown_image(client: TrainerClient) -> str:
     job = client.train(runtime="plain", trainer=trainer, options=[Name("by-image")])
     assert job == "by-image"
     client.wait_for_job_status(job, status={"Failed"}, timeout=TIMEOUT_S, polling_interval=1)
-    messages = {event.reason: event.message for event in client.get_job_events(job)}
-    assert "acme/train:7" in messages["ImageNotAvailable"], messages
+    assert "acme/train:7" in told(client, job, "ImageNotAvailable")
     return job
 
 
