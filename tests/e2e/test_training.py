@@ -1,4 +1,4 @@
-"""Trainings as a user of kubectl sees them: upstream's manifests, MPI, crashes of the control plane."""
+"""Trainings as a user of kubectl sees them: upstream's manifests, crashes of the control plane."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from typing import Any
 import pytest
 
 DEADLINE_S = 400.0
-RING = """
-from mpi4py import MPI
-world = MPI.COMM_WORLD
-print("sum", world.allreduce(world.Get_rank()), "of", world.Get_size(), "ranks", flush=True)
-"""
 # Counts its runs in a file that outlives its Pod, then waits to be told to end.
 COUNTING = """
 import os, time
@@ -80,25 +75,6 @@ def test_an_example_of_upstream_runs_unchanged(platform: Any, namespace: str, sh
         )
 
     until(told, "an Event that names the image")
-
-
-@pytest.mark.timeout(600)
-def test_a_launcher_starts_mpi_in_its_workers(platform: Any, namespace: str) -> None:
-    def replica(count: int, command: list[str] | None) -> dict[str, Any]:
-        container = {"name": "mpi", "image": "shallop/openmpi:4", **({"command": command} if command else {})}
-        return {"replicas": count, "template": {"spec": {"containers": [container]}}}
-
-    command = ["mpirun", "-np", "4", "python3", "-c", RING]
-    specs = {"Launcher": replica(1, command), "Worker": replica(2, None)}
-    job = {"apiVersion": "kubeflow.org/v1", "kind": "MPIJob", "metadata": {"name": "ring"}}
-    job["spec"] = {"slotsPerWorker": 2, "mpiReplicaSpecs": specs}
-    platform.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(job))
-    end = condition(platform, namespace, "mpijob/ring", "Succeeded", "Failed")
-    log = platform.kubectl("-n", namespace, "logs", "ring-launcher")
-    assert end["type"] == "Succeeded", log
-    assert log.splitlines().count("sum 6 of 4 ranks") == 4, log
-    # Workers only wait: they go with the launcher.
-    until(lambda: "ring-worker" not in platform.kubectl("-n", namespace, "get", "pods", "-o", "name"), "no worker")
 
 
 @pytest.mark.timeout(600)
