@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from shallop.controller import Part
+from collections.abc import Awaitable, Callable, Sequence
+
+from shallop.controller import Part, Services
+from shallop.tuning.dbmanager import db_manager
 from shallop.tuning.engine import Searches
 from shallop.tuning.experiment import experiment_kind
 from shallop.tuning.pods import pod_admission
@@ -13,6 +16,10 @@ from shallop.tuning.trial import trial_kind
 __all__ = ["PART"]
 
 
+def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
+    return [db_manager(services)]
+
+
 def _part() -> Part:
     searches = Searches()
     return Part(
@@ -20,6 +27,7 @@ def _part() -> Part:
         kinds=(experiment_kind(searches), suggestion_kind(searches), trial_kind()),
         migrations=MIGRATIONS,
         admission=pod_admission,
+        tasks=_tasks,
     )
 
 
