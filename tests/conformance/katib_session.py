@@ -167,7 +167,7 @@ def refuse(katib_client: Any) -> None:
 
 
 def wait(katib_client: Any, name: str) -> None:
-    katib_client.wait_for_experiment_condition(name, timeout=150, polling_interval=1)
+    katib_client.wait_for_experiment_condition(name, timeout=200, polling_interval=1)
 
 
 def wait_until_gone(katib_client: Any, name: str) -> None:

@@ -80,6 +80,7 @@ class Searches:
         outcomes: Mapping[str, Outcome],
         count: int,
         rules: Sequence[dict[str, Any]] = (),
+        prefix: str = "",
     ) -> tuple[list[Suggested], bool]:
         """
         Ask the algorithm for ``count`` more suggestions and store them.
@@ -87,6 +88,7 @@ class Searches:
         Args:
             outcomes: of trials, by name; a suggestion without one counts as active.
             rules: early stopping rules of the new trials.
+            prefix: what the names of trials begin with, instead of the search's name.
 
         Returns:
             All suggestions, and whether there will never be more.
@@ -100,7 +102,7 @@ class Searches:
         first = len(known)
         new = [
             Suggested(
-                proposal.name or f"{problem.name}-{_suffix(owner, first + index)}",
+                proposal.name or f"{prefix or problem.name}-{_suffix(owner, first + index)}",
                 proposal.assignments,
                 proposal.labels,
                 proposal.memo,

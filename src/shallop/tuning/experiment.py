@@ -45,7 +45,10 @@ class Experiments:
         best = best_trial(trials, raw["spec"]["objective"])
         suggestion = ctx.cache(SUGGESTION).get(experiment.key)
         failure = _condition(suggestion, "Failed")
-        exhausted = (_condition(suggestion, "Succeeded") or {}).get("reason") == ENDED
+        ended = (_condition(suggestion, "Succeeded") or {}).get("reason") == ENDED
+        # What was suggested last may not have become a trial yet.
+        suggested = ((suggestion or {}).get("status") or {}).get("suggestionCount") or 0
+        exhausted = ended and counted.total >= suggested
         plan = decide(raw["spec"], counted, best[1] if best else None, exhausted=exhausted)
         if failure is not None and not plan.verdict[0]:
             plan = Plan(("Failed", "ExperimentFailed", str(failure.get("message", ""))))

@@ -20,7 +20,8 @@ from shallop.errors import NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Key, Object, controller_of, labels_of
 from shallop.settings import Settings
-from shallop.tuning.algorithms.pbt import GENERATION, trial_folder
+from shallop.tuning.algorithms.pbt import GENERATION
+from shallop.tuning.checkpoints import checkpoint_folder
 from shallop.tuning.collect import metrics_folder, shared_directory
 from shallop.tuning.earlystopping import settings_of
 from shallop.tuning.names import EXPERIMENT, EXPERIMENT_LABEL, TRIAL, TRIAL_LABEL
@@ -115,7 +116,8 @@ def render_pod(pod: Object, trial: Object, settings: Settings, checkpoints: str 
         for container in [primary, *(containers[-1:] if custom else ())]:
             _mount(container, _VOLUME, directory)
     if checkpoints:
-        volumes.append(_volume("katib-checkpoints", trial_folder(settings, trial["metadata"]["namespace"], name)))
+        folder = checkpoint_folder(settings, trial["metadata"]["namespace"], name)
+        volumes.append(_volume("katib-checkpoints", folder))
         _mount(primary, "katib-checkpoints", checkpoints)
     if volumes:
         pod_spec["volumes"] = volumes

@@ -16,6 +16,7 @@ from shallop.controller import Column, Context, Kind, Resource, Result
 from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, format_time, gvk_of, is_deleting, labels_of, owner_reference
 from shallop.tuning import tables
+from shallop.tuning.checkpoints import prepare_checkpoint, remove_checkpoint
 from shallop.tuning.collect import last_lines, read_metrics, remove_metrics
 from shallop.tuning.conditions import has, status_patch, with_condition
 from shallop.tuning.earlystopping import asha_stops, rules_fire, settings_of
@@ -106,6 +107,7 @@ async def _ensure_run(ctx: Context, trial: Object) -> Object | None:
 
 
 async def _create_run(ctx: Context, trial: Object, body: Object) -> Object:
+    await asyncio.to_thread(prepare_checkpoint, ctx.settings, trial)
     metadata = {**(body.get("metadata") or {})}
     metadata |= {"name": trial["metadata"]["name"], "namespace": trial["metadata"]["namespace"]}
     metadata["ownerReferences"] = [owner_reference(trial)]
@@ -258,6 +260,7 @@ async def gone(ctx: Context, key: Key) -> None:
     """What a deleted trial measured goes with it."""
     await ctx.database.write(lambda connection: tables.delete_reports(connection, key.name))
     await asyncio.to_thread(remove_metrics, ctx.settings, key.namespace, key.name)
+    await asyncio.to_thread(remove_checkpoint, ctx.settings, key.namespace, key.name)
 
 
 def trial_kind() -> Kind:

@@ -25,7 +25,7 @@ _CHOICES = {
     "acq_func": ("gp_hedge", "LCB", "EI", "PI", "EIps", "PIps"),
     "acq_optimizer": ("auto", "sampling", "lbfgs"),
 }
-_CANDIDATES, _NEIGHBOURS = 512, 256
+_CANDIDATES, _NEIGHBOURS = 256, 128
 # More points make the process slow and hardly better: the best and the latest stay.
 _MOST = 300
 _SCALES, _NOISES = (0.1, 0.2, 0.4, 0.8, 1.6), (1e-6, 1e-3, 1e-1)

@@ -16,13 +16,11 @@ import math
 import random
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from shallop.settings import Settings
 from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, SettingError, draw, ranked, setting
 from shallop.tuning.space import Parameter
 
-__all__ = ["GENERATION", "PARENT", "PopulationBasedTraining", "trial_folder"]
+__all__ = ["GENERATION", "PARENT", "PopulationBasedTraining"]
 
 GENERATION = "pbt.suggestion.katib.kubeflow.org/generation"
 PARENT = "pbt.suggestion.katib.kubeflow.org/parent"
@@ -34,11 +32,6 @@ _KNOWN = (
     "inherit_elite",
     "random_state",
 )
-
-
-def trial_folder(settings: Settings, namespace: str, trial: str) -> Path:
-    """Return the folder of this machine in which a member keeps its checkpoint."""
-    return settings.home / "tuning" / namespace / f"{trial}.checkpoint"
 
 
 class PopulationBasedTraining:
