@@ -18,7 +18,8 @@ from shallop.tuning.admission import default, validate
 from shallop.tuning.conditions import has, status_patch, with_condition, without_condition
 from shallop.tuning.engine import Searches, Suggested, owner_of
 from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, SUGGESTION, TRIAL
-from shallop.tuning.plan import Plan, Tally, best_trial, decide, tally
+from shallop.tuning.plan import Plan, Tally, best_trial, decide, judge, tally
+from shallop.tuning.remembered import Remembered
 from shallop.tuning.schemas import EXPERIMENT as SCHEMA
 from shallop.tuning.suggestion import ENDED
 from shallop.tuning.template import TemplateError, render_run
@@ -33,6 +34,7 @@ class Experiments:
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches
+        self._judge = Remembered(judge)
 
     async def reconcile(self, ctx: Context, experiment: Resource[Any]) -> Result:
         """Start trials, take away what is too much, say how it stands, and when it is over."""
@@ -41,8 +43,8 @@ class Experiments:
             return Result()
         uid = raw["metadata"]["uid"]
         trials = [trial for trial in ctx.cache(TRIAL).by_owner(uid) if not is_deleting(trial)]
-        counted = tally(trials)
-        best = best_trial(trials, raw["spec"]["objective"])
+        counted = tally(trials, self._judge)
+        best = best_trial(trials, maximize=raw["spec"]["objective"]["type"] == "maximize", judge=self._judge)
         suggestion = ctx.cache(SUGGESTION).get(experiment.key)
         failure = _condition(suggestion, "Failed")
         ended = (_condition(suggestion, "Succeeded") or {}).get("reason") == ENDED

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object
 from shallop.tuning.conditions import has
 from shallop.tuning.observation import objective_value
 
-__all__ = ["LISTS", "Plan", "Tally", "best_trial", "classify", "decide", "tally"]
+__all__ = ["LISTS", "Judgement", "Plan", "Tally", "best_trial", "classify", "decide", "judge", "tally"]
 
 # Class of a trial -> (count, list of names) in the status.
 LISTS = {
@@ -64,20 +64,36 @@ class Tally:
         return result
 
 
-def tally(trials: Sequence[Object]) -> Tally:
+class Judgement(NamedTuple):
+    """What counts of a Trial: its class and its objective, None while it has none."""
+
+    name: str
+    value: float | None
+
+
+def judge(trial: Object) -> Judgement:
+    """Read a Trial once; the answer holds for its resourceVersion."""
+    observation = (trial.get("status") or {}).get("observation") or {}
+    return Judgement(classify(trial), objective_value(trial["spec"].get("objective") or {}, observation))
+
+
+Judge = Callable[[Object], Judgement]
+
+
+def tally(trials: Sequence[Object], judge: Judge = judge) -> Tally:
     """Sort Trials into classes."""
     classes: dict[str, list[Object]] = {}
     for trial in sorted(trials, key=lambda t: (t["metadata"]["creationTimestamp"], t["metadata"]["name"])):
-        classes.setdefault(classify(trial), []).append(trial)
+        classes.setdefault(judge(trial).name, []).append(trial)
     return Tally(classes)
 
 
-def best_trial(trials: Sequence[Object], objective: Mapping[str, Any]) -> tuple[Object, float] | None:
+def best_trial(trials: Sequence[Object], *, maximize: bool, judge: Judge = judge) -> tuple[Object, float] | None:
     """Return the Trial with the best objective, the first one among equals; None while there is no value."""
-    sign = 1 if objective.get("type") == "maximize" else -1
+    sign = 1 if maximize else -1
     best: tuple[Object, float] | None = None
     for trial in trials:
-        value = objective_value(objective, (trial.get("status") or {}).get("observation") or {})
+        value = judge(trial).value
         if value is not None and (best is None or sign * value > sign * best[1]):
             best = trial, value
     return best

@@ -3,7 +3,7 @@ Suggestion: the values that an Experiment tries, as its algorithm proposes them.
 
 Honoured: ``spec.requests``, ``algorithm``, ``earlyStopping``, ``resumePolicy``; the search space is that of the
 Experiment of the same name. The algorithm runs in this process: there is no Deployment, and ``DeploymentReady`` is true
-at once. ``status.suggestions`` shows the last 500; all of them are rows.
+at once. ``status.suggestions`` shows the last 100; all of them are rows.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from typing import Any
 import msgspec
 
 from shallop.controller import Column, Context, Kind, Resource, Result
-from shallop.kube.objects import Object, format_time, is_deleting, labels_of
+from shallop.kube.objects import Object, format_time, is_deleting
 from shallop.tuning import tables
 from shallop.tuning.algorithms import ALGORITHMS
 from shallop.tuning.algorithms.contract import Problem
 from shallop.tuning.conditions import has, status_patch, with_condition
 from shallop.tuning.earlystopping import check_settings, median_rules, settings_of
 from shallop.tuning.engine import Searches, Suggested, owner_of, seed_of
-from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, TRIAL
+from shallop.tuning.names import API_VERSION, EXPERIMENT, TRIAL
 from shallop.tuning.observation import outcome
 from shallop.tuning.plan import classify
+from shallop.tuning.remembered import Remembered
 from shallop.tuning.schemas import ANY
 from shallop.tuning.space import parse_parameter
 
 __all__ = ["ENDED", "render_problem", "suggestion_kind"]
 
 ENDED = "SuggestionEndReached"
-_SHOWN = 500
+_SHOWN = 100
 
 
 class SuggestionSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -64,6 +65,7 @@ class Suggestions:
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches
+        self._outcome = Remembered(outcome)
 
     async def reconcile(self, ctx: Context, suggestion: Resource[SuggestionSpec]) -> Result:
         """Make as many suggestions as are asked for."""
@@ -94,14 +96,9 @@ class Suggestions:
         if not known:
             ALGORITHMS[name]().check(problem)
             check_settings(spec.get("earlyStopping"))
-        label = suggestion.name
-        trials = [
-            trial
-            for trial in ctx.cache(TRIAL).list(suggestion.namespace)
-            if labels_of(trial).get(EXPERIMENT_LABEL) == label
-        ]
+        trials = ctx.cache(TRIAL).by_owner(experiment["metadata"]["uid"])
         rules = await _rules(ctx, spec, trials)
-        outcomes = {trial["metadata"]["name"]: outcome(trial) for trial in trials}
+        outcomes = {trial["metadata"]["name"]: self._outcome(trial) for trial in trials}
         return await self._searches.propose(ctx.database, owner, name, problem, outcomes, missing, rules)
 
     def _running(self, ctx: Context, status: Mapping[str, Any], known: list[Suggested], ended: bool) -> dict[str, Any]:

@@ -1,0 +1,207 @@
+"""
+Search algorithms: latency of a suggestion at 1,000 trials, beside Optuna alone, and what they find on digits.
+
+The digits need scikit-learn, which is installed into a folder of its own for the time of the run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import instance
+
+from shallop.tuning.algorithms import ALGORITHMS
+from shallop.tuning.algorithms.contract import Past, Problem
+from shallop.tuning.space import parse_parameter
+
+TRIALS, SEEDS, EPOCHS = 24, 5, 9
+RESOURCE = {"resource_name": "epochs", "r_l": str(EPOCHS), "eta": "3"}
+
+
+def space(*raw: tuple[str, str, dict[str, Any]]) -> tuple[Any, ...]:
+    return tuple(parse_parameter({"name": n, "parameterType": t, "feasibleSpace": s}) for n, t, s in raw)
+
+
+FOUR = space(
+    ("a", "double", {"min": "0", "max": "1"}),
+    ("b", "double", {"min": "0.001", "max": "1", "distribution": "logUniform"}),
+    ("c", "int", {"min": "1", "max": "64"}),
+    ("d", "categorical", {"list": ["x", "y", "z"]}),
+)
+
+
+def latency(name: str) -> dict[str, Any]:
+    """Time suggestions one by one while a history grows from 1,000 trials."""
+    problem = Problem(name, FOUR, False, 1)
+    filler = ALGORITHMS["random"]().suggest(problem, [], 1000).proposals
+    memo = {"generation": 0, "run": 0, "x": [0.5, 0.5, 0.5]} if name == "cmaes" else {}
+    history = [Past(f"t{i}", p.assignments, "succeeded", float(p.assignments["a"]), memo) for i, p in enumerate(filler)]
+    algorithm, times = ALGORITHMS[name](), []
+    for number in range(31):
+        start = time.perf_counter()
+        proposal = algorithm.suggest(problem, history, 1).proposals[0]
+        times.append(1000 * (time.perf_counter() - start))
+        value = float(proposal.assignments["a"])
+        history.append(Past(f"n{number}", proposal.assignments, "succeeded", value, proposal.memo))
+    return {"case": f"suggestion at 1,000 trials: {name}", "first_ms": times[0], **quantiles(times[1:])}
+
+
+def quantiles(times: list[float]) -> dict[str, float]:
+    return {"p50_ms": statistics.median(times), "p95_ms": sorted(times)[int(0.95 * len(times))]}
+
+
+def optuna_alone() -> dict[str, Any]:
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    dimensions = {
+        "a": FloatDistribution(0, 1),
+        "b": FloatDistribution(0.001, 1, log=True),
+        "c": IntDistribution(1, 64),
+        "d": CategoricalDistribution(["x", "y", "z"]),
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(1000):
+        trial = study.ask(dimensions)
+        study.tell(trial, trial.params["a"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study.sampler = optuna.samplers.TPESampler(seed=1, constant_liar=True)
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        trial = study.ask(dimensions)
+        times.append(1000 * (time.perf_counter() - start))
+        study.tell(trial, trial.params["a"])
+    return {"case": "suggestion at 1,000 trials: Optuna alone, TPE", **quantiles(times)}
+
+
+def digits() -> Callable[[dict[str, str], Any, int], tuple[float, Any]]:
+    """Return a function of values, a model to go on with and epochs; it returns the error and the model."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from sklearn.neural_network import MLPClassifier
+
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(x / 16, y, test_size=0.4, random_state=0, stratify=y)
+
+    def train(values: dict[str, str], model: Any, epochs: int) -> tuple[float, Any]:
+        rate = float(values["rate"])
+        if model is None:
+            model = MLPClassifier(
+                (int(values["hidden"]),),
+                learning_rate_init=rate,
+                alpha=float(values["alpha"]),
+                activation=values["activation"],
+                batch_size=int(values["batch"]),
+                random_state=0,
+            )
+        else:
+            model.learning_rate_init = rate
+            model._optimizer.learning_rate_init = rate
+        for _ in range(epochs):
+            model.partial_fit(x_train, y_train, classes=range(10))
+        return 1 - float(model.score(x_test, y_test)), model
+
+    return train
+
+
+def play(name: str, seed: int, train: Callable[[dict[str, str], Any, int], tuple[float, Any]]) -> float:
+    """Search with two trials always on and a budget of TRIALS * EPOCHS epochs; return the least error found."""
+    by_epochs, population = name in ("hyperband", "asha"), name == "pbt"
+    parameters = space(
+        ("rate", "double", {"min": "0.0001", "max": "0.3", "distribution": "logUniform"}),
+        ("alpha", "double", {"min": "0.000001", "max": "1", "distribution": "logUniform"}),
+        ("hidden", "int", {"min": "4", "max": "64"}),
+        ("batch", "discrete", {"list": ["16", "32", "64", "128"]}),
+        ("activation", "categorical", {"list": ["relu", "tanh", "logistic"]}),
+    )
+    if name in ("grid", "pbt"):
+        rates = {"list": ["0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3"]}
+        alphas = {"list": ["0.000001", "0.0001", "0.01", "1"]}
+        sizes = {"list": ["4", "8", "16", "32", "64"]}
+        names = (("rate", rates), ("alpha", alphas), ("hidden", sizes))
+        parameters = (*space(*((n, "discrete", s) for n, s in names)), *parameters[3:])
+    if by_epochs:
+        parameters += space(("epochs", "int", {"min": "1", "max": str(EPOCHS)}))
+    settings = RESOURCE if by_epochs else {}
+    if population:
+        settings = {"suggestion_trial_dir": "/c", "n_population": "8", "truncation_threshold": "0.25"}
+    problem = Problem(name, parameters, False, seed, settings)
+    algorithm, budget, history = ALGORITHMS[name](), TRIALS * EPOCHS, []
+    models: dict[str, Any] = {}
+    best, ended = 1.0, False
+    while budget > 0:
+        active = [i for i, past in enumerate(history) if not past.is_over]
+        if len(active) < 2 and not ended:
+            reply = algorithm.suggest(problem, history, 2 - len(active))
+            ended = reply.ended
+            history += [
+                Past(p.name or f"t{len(history) + i}", p.assignments, memo=p.memo)
+                for i, p in enumerate(reply.proposals)
+            ]
+            active = [i for i, past in enumerate(history) if not past.is_over]
+        if not active:
+            if not ended:
+                continue
+            # Hyperband is over before the budget is: the next one begins.
+            problem = Problem(name, parameters, False, seed + 1000, settings)
+            history, ended = [], False
+            continue
+        past = history[active[0]]
+        epochs = int(past.assignments["epochs"]) if by_epochs else 3 if population else EPOCHS
+        epochs = min(epochs, budget)
+        budget -= epochs
+        model = None
+        if population and past.memo.get("parent"):
+            import copy
+
+            model = copy.deepcopy(models[past.memo["parent"]])
+            model = None if model.hidden_layer_sizes != (int(past.assignments["hidden"]),) else model
+        error, models[past.name] = train(dict(past.assignments), model, epochs)
+        best = min(best, error)
+        history[active[0]] = Past(past.name, past.assignments, "succeeded", error, past.memo)
+    return best
+
+
+def table() -> list[dict[str, Any]]:
+    train = digits()
+    names = [name for name in ALGORITHMS if name not in ("enas", "darts")]
+    found = {name: [100 * play(name, seed, train) for seed in range(SEEDS)] for name in names}
+    chance = found["random"]
+    return [
+        {
+            "case": f"digits, error in percent: {name}",
+            "mean": statistics.fmean(errors),
+            "random": statistics.fmean(chance),
+            "wins_or_ties": sum(mine <= other for mine, other in zip(errors, chance, strict=True)),
+            "seeds": SEEDS,
+            "each": " ".join(f"{error:.2f}" for error in errors),
+        }
+        for name, errors in found.items()
+    ]
+
+
+def main() -> None:
+    rows = [latency(name) for name in ("random", "sobol", "tpe", "multivariate-tpe", "bayesianoptimization", "cmaes")]
+    rows.append(optuna_alone())
+    with tempfile.TemporaryDirectory() as folder:
+        uv = str(instance.ROOT / ".venv" / "bin" / "uv")
+        command = [uv, "pip", "install", "--quiet", "--target", folder, "scikit-learn"]
+        subprocess.run(command, check=True)
+        sys.path.append(folder)
+        warnings.simplefilter("ignore")
+        rows += table()
+    instance.write("searches", rows)
+
+
+if __name__ == "__main__":
+    main()
