@@ -272,13 +272,16 @@ def render_trial(experiment: Object, text: str | None, one: Suggested) -> Object
         body["labels"] = one.labels
     if one.rules:
         body["earlyStoppingRules"] = one.rules
+    # Clients that list the trials of an experiment get the TrainJob of each and fail when one is not there yet: such a
+    # trial is found by its label only when its run exists, see trial.py.
+    labels = {} if run["kind"] == "TrainJob" else {EXPERIMENT_LABEL: metadata["name"]}
     return {
         "apiVersion": TRIAL.api_version,
         "kind": TRIAL.kind,
         "metadata": {
             "name": one.name,
             "namespace": metadata["namespace"],
-            "labels": one.labels | {EXPERIMENT_LABEL: metadata["name"]},
+            "labels": one.labels | labels,
             "ownerReferences": [owner_reference(experiment)],
         },
         "spec": body,

@@ -24,7 +24,7 @@ from shallop.tuning.algorithms.pbt import GENERATION
 from shallop.tuning.checkpoints import checkpoint_folder
 from shallop.tuning.collect import metrics_folder, shared_directory
 from shallop.tuning.earlystopping import settings_of
-from shallop.tuning.names import EXPERIMENT, EXPERIMENT_LABEL, TRIAL, TRIAL_LABEL
+from shallop.tuning.names import EXPERIMENT, EXPERIMENT_LABEL, TRIAL, TRIAL_LABEL, experiment_of
 
 __all__ = ["POD", "pod_admission", "rejoin", "render_pod"]
 
@@ -71,7 +71,7 @@ async def _checkpoints(services: Services, trial: Object) -> str:
     """Return the directory in which a member of a population finds its checkpoint; empty for other trials."""
     if GENERATION not in labels_of(trial):
         return ""
-    key = Key(trial["metadata"]["namespace"], labels_of(trial).get(EXPERIMENT_LABEL, ""))
+    key = Key(trial["metadata"]["namespace"], experiment_of(trial))
     try:
         experiment = await services.client.get(EXPERIMENT, key.name, key.namespace)
     except NotFoundError:
@@ -88,6 +88,8 @@ def render_pod(pod: Object, trial: Object, settings: Settings, checkpoints: str 
     """
     spec, name = trial["spec"], trial["metadata"]["name"]
     labels = labels_of(pod) | labels_of(trial) | {TRIAL_LABEL: name}
+    if experiment := experiment_of(trial):
+        labels[EXPERIMENT_LABEL] = experiment
     metadata = {**pod["metadata"], "labels": labels}
     variable = {"name": "KATIB_TRIAL_NAME", "value": name}
     containers = [

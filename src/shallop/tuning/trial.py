@@ -22,7 +22,7 @@ from shallop.tuning.conditions import has, status_patch, with_condition
 from shallop.tuning.earlystopping import asha_stops, rules_fire, settings_of
 from shallop.tuning.gjson import GjsonError, Match, evaluate
 from shallop.tuning.metrics import UNAVAILABLE
-from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, TRIAL, TRIAL_LABEL
+from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, TRIAL, TRIAL_LABEL, experiment_of
 from shallop.tuning.observation import is_available, metric_names, render_observation
 from shallop.tuning.schemas import ANY
 from shallop.tuning.scrape import scrape
@@ -51,6 +51,7 @@ async def reconcile(ctx: Context, trial: Resource[Any]) -> Result:
     run = await _ensure_run(ctx, raw)
     if run is None:
         return Result()
+    raw = await _label(ctx, raw)
     raw = await _mark_running(ctx, raw)
     try:
         failed = evaluate(raw["spec"]["failureCondition"], run)
@@ -119,6 +120,16 @@ async def _create_run(ctx: Context, trial: Object, body: Object) -> Object:
 
 async def _is_served(ctx: Context, gvk: Gvk) -> bool:
     return any(found.gvk == gvk for found in await ctx.client.resource_types())
+
+
+async def _label(ctx: Context, trial: Object) -> Object:
+    """Let a trial be found as one of its experiment, now that its run exists."""
+    name = experiment_of(trial)
+    if not name or labels_of(trial).get(EXPERIMENT_LABEL) == name:
+        return trial
+    metadata = trial["metadata"]
+    patch = {"metadata": {"labels": {EXPERIMENT_LABEL: name}}}
+    return await ctx.client.patch(TRIAL, metadata["name"], metadata["namespace"], patch)
 
 
 async def _mark_running(ctx: Context, trial: Object) -> Object:
@@ -203,9 +214,7 @@ async def _is_stopped(ctx: Context, trial: Object, reports: list[Report]) -> boo
             continue
     if rules := trial["spec"].get("earlyStoppingRules"):
         return rules_fire(rules, values, metric, maximize)
-    experiment = ctx.cache(EXPERIMENT).get(
-        Key(trial["metadata"]["namespace"], labels_of(trial).get(EXPERIMENT_LABEL, ""))
-    )
+    experiment = ctx.cache(EXPERIMENT).get(Key(trial["metadata"]["namespace"], experiment_of(trial)))
     stopping = ((experiment or {}).get("spec") or {}).get("earlyStopping") or {}
     if experiment is None or stopping.get("algorithmName") != "asha" or not values[metric]:
         return False
