@@ -86,7 +86,7 @@ def test_only_a_named_runtime_may_serve_without_auto_select() -> None:
     ("wanted", "reason", "message"),
     [
         ("kserve-sklearn", "RuntimeNotRecognized", 'did you mean "kserve-sklearnserver"?'),
-        ("zzz", "RuntimeNotRecognized", "there are: kserve-sklearnserver, kserve-xgbserver"),
+        ("zzz", "RuntimeNotRecognized", "there are: kserve-lgbserver, kserve-sklearnserver, kserve-xgbserver"),
         (
             "kserve-xgbserver",
             "NoSupportingRuntime",

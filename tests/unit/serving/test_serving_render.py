@@ -15,7 +15,7 @@ from shallop.serving.render import (
 )
 from shallop.serving.servingruntime import load_runtimes
 
-SKLEARN = load_runtimes()[0]
+SKLEARN = next(item for item in load_runtimes() if item["metadata"]["name"] == "kserve-sklearnserver")
 
 
 def service(predictor: dict[str, Any] | None = None, **metadata: Any) -> Object:
