@@ -17,6 +17,7 @@ from shallop.controller import Services
 from shallop.errors import NotFoundError
 from shallop.pipelines.artifacts_api import ArtifactsApi
 from shallop.pipelines.cache_api import CacheApi
+from shallop.pipelines.compare import CompareApi
 from shallop.pipelines.errors_wire import endpoint, not_implemented
 from shallop.pipelines.experiments_api import ExperimentsApi
 from shallop.pipelines.http import empty
@@ -49,6 +50,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         *PipelinesApi(services).routes(),
         *LogsApi(services, NAMESPACE).routes(),
         *WatchApi(services).routes(),
+        *CompareApi(services).routes(),
         *RunsApi(services).routes(),
         *ArtifactsApi(services).routes(),
         *CacheApi(services).routes(),

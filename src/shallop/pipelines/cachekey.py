@@ -20,9 +20,9 @@ import msgspec
 
 from shallop.pipelines.ir import Definitions, Pipeline
 from shallop.pipelines.plan import StartTask
-from shallop.pipelines.values import Artifact, plain
+from shallop.pipelines.values import Artifact, Values, plain
 
-__all__ = ["cache_key", "cache_material", "explain_miss", "fingerprint"]
+__all__ = ["cache_key", "cache_material", "explain_miss", "fingerprint", "material_of"]
 
 _TITLES = {
     "parameters": "input parameter",
@@ -46,16 +46,23 @@ def cache_material(pipeline: Pipeline, action: StartTask, environment: str) -> d
     """
     if action.cache_key:
         return {"component": action.component, "cacheKey": action.cache_key}
-    component = pipeline.components[action.component]
-    container = pipeline.executor_of(component).container
+    claims = {str(mount.get("pvcNameParameter", "")) for mount in action.kubernetes.get("pvcMount", [])}
+    parts = material_of(pipeline, action.component, action.inputs)
+    return parts | {"environment": environment, "claims": sorted(claims)}
+
+
+def material_of(pipeline: Pipeline, component_name: str, inputs: Values) -> dict[str, Any]:
+    """Collect what a component and its inputs alone contribute; empty for a component that is not there."""
+    component = pipeline.components.get(component_name)
+    if component is None:
+        return {}
+    container = pipeline.executor_of(component).container if component.executor_label else None
     return {
-        "parameters": plain(action.inputs.parameters),
-        "artifacts": {name: [_identity(one) for one in found] for name, found in action.inputs.artifacts.items()},
+        "parameters": plain(inputs.parameters),
+        "artifacts": {name: [_identity(one) for one in found] for name, found in inputs.artifacts.items()},
         "outputs": _declared(component.output_definitions),
         "image": container.image if container else "",
         "command": [*container.command, *container.args] if container else [],
-        "environment": environment,
-        "claims": sorted({str(mount.get("pvcNameParameter", "")) for mount in action.kubernetes.get("pvcMount", [])}),
     }
 
 

@@ -23,7 +23,7 @@ from shallop.pipelines.placeholders import Placeholders
 from shallop.pipelines.plan import StartTask
 from shallop.pipelines.values import Values
 
-__all__ = ["OFF", "Answer", "look_up"]
+__all__ = ["OFF", "Answer", "look_up", "missing_file"]
 
 OFF = "Not from the cache: caching is off for this task."
 _MOST_REASONS = 4
@@ -48,7 +48,7 @@ def look_up(connection: sa.Connection, services: Services, pipeline: Pipeline, a
         limit = f"{services.settings.cache_max_age_s:g}"
         return Answer(None, f"Not from the cache: the outputs of {source} are {age_s} s old, more than {limit} s.")
     outputs = msgspec.convert(entry["outputs"], type=Values)
-    if missing := _missing_file(outputs):
+    if missing := missing_file(outputs):
         return Answer(None, f"Not from the cache: {missing} of {source} was removed.")
     return Answer(outputs, f"Outputs of {source}: nothing differs that could change them.")
 
@@ -73,7 +73,7 @@ def _why_missing(connection: sa.Connection, pipeline_name: str, action: StartTas
     return f"since run {earlier['run_id']}: {'; '.join(reasons) or 'the entry was removed'}"
 
 
-def _missing_file(values: Values) -> str:
+def missing_file(values: Values) -> str:
     """Name a local file of cached outputs that is gone; what never was written needs not be there."""
     for items in values.artifacts.values():
         for artifact in items:

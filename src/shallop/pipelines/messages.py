@@ -32,6 +32,7 @@ __all__ = [
     "PIPELINE_VERSION_LIST",
     "RECURRING_RUN",
     "RECURRING_RUN_LIST",
+    "RERUN",
     "RUN",
     "RUNTIME_STATE",
     "RUN_LIST",
@@ -324,6 +325,16 @@ _PREDICATE = Message(
 )
 FILTER = Message("Filter", {"predicates": Repeated(_PREDICATE)})
 
+# Repeating a run and comparing runs are ours; no release of KFP has them.
+RERUN = Message(
+    "RerunRequest",
+    {
+        "display_name": "string",
+        "from_task": "string",
+        "pipeline_spec": "struct",
+        "parameters": MapOf("value"),
+    },
+)
 # Artifacts have no message in any release of KFP; the names follow its open proposal.
 ARTIFACT = Message(
     "Artifact",

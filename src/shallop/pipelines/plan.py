@@ -100,6 +100,7 @@ class TaskInstance:
         parent: path of the DAG or loop around it; empty for the root.
         iteration: index of a loop's item, else None.
         attempt: of the latest start; counts on when the run is retried.
+        delay_s: pause before what it starts first, because a DAG around it is tried again.
         reason: why a task was skipped, omitted or canceled.
     """
 
@@ -113,6 +114,7 @@ class TaskInstance:
     attempt: int = 0
     retry_index: int = 0
     failed_starts: int = 0
+    delay_s: float = 0.0
     inputs: Values = NOTHING
     outputs: Values = NOTHING
     error: TaskError | None = None
@@ -152,6 +154,7 @@ class Plan:
         self._parameters = parameters
         self._graphs: dict[str, _Graph] = {}
         self._forced = False
+        self._cancel_reason = ""
         self._starts: dict[str, int] = {}  # path -> how often it was started; survives a retry of the run
         self._issued: dict[str, StartTask | ImportArtifact] = {}
         self._actions: list[Action] = []
@@ -186,7 +189,7 @@ class Plan:
             case TaskFailed():
                 self._fail(event)
             case CancelRequested():
-                self._cancel()
+                self._cancel(event)
             case RetryRequested():
                 self._retry()
         return self._settle()
@@ -240,9 +243,10 @@ class Plan:
         else:
             self._end(instance, TaskState.FAILED, error=event.error)
 
-    def _cancel(self) -> None:
+    def _cancel(self, event: CancelRequested) -> None:
         if self.is_finished:
             return
+        self._cancel_reason = self._cancel_reason or event.reason or "The run was terminated by user."
         self._forced = self.state is RunState.CANCELING
         self.state = RunState.CANCELING
         for path, action in self._issued.items():
@@ -257,7 +261,7 @@ class Plan:
     def _retry(self) -> None:
         if self.state not in (RunState.FAILED, RunState.CANCELED):
             return
-        self.state, self._forced = RunState.RUNNING, False
+        self.state, self._forced, self._cancel_reason = RunState.RUNNING, False, ""
         root = self.tasks["root"]
         if root.started:
             self._reopen(root)
@@ -326,7 +330,7 @@ class Plan:
             elif instance.kind is TaskKind.DAG:
                 self._open_dag(instance)
             else:
-                self._launch(instance)
+                self._launch(instance, delay_s=instance.delay_s)
         except InputError as error:
             self._end(instance, TaskState.FAILED, error=TaskError(str(error), code=3))
 
@@ -345,6 +349,7 @@ class Plan:
             f"{dag.path}/{name}", name, self._kind(task), task.component_ref.name, dag.path, task=task, waiting=waiting
         )
         child.shielded = dag.shielded or task.is_exit_task
+        child.delay_s = 0.0 if waiting else dag.delay_s
         self._add(child)
         dag.children[name] = child
         if not waiting:
@@ -442,7 +447,7 @@ class Plan:
 
     def _finish_action(self) -> FinishRun:
         root = self.tasks["root"]
-        error = TaskError("The run was terminated by user.", code=1) if self.state is RunState.CANCELED else root.error
+        error = TaskError(self._cancel_reason, code=1) if self.state is RunState.CANCELED else root.error
         return FinishRun(self.state, root.outputs, error)
 
     def _look_after(self, instance: TaskInstance) -> None:
@@ -454,7 +459,13 @@ class Plan:
         if instance.open:
             return
         children = instance.children.values()
+        instance.delay_s = 0.0
         failed = next((child for child in children if child.state is TaskState.FAILED), None)
+        if failed and self._may_retry(instance):
+            retry = instance.retry_index + 1
+            self._reopen(instance, delay_s=_task_of(instance).retry_policy.delay_s(retry))
+            instance.retry_index = retry
+            return
         if failed:
             message = failed.error.message if failed.error else ""
             code = failed.error.code if failed.error else 13
@@ -469,6 +480,12 @@ class Plan:
         else:
             self._end(instance, **ending)
 
+    def _may_retry(self, dag: TaskInstance) -> bool:
+        """Say whether a failed DAG, or iteration of a loop, is tried again; a loop leaves that to its iterations."""
+        policy = dag.task.retry_policy if dag.task else RetryPolicy()
+        tries_left = dag.kind is TaskKind.DAG and dag.retry_index < policy.max_retry_count
+        return tries_left and not self._is_canceled(dag)
+
     def _start_iterations(self, loop: TaskInstance) -> None:
         if self._is_canceled(loop):
             loop.open -= len(loop.queue)
@@ -480,11 +497,11 @@ class Plan:
             index = loop.queue.popleft()
             earlier = loop.children.get(index)
             if earlier and earlier.kind is TaskKind.DAG and earlier.started:
-                self._reopen(earlier)
+                self._reopen(earlier, loop.delay_s)
                 continue
             kind = self._kind(task, iteration=True)
             child = TaskInstance(f"{loop.path}[{index}]", loop.name, kind, loop.component, loop.path, index, task=task)
-            child.shielded = loop.shielded
+            child.shielded, child.delay_s = loop.shielded, loop.delay_s
             loop.children[index] = self._add(child)
             try:
                 child.inputs = iteration_inputs(task, self.pipeline.component_of(task), loop.inputs, loop.items[index])
@@ -500,10 +517,11 @@ class Plan:
             return collected_outputs(component, ordered)
         return dag_outputs(component, instance.results)
 
-    # ---- retry of a run
+    # ---- retry of a run, or of a DAG with a retry policy
 
-    def _reopen(self, instance: TaskInstance) -> None:
+    def _reopen(self, instance: TaskInstance, delay_s: float = 0.0) -> None:
         """Run again what did not end well inside a DAG or loop, and what depends on it; keep the rest."""
+        instance.retry_index, instance.delay_s = 0, delay_s
         instance.error, instance.reason, instance.outputs = None, "", NOTHING
         self._mark_running(instance)
         self._touched.append(instance)
@@ -520,7 +538,7 @@ class Plan:
             waiting = sum(need in again_names for need in graph.needs[name])
             ended_badly = child.state in (TaskState.FAILED, TaskState.CANCELED)
             if not waiting and child.started and ended_badly and child.kind in (TaskKind.DAG, TaskKind.LOOP):
-                self._reopen(child)
+                self._reopen(child, delay_s)
                 continue
             self._drop_children(child)
             fresh = self._add_child(instance, name, waiting)

@@ -22,7 +22,7 @@ from shallop.errors import AlreadyExistsError, ApiError
 from shallop.kube.objects import Gvk, Key, Object
 from shallop.pipelines import tables
 from shallop.pipelines.cachekey import cache_material
-from shallop.pipelines.caching import OFF, look_up
+from shallop.pipelines.caching import OFF, Answer, look_up
 from shallop.pipelines.claims import create_workspace, delete_workspace, run_claim_task
 from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
@@ -56,6 +56,7 @@ from shallop.pipelines.podends import (
     read_result,
 )
 from shallop.pipelines.render import built_in_image, pod_name, render_pod, task_folder
+from shallop.pipelines.reuse import Earlier, load_earlier, take_over
 from shallop.pipelines.step import Journal
 
 if TYPE_CHECKING:
@@ -91,12 +92,20 @@ class Due:
     action: StartTask
 
 
+@dataclass(frozen=True)
+class DeadlineReached:
+    """The run has taken as long as its pipeline allows."""
+
+
+Item = PodChange | Due | DeadlineReached | None
+
+
 class RunDriver:
     """Drives one run from where its rows say it is to its end."""
 
     def __init__(self, driver: Driver, run_id: str) -> None:
         self.run_id = run_id
-        self.inbox: asyncio.Queue[PodChange | Due | None] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._driver = driver
         self._database = driver.database
         self._plan: Plan
@@ -104,6 +113,7 @@ class RunDriver:
         self._pipeline: Pipeline
         self._info: RunInfo
         self._service_account = ""
+        self._earlier: Earlier | None = None
         self._running: dict[str, StartTask] = {}  # by the name of the Pod
         self._waiting: deque[StartTask] = deque()  # for room
         self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path, or by name of a stuck Pod
@@ -115,6 +125,7 @@ class RunDriver:
         current: tables.Row | None = row
         try:
             actions, events, adopted = await self._load(row)
+            self._set_deadline(row)
             await create_workspace(self._driver.client, self._pipeline, self._info)
             await self._advance(actions, events, adopted=adopted)
             while not self._plan.is_finished:
@@ -136,6 +147,7 @@ class RunDriver:
             return document, tables.get_events(connection, self.run_id), tables.get_tasks(connection, self.run_id)
 
         document, stored, known = await self._database.read(read)
+        self._earlier = await self._database.read(lambda c: load_earlier(c, row["reuse"]))
         self._pipeline = await asyncio.to_thread(parse_pipeline, document)
         self._info = self._run_info(row)
         self._service_account = row["service_account"]
@@ -181,10 +193,17 @@ class RunDriver:
         for name in list(self._running):
             await self._driver.delete_pod(name)
 
+    def _set_deadline(self, row: dict[str, Any]) -> None:
+        if limit_s := self._pipeline.config.active_deadline_seconds:
+            # Counted from the start of the run, or of its latest retry.
+            left_s = limit_s - (self._driver.now() - row["state_history"][-1]["update_time"]) / 1e6
+            loop = asyncio.get_running_loop()
+            self._delayed[""] = loop.call_later(max(0.0, left_s), self.inbox.put_nowait, DeadlineReached())
+
     def _must_cancel(self, row: dict[str, Any] | None) -> bool:
         return row is not None and row["state"] == "CANCELING" and self._plan.state is RunState.RUNNING
 
-    async def _events_of(self, items: Iterable[PodChange | Due | None], row: dict[str, Any] | None) -> list[Event]:
+    async def _events_of(self, items: Iterable[Item], row: dict[str, Any] | None) -> list[Event]:
         events: list[Event] = []
         for item in items:
             if isinstance(item, PodChange):
@@ -192,6 +211,10 @@ class RunDriver:
             elif isinstance(item, Due):
                 if self._delayed.pop(item.action.path, None):
                     events += await self._start(item.action)
+            elif isinstance(item, DeadlineReached):
+                limit_s = self._pipeline.config.active_deadline_seconds
+                if self._plan.state is RunState.RUNNING:
+                    events.append(CancelRequested(f"The run took longer than its {limit_s} s (active deadline)."))
             elif self._must_cancel(row):
                 events.append(CancelRequested())
                 row = None
@@ -376,6 +399,8 @@ class RunDriver:
     def _result_event(self, action: StartTask, result: TaskResult) -> Event:
         if result.started_at and result.ended_at:
             self._journal.set_times(action.path, parse_micros(result.started_at), parse_micros(result.ended_at))
+        if result.usage:
+            self._journal.set_usage(action.path, result.usage)
         if result.state != "SUCCEEDED":
             message = result.error.message if result.error else f"exit code {result.exit_code}"
             return TaskFailed(action.path, action.attempt, TaskError(message))
@@ -408,11 +433,14 @@ class RunDriver:
     async def _find_cached(self, action: StartTask) -> TaskSucceeded | None:
         if action.attempt > 0:
             return None
-        if not self._may_cache(action):
-            self._journal.set_note(action.path, OFF)
-            return None
-        services = self._driver.services
-        answer = await self._database.read(lambda c: look_up(c, services, self._pipeline, action))
+        services, pipeline, earlier = self._driver.services, self._pipeline, self._earlier
+        may_cache, built_in = self._may_cache(action), built_in_image(pipeline, action)
+
+        def ask(connection: sa.Connection) -> Answer:
+            taken = take_over(connection, earlier, pipeline, action) if earlier and not built_in else None
+            return taken or (look_up(connection, services, pipeline, action) if may_cache else Answer(None, OFF))
+
+        answer = await self._database.read(ask) if may_cache or earlier else Answer(None, OFF)
         self._journal.set_note(action.path, answer.note)
         if answer.outputs is None:
             return None

@@ -118,6 +118,11 @@ class Journal:
         self._rows[path] |= {"started_at": started_at, "ended_at": ended_at}
         self._changed[path] = None
 
+    def set_usage(self, path: str, usage: Row) -> None:
+        """Note what the component took of the machine."""
+        self._rows[path]["usage"] = usage
+        self._changed[path] = None
+
     def set_note(self, path: str, note: str) -> None:
         self._rows[path]["note"] = note
         self._changed[path] = None
@@ -211,6 +216,7 @@ class Journal:
             "error": None,
             "note": "",
             "state_history": [],
+            "usage": None,
         }
 
     @staticmethod

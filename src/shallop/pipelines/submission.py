@@ -34,6 +34,7 @@ class Submission:
     Args:
         scheduled_at: microseconds; 0 for a run that nobody scheduled.
         index: of the run within its recurring run, from 1.
+        reuse: ``run_id`` of the run that is repeated, ``repeated``: paths of what is done again.
     """
 
     run_id: str
@@ -41,6 +42,7 @@ class Submission:
     scheduled_at: int = 0
     recurring_run_id: str = ""
     index: int | None = None
+    reuse: Row | None = None
 
     @classmethod
     def at(cls, services: Services) -> Submission:
@@ -143,6 +145,7 @@ def new_run(
         "recurring_run_id": how.recurring_run_id or given.get("recurring_run_id", ""),
         "plugins_input": given.get("plugins_input", {}),
         "outputs": {},
+        "reuse": how.reuse,
     }
 
 

@@ -104,6 +104,7 @@ runs = sa.Table(
     _text("recurring_run_id", 64),
     _json("plugins_input"),
     _json("outputs"),
+    sa.Column("reuse", sa.JSON(none_as_null=True)),  # of a run that repeats another
     sa.Index("pipelines_runs_created", "created_at", "id"),
     sa.Index("pipelines_runs_storage", "storage_state", "created_at", "id"),
     sa.Index("pipelines_runs_experiment", "experiment_id", "storage_state", "created_at", "id"),
@@ -172,6 +173,7 @@ tasks = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     _long_text("note"),
     _json("state_history"),
+    sa.Column("usage", sa.JSON(none_as_null=True)),
     sa.Index("pipelines_tasks_run", "run_id", "execution"),
 )
 artifacts = sa.Table(
@@ -235,6 +237,11 @@ def m0003_cache_reasons(connection: sa.Connection) -> None:
     _create_index(connection, cache_entries, "pipelines_cache_component")
 
 
+def m0004_reuse_and_usage(connection: sa.Connection) -> None:
+    _add_column(connection, runs.c.reuse)
+    _add_column(connection, tasks.c.usage)
+
+
 def _add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
     """Add a column that ``m0001_tables`` did not have; on a new database it is there already."""
     if column.name not in (known["name"] for known in sa.inspect(connection).get_columns(column.table.name)):
@@ -248,7 +255,7 @@ def _create_index(connection: sa.Connection, table: sa.Table, name: str) -> None
     index.create(connection, checkfirst=True)
 
 
-MIGRATIONS = (m0001_tables, m0002_recurring_runs, m0003_cache_reasons)
+MIGRATIONS = (m0001_tables, m0002_recurring_runs, m0003_cache_reasons, m0004_reuse_and_usage)
 
 
 # --- lists ---
@@ -634,6 +641,24 @@ def get_tasks(connection: sa.Connection, run_id: str) -> list[Row]:
 
 def get_task(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(tasks).where(tasks.c.id == id_))
+
+
+def get_task_at(connection: sa.Connection, run_id: str, path: str) -> Row | None:
+    return _one(connection, sa.select(tasks).where(tasks.c.run_id == run_id, tasks.c.path == path))
+
+
+def get_metrics(connection: sa.Connection, run_ids: Sequence[str]) -> list[Row]:
+    """Return the metrics artifacts that runs wrote or took from the cache, with the run each belongs to."""
+    query = (
+        sa.select(artifact_tasks.c.run_id, artifacts.c.name, artifacts.c.type, artifacts.c.metadata)
+        .join(artifacts, artifacts.c.id == artifact_tasks.c.artifact_id)
+        .where(
+            artifact_tasks.c.run_id.in_(run_ids),
+            artifact_tasks.c.type == "OUTPUT",
+            artifacts.c.type.in_(("system.Metrics", "system.ClassificationMetrics")),
+        )
+    )
+    return [dict(row) for row in connection.execute(query.order_by(artifact_tasks.c.id)).mappings()]
 
 
 def last_numbers(connection: sa.Connection) -> tuple[int, int]:

@@ -77,6 +77,7 @@ def task_views(tasks: Sequence[Row], links: Iterable[Row]) -> list[dict[str, Any
             "own_state": task["state"],
             "attempt": task["attempt"],
             "note": task["note"],
+            "usage": task["usage"],
             "pods": task["pods"],
             "input_parameters": task["inputs"].get("parameters", {}),
             "output_parameters": task["outputs"].get("parameters", {}),

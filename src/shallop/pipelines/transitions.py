@@ -101,7 +101,14 @@ class TaskFailed(Struct, frozen=True, tag=True):
 
 
 class CancelRequested(Struct, frozen=True, tag=True):
-    """Someone terminates the run. Exit tasks still run; a second request stops those too."""
+    """
+    The run is to end before it is through. Exit tasks still run; a second request stops those too.
+
+    Args:
+        reason: error of the run; empty where a user has asked for it.
+    """
+
+    reason: str = ""
 
 
 class RetryRequested(Struct, frozen=True, tag=True):

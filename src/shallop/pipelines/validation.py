@@ -118,12 +118,6 @@ def warnings_of(pipeline: Pipeline) -> list[str]:
     for name in pipeline.raw_platform.get("platforms") or {}:
         if name != "kubernetes":
             warnings.append(f"platforms.{name}: only the settings of platform 'kubernetes' are used, ignored.")
-    components = {"root": pipeline.root} | {f"components.{name}": one for name, one in pipeline.components.items()}
-    for path, component in components.items():
-        for name, task in component.dag.tasks.items() if component.dag else ():
-            if task.retry_policy.max_retry_count and pipeline.component_of(task).dag is not None:
-                where = f"{path}.dag.tasks.{name}.retryPolicy"
-                warnings.append(f"{where}: only container tasks are retried, ignored; set it on the tasks inside.")
     for label, config in pipeline.kubernetes.items():
         path = f"platforms.kubernetes.deploymentSpec.executors.{label}"
         warnings.extend(f"{path}.{key}: not known, ignored." for key in config if key not in KNOWN_KUBERNETES)

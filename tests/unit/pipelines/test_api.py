@@ -644,3 +644,23 @@ def test_cache_entries_are_listed_and_removed(server: Server) -> None:
     assert server.call("DELETE", "/cache", component="c1").json == {"deleted": 2}
     assert server.call("DELETE", "/cache", all="true").json == {"deleted": 3}
     assert server.call("GET", "/cache").json == {"entries": [], "total_size": 0}
+
+
+def test_runs_are_compared(server: Server) -> None:
+    made = []
+    for rate in (1, 2):
+        body = {"display_name": f"r{rate}", "pipeline_spec": spec(rate={"parameterType": "NUMBER_INTEGER"})}
+        made.append(server.call("POST", "/runs", body | {"runtime_config": {"parameters": {"rate": rate}}}).json)
+    keep(server, "/data/metrics")
+
+    async def write() -> None:
+        link = {"artifact_id": 7, "run_id": made[1]["run_id"], "task_id": "t", "type": "OUTPUT", "key": "m"}
+        await server.database.write(lambda c: c.execute(tables.artifacts.update().values(type="system.Metrics")))
+        await server.database.write(lambda c: c.execute(tables.artifact_tasks.insert(), link))
+
+    anyio.run(write)
+    compared = server.call("GET", "/runs:compare", run_ids=",".join(run["run_id"] for run in made)).json
+    assert compared["differing"] == ["rate"]
+    assert [run["metrics"] for run in compared["runs"]] == [{}, {"a.rows": 3}]
+    assert [run["parameters"] for run in compared["runs"]] == [{"rate": 1}, {"rate": 2}]
+    assert server.call("GET", "/runs:compare", run_ids="nope").status == 404

@@ -413,6 +413,32 @@ def test_a_task_is_retried_as_often_as_its_policy_says_with_growing_pauses() -> 
     assert done.states() == {"a": "FAILED"}
 
 
+def test_a_failed_sub_dag_is_tried_again_and_keeps_what_ended_well() -> None:
+    policy = {"maxRetryCount": 2, "backoffDuration": "5s"}
+    inner = dag({"good": task("op"), "bad": task("op", "good"), "after": task("op", "bad")})
+    plan = pipeline({"sub": task("inner", retryPolicy=policy), "end": task("op", "sub")}, {**OP, "inner": inner})
+    done = simulate(plan, {"bad": lambda action: None if action.attempt < 2 else "x"})
+    assert [(a.path.removeprefix("root/"), a.delay_s) for a in done.started] == [
+        ("sub/good", 0.0),
+        ("sub/bad", 0.0),
+        ("sub/bad", 5.0),
+        ("sub/bad", 10.0),
+        ("sub/after", 0.0),
+        ("end", 0.0),
+    ]
+    assert done.plan.state == "SUCCEEDED"
+    assert simulate(plan, {"bad": None}).plan.state == "FAILED"
+
+
+def test_a_loop_with_a_retry_policy_tries_only_the_failed_iterations_again() -> None:
+    failing_once = lambda action: None if action.path.endswith("[1]/double") and not action.attempt else double(action)  # noqa: E731
+    done = simulate(loop_pipeline(retryPolicy={"maxRetryCount": 1}), {"double": failing_once, "sum": 12})
+    assert done.plan.state == "SUCCEEDED"
+    assert done.input_of("sum") == {"all": [2, 4, 6]}
+    assert Counter(a.path for a in done.started)["root/for-loop-1[1]/double"] == 2
+    assert len(done.started) == 5
+
+
 def test_a_failure_that_no_retry_can_help_is_not_retried() -> None:
     simulation = Simulation(pipeline({"a": task("op", retryPolicy={"maxRetryCount": 3})}, OP), lambda a: None)
     simulation.send(TaskFailed("root/a", 0, TaskError("no such image"), retryable=False))
@@ -568,7 +594,7 @@ def random_pipeline(draw: st.DrawFn, depth: int = 2) -> Pipeline:
                 made["iteratorPolicy"] = {"parallelismLimit": draw(st.integers(0, 2))}
             if kind == "op" and before and draw(st.booleans()):
                 made["inputs"] = parameters(n=output_of(before[0]))
-            if kind == "op":
+            if kind == "op" or draw(st.integers(0, 3)) == 0:
                 made["retryPolicy"] = {"maxRetryCount": draw(st.integers(0, 2))}
             policy: dict[str, str] = {}
             if draw(st.integers(0, 4)) == 0:
@@ -638,7 +664,12 @@ def test_every_run_ends_runs_nothing_twice_and_resumes_from_any_prefix(
     assert all(instance.state in ENDED for instance in simulation.plan.tasks.values())
     assert max(Counter((a.path, a.attempt) for a in simulation.started).values(), default=1) == 1
     succeeded = Counter(e.path for e in simulation.events if isinstance(e, TaskSucceeded))
-    if not retries:
+    retried_dags = any(
+        task.retry_policy.max_retry_count and pipeline.component_of(task).dag
+        for component in (pipeline.root, *pipeline.components.values())
+        for task in (component.dag.tasks.values() if component.dag else ())
+    )
+    if not retries and not retried_dags:
         assert max(succeeded.values(), default=0) <= 1
 
     wire = [msgspec.json.decode(msgspec.json.encode(event), type=Event) for event in simulation.events]

@@ -22,6 +22,7 @@ from shallop.pipelines import tables
 from shallop.pipelines.cachekey import cache_material, fingerprint
 from shallop.pipelines.caching import Answer, look_up
 from shallop.pipelines.claims import tidy_workspaces
+from shallop.pipelines.compare import CompareApi
 from shallop.pipelines.driver import Driver
 from shallop.pipelines.ir import parse_pipeline
 from shallop.pipelines.messages import to_micros
@@ -312,6 +313,47 @@ def test_every_miss_of_the_cache_has_a_reason(play: Play) -> None:
         document["deploymentSpec"]["executors"]["exec-a"]["container"]["command"] = ["false"]
         assert "command or arguments changed" in await note(document)
         assert "caching is off" in await note(pipeline({"name": "a"}))
+
+    play(scenario)
+
+
+def test_a_repeated_run_takes_over_what_would_be_the_same(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        document = pipeline({"name": "a", "out": "data"}, {"name": "b", "needs": ["a"]}, {"name": "c", "needs": ["b"]})
+        world.behave = lambda pod, task: failing("no") if task["name"] == "b" else succeed(pod, task)
+        first = await world.submit(document)
+        await world.over(first)
+        world.behave = succeed
+        world.started.clear()
+
+        async def rerun(**body: Any) -> dict[str, Any]:
+            api = CompareApi(world.services)
+            answer = await api.rerun(_request(json.dumps(body).encode(), run_id=first))
+            run_id = str(json.loads(bytes(answer.body))["run_id"])
+            assert (await world.over(run_id))["state"] == "SUCCEEDED"
+            started, world.started[:] = list(world.started), []
+            return {"started": started, "tasks": await world.tasks(run_id)}
+
+        again = await rerun()
+        assert again["started"] == ["b", "c"]
+        assert f"Outputs of run {first}" in again["tasks"]["a"]["note"]
+        assert (await rerun(from_task="a"))["started"] == ["a", "b", "c"]
+        document["deploymentSpec"]["executors"]["exec-a"]["container"]["command"] = ["fixed"]
+        assert (await rerun(pipeline_spec=document))["started"] == ["a", "b", "c"]
+        with pytest.raises(BadRequestError, match="from_task: 'x': no such step; use one of a, b"):
+            await rerun(from_task="x")
+
+    play(scenario)
+
+
+def test_a_run_ends_at_its_deadline(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.behave = lambda pod, task: NEVER
+        config = {"platforms": {"kubernetes": {"pipelineConfig": {"activeDeadlineSeconds": 1}}}}
+        document = {"pipeline_spec": pipeline({"name": "a"}), "platform_spec": config}
+        run = await world.over(await world.submit(document))
+        assert (run["state"], "longer than its 1 s" in run["error"]["message"]) == ("FAILED", True)
+        assert await world.pods() == []
 
     play(scenario)
 

@@ -206,11 +206,9 @@ def test_unknown_pod_settings_are_said() -> None:
     ]
 
 
-def test_a_retry_of_a_nested_pipeline_is_said_to_have_no_effect() -> None:
-    pipeline = changed(put(f"{LOOP}/retryPolicy", {"maxRetryCount": 2}), {"platforms": {"google_cloud": {}}})
-    assert warnings_of(pipeline) == [
+def test_settings_of_another_platform_are_said_to_have_no_effect() -> None:
+    assert warnings_of(changed(lambda spec: None, {"platforms": {"google_cloud": {}}})) == [
         "platforms.google_cloud: only the settings of platform 'kubernetes' are used, ignored.",
-        "root.dag.tasks.loop.retryPolicy: only container tasks are retried, ignored; set it on the tasks inside.",
     ]
 
 
