@@ -16,6 +16,7 @@ from typing import Any
 from shallop import __version__, instance
 from shallop.cluster.commands import add_commands as add_cluster_commands
 from shallop.errors import ApiError, SettingsError, ShallopError
+from shallop.runner.commands import add_commands as add_run_commands
 from shallop.settings import Settings
 
 __all__ = ["main"]
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_apply(commands, common)
     _add_logs(commands, common)
     _add_env(commands, common)
+    add_run_commands(commands, common)
     add_cluster_commands(commands)
     doctor = commands.add_parser("doctor", parents=[common], help="say what this machine can do and what to mend")
     doctor.set_defaults(command=_doctor)
@@ -116,6 +118,13 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         choices=["normal", "full"],
         default=Settings.synchronous,
         help="'full': every write waits for the disk, so that a power cut loses nothing (default %(default)s)",
+    )
+    up.add_argument(
+        "--cache-max-age",
+        type=float,
+        metavar="SECONDS",
+        default=Settings.cache_max_age_s,
+        help="do not use outputs of pipeline steps again that are older (default: never too old)",
     )
     up.add_argument("--verbose", "-v", action="store_true", help="log every decision")
     up.set_defaults(command=_up)
@@ -188,7 +197,7 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     names = ("api_port", "web_port", "gateway_port", "content_port", "katib_port")
     automatic = 0 if options.port == "auto" else None
-    settings = replace(settings, host=options.host, isolation=options.isolation)
+    settings = replace(settings, host=options.host, isolation=options.isolation, cache_max_age_s=options.cache_max_age)
     settings = replace(settings, bare=options.bare, synchronous=options.synchronous)
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}

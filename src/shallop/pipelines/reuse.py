@@ -23,7 +23,7 @@ from shallop.pipelines.ir import Component, Pipeline, parse_pipeline
 from shallop.pipelines.plan import StartTask
 from shallop.pipelines.values import Values
 
-__all__ = ["Earlier", "find_step", "load_earlier", "repeated_paths", "take_over"]
+__all__ = ["Earlier", "component_at", "find_step", "load_earlier", "repeated_paths", "take_over"]
 
 _INDEX = re.compile(r"\[\d+\]")
 
@@ -104,7 +104,7 @@ def take_over(connection: sa.Connection, earlier: Earlier, pipeline: Pipeline, a
     task = tables.get_task_at(connection, earlier.run_id, action.path)
     if task is None or task["state"] not in ("SUCCEEDED", "CACHED"):
         return None
-    component = _component_at(earlier.pipeline, action.path)
+    component = component_at(earlier.pipeline, action.path)
     inputs = msgspec.convert(task["inputs"], type=Values)
     if material_of(earlier.pipeline, component, inputs) != material_of(pipeline, action.component, action.inputs):
         return None
@@ -114,7 +114,8 @@ def take_over(connection: sa.Connection, earlier: Earlier, pipeline: Pipeline, a
     return Answer(outputs, f"Outputs of run {earlier.run_id}, which this run repeats: nothing differs.")
 
 
-def _component_at(pipeline: Pipeline, path: str) -> str:
+def component_at(pipeline: Pipeline, path: str) -> str:
+    """Return the key of the component of a task; empty where the pipeline has no such task."""
     component, found = pipeline.root, ""
     for name in _INDEX.sub("", path).split("/")[1:]:
         if component.dag is None or name not in component.dag.tasks:

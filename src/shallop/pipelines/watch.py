@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
-from shallop.errors import NotFoundError
+from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint
 from shallop.pipelines.messages import RUN, render
+from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.rerender import POD, render_again
 from shallop.pipelines.runs_api import run_message
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.taskdetails import task_views
@@ -36,6 +38,8 @@ class WatchApi:
 
     def __init__(self, services: Services) -> None:
         self._database = services.database
+        self._client = services.client
+        self._artifacts = services.settings.artifacts
         self._signals = signals_of(services.database)
 
     def routes(self) -> list[BaseRoute]:
@@ -43,6 +47,7 @@ class WatchApi:
         return [
             Route(f"{one}:watch", endpoint(self.watch), methods=["GET"]),
             Route(f"{one}/tasks", endpoint(self.tasks), methods=["GET"]),
+            Route(f"{one}/tasks/{{task_id}}/pod", endpoint(self.pod), methods=["GET"]),
         ]
 
     async def tasks(self, request: Request) -> Response:
@@ -52,6 +57,29 @@ class WatchApi:
         if text is None:
             raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
         return Response(text, media_type="application/json")
+
+    async def pod(self, request: Request) -> Response:
+        """Send the Pod of a step: the last one while it is kept, else rendered again from the step's row."""
+        run_id, task_id = request.path_params["run_id"], request.path_params["task_id"]
+
+        def read(connection: sa.Connection) -> tuple[tables.Row, tables.Row, tables.Row] | None:
+            run, task = tables.get_run(connection, run_id), tables.get_task(connection, task_id)
+            if run is None or task is None or task["run_id"] != run_id:
+                return None
+            return run, task, tables.get_specs(connection, [run["spec_digest"]])[run["spec_digest"]]
+
+        found = await self._database.read(read)
+        if found is None:
+            raise NotFoundError(f"task_id: no task {task_id!r} in run {run_id!r}; GET the run for its task_details.")
+        run, task, document = found
+        if task["kind"] != "container":
+            raise BadRequestError(f"task_id: {task['path']!r} is a {task['kind']}: only container steps have a Pod.")
+        if task["pods"]:
+            try:
+                return JSONResponse(await self._client.get(POD, task["pods"][-1]["name"], NAMESPACE))
+            except NotFoundError:
+                pass
+        return JSONResponse(await asyncio.to_thread(render_again, run, task, document, str(self._artifacts)))
 
     async def watch(self, request: Request) -> Response:
         """

@@ -89,14 +89,12 @@ class World:
     async def _run(self, pod: Object) -> None:
         task = json.loads(pod["spec"]["containers"][0]["args"][1])
         self.started.append(task["name"])
-        result = self.behave(pod, task)
+        result = await asyncio.to_thread(self.behave, pod, task)
         if result == NEVER:
             return
         code = 0
         if isinstance(result, dict) and "state" in result:
-            folder = Path(task["dir"])
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "result.json").write_text(json.dumps(result))
+            await asyncio.to_thread(_leave_result, Path(task["dir"]), result)
             code = result.get("exitCode", 0)
         status = result if isinstance(result, dict) and "phase" in result else ended(code)
         try:
@@ -128,6 +126,11 @@ class World:
 
     async def pods(self) -> list[Object]:
         return (await self.client.list(POD, "kubeflow")).items
+
+
+def _leave_result(folder: Path, result: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 def _request(body: bytes, **path: str) -> Request:
