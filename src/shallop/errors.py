@@ -12,6 +12,7 @@ Every error that shallop raises on purpose.
     |- PortTakenError            a port that another program listens on
     |- ImageResolutionError      no local environment for an image
     |- EnvironmentBuildError     an environment that could not be built
+    |- ObjectStoreError          an artifact that cannot be brought or stored
     |- NodeError                 a Pod that this machine cannot run as asked
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "NodeError",
     "NotAcceptableError",
     "NotFoundError",
+    "ObjectStoreError",
     "PortTakenError",
     "SettingsError",
     "ShallopError",
@@ -229,6 +231,10 @@ class SettingsError(ShallopError):
 
 class PortTakenError(SettingsError):
     """A port is in use by another program."""
+
+
+class ObjectStoreError(ShallopError):
+    """Something in an object store cannot be read or written."""
 
 
 class NodeError(ShallopError):

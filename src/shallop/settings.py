@@ -101,6 +101,11 @@ class Settings:
         return self.home / "artifacts"
 
     @property
+    def staging(self) -> Path:
+        """Local copies of artifacts in object stores, while their run lasts: ``<run id>``."""
+        return self.artifacts / ".staging"  # there, because Pods see that folder of the home and no other
+
+    @property
     def volumes(self) -> Path:
         """Directories behind PersistentVolumeClaims: ``<namespace>/<claim>``."""
         return self.home / "volumes"

@@ -9,24 +9,30 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import shutil
 import stat
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
-from shallop.errors import BadRequestError, ForbiddenError, NotFoundError
+from shallop.errors import BadRequestError, ForbiddenError, NotFoundError, ObjectStoreError, UnavailableError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import reply
 from shallop.pipelines.listing import ARTIFACT_KEYS, parse_page
 from shallop.pipelines.messages import ARTIFACT, ARTIFACT_LIST, ARTIFACT_TASK_LIST
+from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.providers import access_to
+from shallop.store.objects import download, is_object_uri
 
 __all__ = ["ArtifactsApi", "artifact_path"]
 
@@ -63,6 +69,7 @@ class ArtifactsApi:
 
     def __init__(self, services: Services) -> None:
         self._database = services.database
+        self._client = services.client
         self._roots = (services.settings.artifacts,)
 
     def routes(self) -> list[BaseRoute]:
@@ -109,20 +116,39 @@ class ArtifactsApi:
     async def download(self, request: Request) -> Response:
         """Send the content as an attachment: a file as it is, a directory as tar.gz; ``peek=N``: the first bytes."""
         row = await self._find(request)
-        path = await asyncio.to_thread(artifact_path, row["uri"], self._roots)
+        cleanup: BackgroundTask | None = None
+        if is_object_uri(row["uri"]):
+            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="download-")
+            cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
+            path = await self._bring(row["uri"], Path(folder))
+        else:
+            path = await asyncio.to_thread(artifact_path, row["uri"], self._roots)
         # Content is written by users' code: never rendered by a browser on this origin.
         headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
         name = path.name or "artifact"
         if path.is_dir():
             headers["Content-Disposition"] = _attachment(f"{name}.tar.gz")
-            return StreamingResponse(_tar_chunks(path), media_type="application/gzip", headers=headers)
+            chunks = _tar_chunks(path)
+            return StreamingResponse(chunks, media_type="application/gzip", headers=headers, background=cleanup)
         if not stat.S_ISREG(path.stat().st_mode):
             raise precondition(f"uri: {row['uri']!r} is neither a file nor a directory.")
         headers["Content-Disposition"] = _attachment(name)
         if peek := _parse_id(request.query_params.get("peek") or "0"):
             content = await asyncio.to_thread(_read_first, path, min(peek, 1 << 20))
-            return Response(content, media_type="application/octet-stream", headers=headers)
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+            return Response(content, media_type="application/octet-stream", headers=headers, background=cleanup)
+        return FileResponse(path, media_type="application/octet-stream", headers=headers, background=cleanup)
+
+    async def _bring(self, uri: str, folder: Path) -> Path:
+        """Bring an artifact out of its object store for the time of an answer."""
+        path = folder / (uri.partition("?")[0].rstrip("/").rpartition("/")[2] or "artifact")
+        try:
+            access = await access_to(self._client, NAMESPACE, uri)
+            if not await asyncio.to_thread(download, uri, path, access):
+                raise NotFoundError(f"uri: nothing is at {uri!r}: the task wrote nothing, or it was removed.")
+        except (ObjectStoreError, NotFoundError) as error:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise error if isinstance(error, NotFoundError) else UnavailableError(str(error)) from error
+        return path
 
     async def _find(self, request: Request) -> dict[str, Any]:
         id_ = _parse_id(request.path_params["artifact_id"])

@@ -28,6 +28,7 @@ from shallop.pipelines.podends import NAMESPACE, is_over
 from shallop.pipelines.render import RUN_LABEL
 from shallop.pipelines.run import POD, PodChange, RunDriver
 from shallop.pipelines.signals import signals_of
+from shallop.pipelines.staging import tidy_staging
 
 __all__ = ["Driver"]
 
@@ -89,6 +90,7 @@ class Driver:
             active = await self.database.read(tables.active_runs)
             await self._tidy_pods({row["id"] for row in active})
             await tidy_workspaces(self.client, {row["id"] for row in active})
+            await asyncio.to_thread(tidy_staging, self.services.settings.staging, {row["id"] for row in active})
             for row in active:
                 self._start(row["id"])
             group.create_task(self._prune(), name="pipelines: finished Pods")

@@ -89,7 +89,7 @@ def pod_name(run: RunInfo, action: StartTask) -> str:
 
 def task_folder(run: RunInfo, action: StartTask | ImportArtifact) -> str:
     """Place one attempt's outputs and ``result.json``: ``<root>/<pipeline>/<run id>/<task>/<uuid>[-<attempt>]``."""
-    root = run.pipeline_root.partition("?")[0].rstrip("/")
+    root = run.local_root or run.pipeline_root.partition("?")[0].rstrip("/")
     attempt = f"-{action.attempt}" if action.attempt else ""
     return f"{root}/{run.pipeline_name}/{run.run_id}/{action.task_name}/{action.uuid}{attempt}"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from shallop.errors import AlreadyExistsError, ApiError
+from shallop.errors import AlreadyExistsError, ApiError, ShallopError
 from shallop.kube.objects import Gvk, Key, Object
 from shallop.pipelines import tables
 from shallop.pipelines.cachekey import cache_material
@@ -55,8 +55,10 @@ from shallop.pipelines.podends import (
     pod_failure,
     read_result,
 )
+from shallop.pipelines.providers import default_root
 from shallop.pipelines.render import built_in_image, pod_name, render_pod, task_folder
 from shallop.pipelines.reuse import Earlier, load_earlier, take_over
+from shallop.pipelines.staging import Staging
 from shallop.pipelines.step import Journal
 
 if TYPE_CHECKING:
@@ -97,7 +99,25 @@ class DeadlineReached:
     """The run has taken as long as its pipeline allows."""
 
 
-Item = PodChange | Due | DeadlineReached | None
+@dataclass(frozen=True)
+class Fetched:
+    """The inputs of a task are on this machine; or, with an error, they are not."""
+
+    action: StartTask
+    inputs: Values
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The outputs of a task are in their object store; or, with an error, they are not."""
+
+    action: StartTask
+    result: TaskResult
+    error: str = ""
+
+
+Item = PodChange | Due | DeadlineReached | Fetched | Stored | None
 
 
 class RunDriver:
@@ -118,10 +138,13 @@ class RunDriver:
         self._waiting: deque[StartTask] = deque()  # for room
         self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path, or by name of a stuck Pod
         self._stuck: set[str] = set()  # names of Pods that wait for something
+        self._transfers: dict[str, asyncio.Task[None]] = {}  # by path: inputs or outputs on their way
+        self._staging: Staging
 
     async def drive(self, row: dict[str, Any]) -> None:
         """Drive the run until it is over or deleted."""
         self._running, self._waiting, self._delayed, self._stuck = {}, deque(), {}, set()
+        self._transfers = {}
         current: tables.Row | None = row
         try:
             actions, events, adopted = await self._load(row)
@@ -137,7 +160,10 @@ class RunDriver:
                     return
                 await self._advance([], await self._events_of(items, current))
             await delete_workspace(self._driver.client, self._pipeline, self._info)
+            await self._staging.clear()
         finally:
+            for transfer in self._transfers.values():
+                transfer.cancel()
             for handle in self._delayed.values():
                 handle.cancel()
 
@@ -149,7 +175,9 @@ class RunDriver:
         document, stored, known = await self._database.read(read)
         self._earlier = await self._database.read(lambda c: load_earlier(c, row["reuse"]))
         self._pipeline = await asyncio.to_thread(parse_pipeline, document)
-        self._info = self._run_info(row)
+        root = row["pipeline_root"] or await self._default_root(row)
+        self._staging = Staging(self._driver.client, self._driver.services.settings.staging / self.run_id, root)
+        self._info = self._run_info(row, root)
         self._service_account = row["service_account"]
         events: list[Event] = []
         if known:
@@ -173,9 +201,15 @@ class RunDriver:
             events.append(CancelRequested())
         return actions, events, bool(known)
 
-    def _run_info(self, row: dict[str, Any]) -> RunInfo:
+    async def _default_root(self, row: dict[str, Any]) -> str:
+        """Return the root of runs that name none; one from the cluster's settings is kept for this run."""
+        configured = await default_root(self._driver.client, NAMESPACE) if row["state"] == "PENDING" else ""
+        if configured:
+            await self._driver.store(lambda c: tables.update_run(c, self.run_id, {"pipeline_root": configured}))
+        return configured or str(self._driver.services.settings.artifacts)
+
+    def _run_info(self, row: dict[str, Any], root: str) -> RunInfo:
         created = format_micros(row["created_at"])
-        root = row["pipeline_root"] or str(self._driver.services.settings.artifacts)
         return RunInfo(
             run_id=self.run_id,
             display_name=row["name"],
@@ -183,6 +217,7 @@ class RunDriver:
             pipeline_root=root,
             created_at=created,
             scheduled_at=format_micros(row["scheduled_at"]) if row["scheduled_at"] else created,
+            local_root=self._staging.local_root,
         )
 
     async def _reload(self) -> tables.Row | None:
@@ -211,6 +246,11 @@ class RunDriver:
             elif isinstance(item, Due):
                 if self._delayed.pop(item.action.path, None):
                     events += await self._start(item.action)
+            elif isinstance(item, Fetched):
+                events += await self._fetched(item)
+            elif isinstance(item, Stored):
+                self._transfers.pop(item.action.path, None)
+                events.append(self._failure(item) if item.error else self._result_event(item.action, item.result))
             elif isinstance(item, DeadlineReached):
                 limit_s = self._pipeline.config.active_deadline_seconds
                 if self._plan.state is RunState.RUNNING:
@@ -313,12 +353,19 @@ class RunDriver:
             return []
         if image := built_in_image(self._pipeline, action):
             return [await run_claim_task(self._driver.client, self._info, action, image)]
+        if self._staging.is_remote(action.inputs):
+            self._transfers[action.path] = asyncio.create_task(self._fetch(action))
+            return []
+        return await self._start_pod(action, action)
+
+    async def _start_pod(self, action: StartTask, staged: StartTask) -> list[Event]:
+        """Create the Pod; ``staged`` is the action with the paths of inputs that came from an object store."""
         name = pod_name(self._info, action)
         self._journal.add_pod(action.path, name)
         self._running[name] = action
         try:
             pod = render_pod(
-                self._pipeline, self._info, action, namespace=NAMESPACE, service_account=self._service_account
+                self._pipeline, self._info, staged, namespace=NAMESPACE, service_account=self._service_account
             )
             pod = await self._driver.client.create(pod)
         except AlreadyExistsError:
@@ -329,6 +376,39 @@ class RunDriver:
             return [TaskFailed(action.path, action.attempt, TaskError(message), retryable=error.code >= 500)]
         return await self._pod_events(PodChange(name, pod)) if is_over(pod) else []
 
+    # ---- what is in object stores
+
+    async def _fetch(self, action: StartTask) -> None:
+        try:
+            done = Fetched(action, await self._staging.fetch(action.inputs))
+        except (ShallopError, OSError) as error:
+            done = Fetched(action, action.inputs, error=str(error))
+        self.inbox.put_nowait(done)
+
+    async def _fetched(self, item: Fetched) -> list[Event]:
+        self._transfers.pop(item.action.path, None)
+        if item.error:
+            return [self._failure(item)]
+        return await self._start_pod(item.action, msgspec.structs.replace(item.action, inputs=item.inputs))
+
+    async def _store(self, action: StartTask, result: TaskResult) -> None:
+        try:
+            done = Stored(action, await self._staging.store(result))
+        except (ShallopError, OSError) as error:
+            done = Stored(action, result, error=str(error))
+        self.inbox.put_nowait(done)
+
+    @staticmethod
+    def _failure(item: Fetched | Stored) -> TaskFailed:
+        return TaskFailed(item.action.path, item.action.attempt, TaskError(item.error, code=14))
+
+    def _result_events(self, action: StartTask, result: TaskResult) -> list[Event]:
+        """Answer with a task's result; outputs in an object store count only when they are there."""
+        if self._staging.local_root and result.state == "SUCCEEDED" and result.artifacts:
+            self._transfers[action.path] = asyncio.create_task(self._store(action, result))
+            return []
+        return [self._result_event(action, result)]
+
     async def _adopt(self, action: StartTask) -> list[Event]:
         """Go on with a task that was asked for before a restart."""
         name = pod_name(self._info, action)
@@ -338,13 +418,16 @@ class RunDriver:
             return await self._pod_events(PodChange(name, pod))
         result = read_result(local_path(task_folder(self._info, action)))
         if result is not None:
-            return [self._result_event(action, result)]
+            return self._result_events(action, result)
         return await self._act(action, adopted=False)
 
     async def _stop(self, action: StopTask) -> list[Event]:
         stopped = TaskFailed(action.path, action.attempt, TaskError("The run was terminated.", code=1))
         if handle := self._delayed.pop(action.path, None):
             handle.cancel()
+            return [stopped]
+        if transfer := self._transfers.pop(action.path, None):
+            transfer.cancel()
             return [stopped]
         for waiting in self._waiting:
             if waiting.path == action.path:
@@ -365,7 +448,7 @@ class RunDriver:
         if action is None or (change.pod is not None and not self._is_over(change.name, change.pod, change.was_stuck)):
             return []
         del self._running[change.name]
-        events = [await self._end_of(action, change)]
+        events = await self._end_of(action, change)
         if self._waiting and len(self._running) < _PODS_PER_RUN:
             events += await self._start(self._waiting.popleft())
         return events
@@ -377,24 +460,24 @@ class RunDriver:
             self._delayed[name] = asyncio.get_running_loop().call_later(_STUCK_S, self.inbox.put_nowait, again)
         return is_over(pod) or (was_stuck and is_stuck(pod))
 
-    async def _end_of(self, action: StartTask, change: PodChange) -> Event:
+    async def _end_of(self, action: StartTask, change: PodChange) -> list[Event]:
         result = read_result(local_path(task_folder(self._info, action)))
         if change.pod is None:
             if result is not None:
-                return self._result_event(action, result)
+                return self._result_events(action, result)
             message = f"Pod {change.name} was deleted before the task ended."
-            return TaskFailed(action.path, action.attempt, TaskError(message))
+            return [TaskFailed(action.path, action.attempt, TaskError(message))]
         if (change.pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
             await self._driver.delete_pod(change.name)  # it waits for what will not come
         else:
             self._driver.retire(change.name)
         if result is not None:
-            return self._result_event(action, result)
+            return self._result_events(action, result)
         error, retryable = pod_failure(change.pod)
         if await asyncio.to_thread(_is_full, local_path(self._info.pipeline_root)):
             message = f"{error.message} The disk of {self._info.pipeline_root} is full: make room, then retry the run."
             error = TaskError(message)
-        return TaskFailed(action.path, action.attempt, error, retryable, is_transient(change.pod))
+        return [TaskFailed(action.path, action.attempt, error, retryable, is_transient(change.pod))]
 
     def _result_event(self, action: StartTask, result: TaskResult) -> Event:
         if result.started_at and result.ended_at:
@@ -441,10 +524,19 @@ class RunDriver:
             return taken or (look_up(connection, services, pipeline, action) if may_cache else Answer(None, OFF))
 
         answer = await self._database.read(ask) if may_cache or earlier else Answer(None, OFF)
+        if answer.outputs and not await self._are_there(answer.outputs):
+            answer = Answer(None, f"Not from the cache: artifacts were removed from their store. {answer.note}")
         self._journal.set_note(action.path, answer.note)
         if answer.outputs is None:
             return None
         return TaskSucceeded(action.path, action.attempt, answer.outputs, cached=True)
+
+    async def _are_there(self, outputs: Values) -> bool:
+        try:
+            return not self._staging.is_remote(outputs) or await self._staging.are_there(outputs)
+        except ShallopError as error:
+            log.warning("run %s: cached outputs cannot be looked up: %s", self.run_id, error)
+            return False
 
     async def _import(self, action: ImportArtifact) -> Event:
         if action.download_to_workspace:

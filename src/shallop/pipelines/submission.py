@@ -19,6 +19,7 @@ from shallop.pipelines.macros import MacroContext, expand_macros
 from shallop.pipelines.messages import from_micros, to_micros
 from shallop.pipelines.pipelines_api import checked_pipeline, spec_digest
 from shallop.pipelines.validation import check_parameters, refuse
+from shallop.store.objects import is_object_uri
 
 __all__ = ["Submission", "check_name", "insert_run", "new_run", "open_experiment", "pipeline_of"]
 
@@ -115,10 +116,10 @@ def new_run(
     pipeline = checked_pipeline(document, services.cannot_run)
     config = given.get("runtime_config", {})
     root = config.get("pipeline_root") or pipeline.default_root
-    if root and not root.startswith("/"):
+    if root and not root.startswith("/") and not is_object_uri(root):
         raise BadRequestError(
-            f"runtime_config.pipeline_root: {root!r} is no absolute directory, and there is no other store; give "
-            "such a directory, or leave it out (in the pipeline too) to use the server's own."
+            f"runtime_config.pipeline_root: {root!r} is neither an absolute directory nor in an object store (s3://, "
+            "minio://, gs://, az://); leave it out (in the pipeline too) to use the server's own."
         )
     macros = MacroContext(how.run_id, from_micros(how.scheduled_at or how.now), from_micros(how.now), how.index)
     parameters = {name: expand_macros(value, macros) for name, value in config.get("parameters", {}).items()}

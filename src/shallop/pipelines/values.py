@@ -60,6 +60,7 @@ class RunInfo(Struct, frozen=True):
     Args:
         resource_name: ``<pipeline name>-xxxxx`` (no ``-`` in the last part), as a Workflow object would be called.
         pipeline_root: URI or absolute path below which outputs go, already chosen by run > IR > server default.
+        local_root: directory for outputs when ``pipeline_root`` is in an object store; they are stored from there.
         created_at: RFC 3339, UTC.
         scheduled_at: RFC 3339, UTC; equals ``created_at`` for a run that nobody scheduled.
     """
@@ -70,6 +71,7 @@ class RunInfo(Struct, frozen=True):
     pipeline_root: str
     created_at: str
     scheduled_at: str
+    local_root: str = ""
 
     @property
     def pipeline_name(self) -> str:

@@ -7,8 +7,9 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from shallop import instance
 from shallop.errors import SettingsError
@@ -24,7 +25,8 @@ def run_locally(settings: Settings, session: Callable[[str], int]) -> int:
     Its home is kept, so that the next command finds cached steps; while another command uses it, a temporary one.
     """
     logging.basicConfig(level=logging.ERROR)
-    settings = replace(settings.with_ports(0, 0, 0, 0), home=settings.cache / "local")
+    ports: dict[str, Any] = {field.name: 0 for field in fields(settings) if field.name.endswith("_port")}
+    settings = replace(settings, home=settings.cache / "local", **ports)
     try:
         lock = instance.Lock(settings)
     except SettingsError:

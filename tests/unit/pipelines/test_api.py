@@ -621,7 +621,7 @@ def test_no_artifact_leads_out_of_the_artifact_folder(server: Server, uri: str) 
 
 
 def test_an_artifact_elsewhere_or_gone_is_said(server: Server) -> None:
-    keep(server, "gs://bucket/a")
+    keep(server, "oci://registry/a")
     assert server.call("GET", "/artifacts/7:download").status == 400
     assert server.call("GET", "/artifacts/8:download").status == 404
     assert server.call("GET", "/artifacts/..%2Fx:download").status in (400, 404)

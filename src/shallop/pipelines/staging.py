@@ -1,0 +1,128 @@
+"""
+Local copies of what the tasks of a run read from and write to an object store.
+
+Tasks know paths only. Their outputs go to a folder of the run on this machine and are stored from there before they
+count; inputs are brought before the task starts. Records hold the real URIs, Pods hold no credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from shallop.errors import ObjectStoreError
+from shallop.kube.client import Client
+from shallop.pipelines.podends import NAMESPACE, ResultArtifact, TaskResult
+from shallop.pipelines.providers import access_to
+from shallop.pipelines.values import Artifact, Values
+from shallop.store.objects import Access, download, exists, is_object_uri, upload
+
+__all__ = ["Staging", "tidy_staging"]
+
+
+class Staging:
+    """
+    Transfers of one run.
+
+    Args:
+        folder: of this run alone.
+        root: the run's pipeline root; a plain directory needs no transfer of outputs.
+    """
+
+    def __init__(self, client: Client, folder: Path, root: str) -> None:
+        self._client = client
+        self._folder = folder
+        self._root = root.partition("?")[0].rstrip("/") if is_object_uri(root) else ""
+        self._query = root.partition("?")[2]
+        self._brought: dict[str, asyncio.Lock] = {}
+
+    @property
+    def local_root(self) -> str:
+        """Where outputs are written first; empty when the pipeline root is a directory."""
+        return str(self._folder / "outputs") if self._root else ""
+
+    def is_remote(self, values: Values) -> bool:
+        return any(is_object_uri(artifact.uri) for items in values.artifacts.values() for artifact in items)
+
+    async def fetch(self, values: Values) -> Values:
+        """
+        Bring all input artifacts; return the inputs with paths in place of URIs.
+
+        Raises:
+            ObjectStoreError: one is not there, or its store cannot be used.
+            OSError: the disk is full.
+        """
+        artifacts = {name: [await self._bring(one) for one in items] for name, items in values.artifacts.items()}
+        return Values(values.parameters, artifacts)
+
+    async def _bring(self, artifact: Artifact) -> Artifact:
+        if not is_object_uri(artifact.uri):
+            return artifact
+        path = self._path_of(artifact.uri)
+        async with self._brought.setdefault(artifact.uri, asyncio.Lock()):
+            if not await asyncio.to_thread(path.exists):
+                access = await self._access(artifact.uri)
+                if not await asyncio.to_thread(download, self._with_options(artifact.uri), path, access):
+                    raise ObjectStoreError(f"Input artifact '{artifact.name}': nothing is at {artifact.uri}.")
+        return msgspec.structs.replace(artifact, uri=str(path))
+
+    def _path_of(self, uri: str) -> Path:
+        if self._root and uri.startswith(f"{self._root}/"):
+            own = Path(self.local_root + uri.removeprefix(self._root))
+            if own.exists():
+                return own  # made by this run on this machine
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        return self._folder / "inputs" / digest / (uri.partition("?")[0].rstrip("/").rpartition("/")[2] or "artifact")
+
+    async def store(self, result: TaskResult) -> TaskResult:
+        """
+        Store all output artifacts; return the result with their URIs.
+
+        Raises:
+            ObjectStoreError: the store cannot be used.
+        """
+        stored: dict[str, list[ResultArtifact]] = {}
+        for name, items in result.artifacts.items():
+            stored[name] = [msgspec.structs.replace(one, uri=await self._store(one.uri)) for one in items]
+        return msgspec.structs.replace(result, artifacts=stored)
+
+    async def _store(self, path: str) -> str:
+        if not self._root or not path.startswith(f"{self.local_root}/"):
+            return path
+        uri = self._root + path.removeprefix(self.local_root)
+        await asyncio.to_thread(upload, Path(path), self._with_options(uri), await self._access(uri))
+        return uri
+
+    async def are_there(self, values: Values) -> bool:
+        """Say whether all artifacts in object stores still exist; those that never were written need not."""
+        for items in values.artifacts.values():
+            for artifact in items:
+                if not artifact.digest or not is_object_uri(artifact.uri):
+                    continue
+                access = await self._access(artifact.uri)
+                if not await asyncio.to_thread(exists, self._with_options(artifact.uri), access):
+                    return False
+        return True
+
+    async def _access(self, uri: str) -> Access:
+        return await access_to(self._client, NAMESPACE, uri)
+
+    def _with_options(self, uri: str) -> str:
+        """Add the bucket's options, which are in the query of the root, to a URI below it."""
+        below = self._query and self._root and uri.startswith(f"{self._root}/") and "?" not in uri
+        return f"{uri}?{self._query}" if below else uri
+
+    async def clear(self) -> None:
+        """Remove the copies of a run that is over."""
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+def tidy_staging(folder: Path, active: set[str]) -> None:
+    """Remove copies of runs that are over; a kill can come before ``clear``."""
+    for own in folder.iterdir() if folder.is_dir() else ():
+        if own.name not in active:
+            shutil.rmtree(own, ignore_errors=True)
