@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shallop.errors import TooLargeError
 from shallop.pipelines.messages import Message, parse_body, render
 
-__all__ = ["MAX_BODY_BYTES", "empty", "read_body", "read_message", "reply"]
+__all__ = ["MAX_BODY_BYTES", "empty", "json_text", "read_body", "read_message", "reply"]
 
 # An upload has at most 32 MiB; the same document inside JSON is a little longer.
 MAX_BODY_BYTES = 48 * 1024 * 1024
@@ -31,8 +33,16 @@ async def read_message(request: Request, message: Message) -> dict[str, Any]:
     return parse_body(message, await read_body(request))
 
 
+def json_text(value: Any) -> str:
+    """Write JSON, many times faster than ``json`` does; for answers that can be large."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:  # a lone surrogate in a user's text
+        return json.dumps(value)
+
+
 def reply(message: Message, value: Mapping[str, Any]) -> Response:
-    return JSONResponse(render(message, value))
+    return Response(json_text(render(message, value)), media_type="application/json")
 
 
 def empty() -> Response:

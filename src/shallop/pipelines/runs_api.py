@@ -16,7 +16,7 @@ from shallop.controller import Services
 from shallop.errors import NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.http import empty, read_message, reply
+from shallop.pipelines.http import empty, json_text, read_message, reply
 from shallop.pipelines.listing import RUN_KEYS, parse_page
 from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
 from shallop.pipelines.signals import signals_of
@@ -166,9 +166,9 @@ def _run_text(connection: sa.Connection, id_: str) -> str | None:
     if row is None:
         return None
     message = run_message(row, tables.get_specs(connection, _own_specs([row])))
-    if tasks := tables.get_tasks(connection, id_):
+    if tasks := tables.get_task_states(connection, id_):
         message["run_details"] = {"task_details": task_messages(tasks, tables.get_run_links(connection, id_))}
-    return json.dumps(render(RUN, message))
+    return json_text(render(RUN, message))
 
 
 def _no_run(id_: str) -> NotFoundError:

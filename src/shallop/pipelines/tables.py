@@ -639,6 +639,13 @@ def get_tasks(connection: sa.Connection, run_id: str) -> list[Row]:
     return [_row(row) for row in connection.execute(query)]
 
 
+def get_task_states(connection: sa.Connection, run_id: str) -> list[Row]:
+    """Return the same without inputs and outputs, which can be large."""
+    columns = [column for column in tasks.c if column.name not in ("inputs", "outputs", "usage")]
+    query = sa.select(*columns).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
 def get_task(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(tasks).where(tasks.c.id == id_))
 

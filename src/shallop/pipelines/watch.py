@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint
+from shallop.pipelines.http import json_text
 from shallop.pipelines.messages import RUN, render
 from shallop.pipelines.podends import NAMESPACE
 from shallop.pipelines.rerender import POD, render_again
@@ -135,9 +135,9 @@ def _look(connection: sa.Connection, run_id: str) -> _Look | None:
     if row is None:
         return None
     # The document does not change and may be large: a watcher gets it with GET.
-    run = json.dumps(render(RUN, run_message(row, {})))
+    run = json_text(render(RUN, run_message(row, {})))
     views = task_views(tables.get_tasks(connection, run_id), tables.get_run_links(connection, run_id))
-    return _Look(run, {view["task_id"]: json.dumps(view) for view in views}, row["state"] in _ENDED)
+    return _Look(run, {view["task_id"]: json_text(view) for view in views}, row["state"] in _ENDED)
 
 
 def _tasks_text(connection: sa.Connection, run_id: str) -> str | None:
@@ -146,4 +146,4 @@ def _tasks_text(connection: sa.Connection, run_id: str) -> str | None:
     if look is None or row is None:
         return None
     tasks = ",".join(look.tasks.values())
-    return f'{{"run": {look.run}, "outputs": {json.dumps(row["outputs"])}, "tasks": [{tasks}]}}'
+    return f'{{"run": {look.run}, "outputs": {json_text(row["outputs"])}, "tasks": [{tasks}]}}'

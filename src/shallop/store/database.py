@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 
 __all__ = ["Database", "Migration"]
@@ -38,7 +40,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, synchronous: str = "normal") -> None:
-        self._engine = sa.create_engine(url)
+        self._engine = sa.create_engine(url, json_serializer=_encode, json_deserializer=_decode)
         if self._engine.dialect.name == "sqlite":
             _create_private(self._engine.url.database)
             sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
@@ -80,6 +82,21 @@ def _apply(connection: sa.Connection, part: str, migration: Migration) -> None:
     if connection.execute(sa.select(_applied).filter_by(**row)).first() is None:
         migration(connection)
         connection.execute(_applied.insert(), row)
+
+
+def _encode(value: Any) -> str:
+    """Write JSON; a lone surrogate, which users' texts may have, only the slower module can write."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+
+
+def _decode(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return json.loads(text)
 
 
 def _create_private(path: str | None) -> None:
