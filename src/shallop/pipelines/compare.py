@@ -17,7 +17,7 @@ from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint
-from shallop.pipelines.http import read_message, reply
+from shallop.pipelines.http import read_message, reply, warned
 from shallop.pipelines.ir import parse_pipeline
 from shallop.pipelines.messages import RERUN, RUN, format_micros
 from shallop.pipelines.reuse import find_step, repeated_paths
@@ -75,11 +75,11 @@ class CompareApi:
         names = ("pipeline_id", "pipeline_version_id")
         reference = {} if "pipeline_spec" in given else {name: earlier[name] for name in names}
         how = replace(Submission.at(self._services), reuse=reuse)
-        row = await asyncio.to_thread(new_run, body, reference, changed, self._services, how)
+        row, warnings = await asyncio.to_thread(new_run, body, reference, changed, self._services, how)
         text = json.dumps(changed)
         await self._database.write(lambda c: insert_run(c, row, earlier["experiment_id"], text))
         self._signals.request(row["id"])
-        return reply(RUN, run_message(row, {row["spec_digest"]: changed}))
+        return warned(reply(RUN, run_message(row, {row["spec_digest"]: changed})), warnings)
 
     async def compare(self, request: Request) -> Response:
         """Show parameters, metrics, outputs and times of ``run_ids=a,b,...`` beside each other."""

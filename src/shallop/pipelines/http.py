@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from shallop.errors import TooLargeError
 from shallop.pipelines.messages import Message, parse_body, render
 
-__all__ = ["MAX_BODY_BYTES", "empty", "json_text", "read_body", "read_message", "reply"]
+__all__ = ["MAX_BODY_BYTES", "empty", "json_text", "read_body", "read_message", "reply", "warned"]
 
 # An upload has at most 32 MiB; the same document inside JSON is a little longer.
 MAX_BODY_BYTES = 48 * 1024 * 1024
@@ -43,6 +43,14 @@ def json_text(value: Any) -> str:
 
 def reply(message: Message, value: Mapping[str, Any]) -> Response:
     return Response(json_text(render(message, value)), media_type="application/json")
+
+
+def warned(response: Response, warnings: Iterable[str]) -> Response:
+    """Add what has no effect here as Warning headers."""
+    for text in warnings:
+        quoted = text.encode("ascii", "replace").decode().replace("\\", "\\\\").replace('"', '\\"')
+        response.headers.append("Warning", f'299 - "{quoted}"')
+    return response
 
 
 def empty() -> Response:

@@ -18,7 +18,7 @@ from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.cron import parse_cron
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.http import empty, read_message, reply
+from shallop.pipelines.http import empty, read_message, reply, warned
 from shallop.pipelines.listing import RECURRING_RUN_KEYS, parse_page
 from shallop.pipelines.messages import RECURRING_RUN, RECURRING_RUN_LIST, to_micros
 from shallop.pipelines.pipelines_api import spec_digest
@@ -111,7 +111,7 @@ class RecurringRunsApi:
         now = to_micros(self._services.now())
         # What its runs will be checked for is checked now, where somebody reads the answer.
         trial = Submission(str(uuid.uuid4()), now, scheduled_at=now, index=1)
-        await asyncio.to_thread(new_run, given, reference, document, self._services, trial)
+        _, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, trial)
         row = _new_row(given, reference, document, now)
         text = json.dumps(document)
 
@@ -123,7 +123,7 @@ class RecurringRunsApi:
 
         await self._database.write(insert)
         self._signals.reschedule()
-        return reply(RECURRING_RUN, _message(row, {row["spec_digest"]: document}))
+        return warned(reply(RECURRING_RUN, _message(row, {row["spec_digest"]: document})), warnings)
 
     async def get(self, request: Request) -> Response:
         row = await self._find(request)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from shallop.errors import AlreadyExistsError, ApiError, ShallopError
+from shallop.errors import AlreadyExistsError, ApiError, InvalidError, ShallopError
 from shallop.kube.objects import Gvk, Key, Object
 from shallop.pipelines import tables
 from shallop.pipelines.cachekey import cache_material
@@ -27,7 +27,7 @@ from shallop.pipelines.claims import create_workspace, delete_workspace, run_cla
 from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
 from shallop.pipelines.messages import format_micros, parse_micros
-from shallop.pipelines.placeholders import local_path
+from shallop.pipelines.placeholders import WORKSPACE_PATH, local_path
 from shallop.pipelines.plan import (
     Action,
     CancelRequested,
@@ -56,7 +56,7 @@ from shallop.pipelines.podends import (
     read_result,
 )
 from shallop.pipelines.providers import default_root
-from shallop.pipelines.render import built_in_image, pod_name, render_pod, task_folder
+from shallop.pipelines.render import built_in_image, pod_name, render_pod, task_folder, workspace_claim_name
 from shallop.pipelines.reuse import Earlier, load_earlier, take_over
 from shallop.pipelines.staging import Staging
 from shallop.pipelines.step import Journal
@@ -538,10 +538,23 @@ class RunDriver:
             log.warning("run %s: cached outputs cannot be looked up: %s", self.run_id, error)
             return False
 
+    async def _to_workspace(self, action: ImportArtifact) -> ImportArtifact:
+        """Bring an artifact to where ``kfp.dsl`` looks for it below the workspace."""
+        if self._pipeline.config.workspace is None:
+            raise InvalidError("the pipeline has no workspace; set one with dsl.PipelineConfig(workspace=...).")
+        volume = self._driver.services.settings.volumes / NAMESPACE / workspace_claim_name(self._info)
+        marked = {**action.metadata, "_kfp_workspace": True}
+        below = local_path(action.uri, marked).removeprefix(WORKSPACE_PATH).lstrip("/")
+        await self._staging.bring_to(action.uri, volume / below)
+        return msgspec.structs.replace(action, metadata=marked)
+
     async def _import(self, action: ImportArtifact) -> Event:
         if action.download_to_workspace:
-            message = "importer: downloading to the workspace is not available; read the artifact by its path instead."
-            return TaskFailed(action.path, action.attempt, TaskError(message, code=12), retryable=False)
+            try:
+                action = await self._to_workspace(action)
+            except (ShallopError, OSError) as error:
+                message = f"importer: {action.uri} cannot be brought to the workspace: {error}"
+                return TaskFailed(action.path, action.attempt, TaskError(message, code=14))
         schema = action.type.schema_title or "system.Artifact"
         if not action.reimport:
             for row in await self._database.read(lambda c: tables.find_imported(c, action.uri, schema)):

@@ -16,7 +16,7 @@ from shallop.controller import Services
 from shallop.errors import NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.http import empty, json_text, read_message, reply
+from shallop.pipelines.http import empty, json_text, read_message, reply, warned
 from shallop.pipelines.listing import RUN_KEYS, parse_page
 from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
 from shallop.pipelines.signals import signals_of
@@ -90,11 +90,11 @@ class RunsApi:
         reference, document = await self._database.read(lambda c: pipeline_of(c, given, "run"))
         experiment_id = given.get("experiment_id") or request.query_params.get("experiment_id", "")
         how = Submission.at(self._services)
-        row = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
+        row, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
         text = json.dumps(document)
         await self._database.write(lambda c: insert_run(c, row, experiment_id, text))
         self._signals.request(row["id"])
-        return reply(RUN, run_message(row, {row["spec_digest"]: document}))
+        return warned(reply(RUN, run_message(row, {row["spec_digest"]: document})), warnings)
 
     async def get(self, request: Request) -> Response:
         id_ = request.path_params["run_id"]

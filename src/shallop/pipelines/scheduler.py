@@ -83,7 +83,7 @@ class Scheduler:
         try:
             reference, document = await self._database.read(lambda c: _pipeline(c, row))
             how = Submission(run_id, now, scheduled_at=tick, recurring_run_id=row["id"], index=index)
-            run = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
+            run, _ = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
             text = json.dumps(document)
 
             def store(connection: sa.Connection) -> None:

@@ -46,7 +46,7 @@ class Staging:
         return str(self._folder / "outputs") if self._root else ""
 
     def is_remote(self, values: Values) -> bool:
-        return any(is_object_uri(artifact.uri) for items in values.artifacts.values() for artifact in items)
+        return any(_is_fetched(artifact) for items in values.artifacts.values() for artifact in items)
 
     async def fetch(self, values: Values) -> Values:
         """
@@ -60,7 +60,7 @@ class Staging:
         return Values(values.parameters, artifacts)
 
     async def _bring(self, artifact: Artifact) -> Artifact:
-        if not is_object_uri(artifact.uri):
+        if not _is_fetched(artifact):
             return artifact
         path = self._path_of(artifact.uri)
         async with self._brought.setdefault(artifact.uri, asyncio.Lock()):
@@ -69,6 +69,23 @@ class Staging:
                 if not await asyncio.to_thread(download, self._with_options(artifact.uri), path, access):
                     raise ObjectStoreError(f"Input artifact '{artifact.name}': nothing is at {artifact.uri}.")
         return msgspec.structs.replace(artifact, uri=str(path))
+
+    async def bring_to(self, uri: str, path: Path) -> None:
+        """
+        Bring an artifact, from a store or from this machine, to a path; nothing happens when it is there.
+
+        Raises:
+            ObjectStoreError: nothing is there, or its store cannot be used.
+            OSError: ``path`` cannot be written.
+        """
+        if await asyncio.to_thread(path.exists):
+            return
+        if is_object_uri(uri):
+            found = await asyncio.to_thread(download, self._with_options(uri), path, await self._access(uri))
+        else:
+            found = await asyncio.to_thread(_copy, Path(uri.removeprefix("file://")), path)
+        if not found:
+            raise ObjectStoreError(f"Nothing is at {uri}.")
 
     def _path_of(self, uri: str) -> Path:
         if self._root and uri.startswith(f"{self._root}/"):
@@ -119,6 +136,24 @@ class Staging:
     async def clear(self) -> None:
         """Remove the copies of a run that is over."""
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+def _is_fetched(artifact: Artifact) -> bool:
+    """Say whether an input is brought for a task: what an importer has put into the workspace is there already."""
+    return is_object_uri(artifact.uri) and not artifact.metadata.get("_kfp_workspace")
+
+
+def _copy(source: Path, target: Path) -> bool:
+    if not source.is_absolute() or not source.exists():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    if source.is_dir():
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, temporary)
+    temporary.rename(target)
+    return True
 
 
 def tidy_staging(folder: Path, active: set[str]) -> None:

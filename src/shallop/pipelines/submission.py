@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,10 +18,10 @@ from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.macros import MacroContext, expand_macros
 from shallop.pipelines.messages import from_micros, to_micros
 from shallop.pipelines.pipelines_api import checked_pipeline, spec_digest
-from shallop.pipelines.validation import check_parameters, refuse
+from shallop.pipelines.validation import check_parameters, refuse, warnings_of
 from shallop.store.objects import is_object_uri
 
-__all__ = ["Submission", "check_name", "insert_run", "new_run", "open_experiment", "pipeline_of"]
+__all__ = ["NewRun", "Submission", "check_name", "insert_run", "new_run", "open_experiment", "pipeline_of"]
 
 _MAX_NAME = 255
 Row = dict[str, Any]
@@ -109,10 +109,17 @@ def open_experiment(connection: sa.Connection, id_: str, now: int, what: str) ->
     return str(experiment["id"])
 
 
+class NewRun(NamedTuple):
+    """A run that may be stored, and what in its pipeline will have no effect."""
+
+    row: Row
+    warnings: list[str]
+
+
 def new_run(
     given: Mapping[str, Any], reference: Mapping[str, str], document: Row, services: Services, how: Submission
-) -> Row:
-    """Check what was submitted (slow for big pipelines: call it in a thread) and return the row."""
+) -> NewRun:
+    """Check what was submitted (slow for big pipelines: call it in a thread) and make the row."""
     pipeline = checked_pipeline(document, services.cannot_run)
     config = given.get("runtime_config", {})
     root = config.get("pipeline_root") or pipeline.default_root
@@ -124,7 +131,7 @@ def new_run(
     macros = MacroContext(how.run_id, from_micros(how.scheduled_at or how.now), from_micros(how.now), how.index)
     parameters = {name: expand_macros(value, macros) for name, value in config.get("parameters", {}).items()}
     refuse(check_parameters(pipeline, parameters), f"Run {given['display_name']!r}")
-    return {
+    row: Row = {
         "id": how.run_id,
         "experiment_id": "",
         "name": given["display_name"],
@@ -148,6 +155,7 @@ def new_run(
         "outputs": {},
         "reuse": how.reuse,
     }
+    return NewRun(row, warnings_of(pipeline))
 
 
 def insert_run(connection: sa.Connection, row: Row, experiment_id: str, text: str) -> None:

@@ -664,3 +664,11 @@ def test_runs_are_compared(server: Server) -> None:
     assert [run["metrics"] for run in compared["runs"]] == [{}, {"a.rows": 3}]
     assert [run["parameters"] for run in compared["runs"]] == [{"rate": 1}, {"rate": 2}]
     assert server.call("GET", "/runs:compare", run_ids="nope").status == 404
+
+
+def test_what_has_no_effect_is_said_in_a_header(server: Server) -> None:
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-echo": {"gpuBurst": 1}}}}}}
+    body = {"display_name": "a", "pipeline_spec": {"pipeline_spec": spec(), "platform_spec": platform}}
+    answer = server.call("POST", "/runs", body)
+    assert answer.status == 200
+    assert answer.headers["warning"].endswith('executors.exec-echo.gpuBurst: not known, ignored."')

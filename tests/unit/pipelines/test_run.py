@@ -483,6 +483,26 @@ def test_an_image_that_cannot_run_here_is_refused(play: Play) -> None:
     play(scenario)
 
 
+def test_an_importer_brings_its_artifact_to_the_workspace(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        source = world.settings.home / "data.csv"
+        source.write_text("a,b\n")
+        document = pipeline({"name": "a"})
+        importer = {"artifactUri": {"constant": str(source)}, "typeSchema": {"schemaTitle": "system.Dataset"}}
+        document["deploymentSpec"]["executors"]["exec-a"] = {"importer": importer | {"downloadToWorkspace": True}}
+        config = {"platforms": {"kubernetes": {"pipelineConfig": {"workspace": {"size": "1Gi"}}}}}
+        run_id = await world.submit({"pipeline_spec": document, "platform_spec": config})
+        assert (await world.over(run_id))["state"] == "SUCCEEDED"
+        (artifact,) = (await world.tasks(run_id))["a"]["outputs"]["artifacts"]["artifact"]
+        assert artifact["metadata"] == {"_kfp_workspace": True}
+        (brought,) = (world.settings.volumes / "kubeflow").glob("*/.artifacts/**/data.csv")
+        assert brought.read_text() == "a,b\n"
+        failed = await world.over(await world.submit(document))
+        assert "the pipeline has no workspace" in failed["error"]["message"]
+
+    play(scenario)
+
+
 def test_a_workspace_left_by_a_kill_is_removed(play: Play) -> None:
     async def scenario(world: World) -> None:
         metadata = {"name": "p-1-kfp-workspace", "namespace": "kubeflow", "labels": {"pipeline/runid": "gone"}}
