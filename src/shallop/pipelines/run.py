@@ -101,10 +101,11 @@ class DeadlineReached:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The inputs of a task are on this machine; or, with an error, they are not."""
+    """The inputs of a task are on this machine, but for what ``note`` says; or, with an error, they are not."""
 
     action: StartTask
     inputs: Values
+    note: str = ""
     error: str = ""
 
 
@@ -380,7 +381,7 @@ class RunDriver:
 
     async def _fetch(self, action: StartTask) -> None:
         try:
-            done = Fetched(action, await self._staging.fetch(action.inputs))
+            done = Fetched(action, *await self._staging.fetch(action.inputs))
         except (ShallopError, OSError) as error:
             done = Fetched(action, action.inputs, error=str(error))
         self.inbox.put_nowait(done)
@@ -389,6 +390,8 @@ class RunDriver:
         self._transfers.pop(item.action.path, None)
         if item.error:
             return [self._failure(item)]
+        if item.note:
+            self._journal.set_note(item.action.path, item.note)
         return await self._start_pod(item.action, msgspec.structs.replace(item.action, inputs=item.inputs))
 
     async def _store(self, action: StartTask, result: TaskResult) -> None:

@@ -48,16 +48,30 @@ class Staging:
     def is_remote(self, values: Values) -> bool:
         return any(_is_fetched(artifact) for items in values.artifacts.values() for artifact in items)
 
-    async def fetch(self, values: Values) -> Values:
+    async def fetch(self, values: Values) -> tuple[Values, str]:
         """
-        Bring all input artifacts; return the inputs with paths in place of URIs.
+        Bring all input artifacts; return the inputs with paths in place of URIs, and what was not brought.
+
+        An artifact that was only imported and cannot be had keeps its URI: the component may not need its content,
+        or may read it by means of its own.
 
         Raises:
-            ObjectStoreError: one is not there, or its store cannot be used.
+            ObjectStoreError: one that a run has made is not there, or its store cannot be used.
             OSError: the disk is full.
         """
-        artifacts = {name: [await self._bring(one) for one in items] for name, items in values.artifacts.items()}
-        return Values(values.parameters, artifacts)
+        artifacts: dict[str, list[Artifact]] = {}
+        missing = []
+        for name, items in values.artifacts.items():
+            artifacts[name] = []
+            for artifact in items:
+                try:
+                    artifacts[name].append(await self._bring(artifact))
+                except ObjectStoreError as error:
+                    if artifact.digest:
+                        raise
+                    artifacts[name].append(artifact)
+                    missing.append(str(error))
+        return Values(values.parameters, artifacts), " ".join(missing)
 
     async def _bring(self, artifact: Artifact) -> Artifact:
         if not _is_fetched(artifact):

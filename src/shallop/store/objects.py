@@ -23,7 +23,8 @@ __all__ = ["Access", "ObjectUri", "delete", "download", "exists", "is_object_uri
 
 _FAMILIES = {"s3": "s3", "minio": "s3", "gs": "gs", "az": "az", "azure": "az"}
 # An endpoint that is not there must become an error of the step, not a step that hangs.
-_RETRY: dict[str, Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
+_RETRY: dict[str, Any] = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
+_CLIENT: dict[str, Any] = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(minutes=10)}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -84,7 +85,8 @@ def _open(uri: ObjectUri, access: Access) -> Any:
     if endpoint and "://" not in endpoint:
         insecure = uri.options.get("disableSSL", "").lower() == "true"
         endpoint = f"{'http' if insecure else 'https'}://{endpoint}"
-    common: dict[str, Any] = {"client_options": {"allow_http": endpoint.startswith("http://")}, "retry_config": _RETRY}
+    client = _CLIENT | {"allow_http": endpoint.startswith("http://")}
+    common: dict[str, Any] = {"client_options": client, "retry_config": _RETRY}
     config: Any = dict(access.credentials)
     if uri.family == "gs":
         return GCSStore(uri.bucket, config=config | ({"base_url": endpoint} if endpoint else {}), **common)
