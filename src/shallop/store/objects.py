@@ -24,7 +24,7 @@ __all__ = ["Access", "ObjectUri", "delete", "download", "exists", "is_object_uri
 _FAMILIES = {"s3": "s3", "minio": "s3", "gs": "gs", "az": "az", "azure": "az"}
 # An endpoint that is not there must become an error of the step, not a step that hangs.
 _RETRY: dict[str, Any] = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
-_CLIENT: dict[str, Any] = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(minutes=10)}
+_CLIENT: dict[str, Any] = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(hours=1)}
 _CHUNK_BYTES = 1 << 20
 
 
