@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -17,6 +18,7 @@ import yaml
 from shallop.controller import Manager
 from shallop.embedded import workloads
 from shallop.embedded.apiserver import ApiServer, User
+from shallop.embedded.apiserver.objects_store import Change
 from shallop.embedded.apiserver.requests import parse_bool
 from shallop.embedded.workloads.garbage import GarbageCollector
 from shallop.settings import Settings
@@ -41,6 +43,7 @@ async def running(home: Path) -> AsyncIterator[ApiServer]:
     settings = Settings(home=home)
     database = Database(f"sqlite:///{home / 'rows.db'}")
     await server.start()
+    server.store.listeners.append(partial(_add_foreign, server))
     # The recorded cluster had no scheduler and no kinds of ours.
     kinds = [kind for kind in workloads.PART.kinds if kind.kind != "Pod" and kind.schema is None]
     manager = Manager(
@@ -61,6 +64,24 @@ async def running(home: Path) -> AsyncIterator[ApiServer]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
+
+
+def _add_foreign(server: ApiServer, change: Change) -> None:
+    """Put a ConfigMap into a new namespace, as a controller of another distribution did in the recorded cluster."""
+    if change.new.resource == "namespaces" and change.old is None:
+        metadata = {
+            "name": _FOREIGN,
+            "namespace": change.new.name,
+            "annotations": {"service.beta.openshift.io/inject-cabundle": "true"},
+        }
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        create = server.client(field_manager="kube-controller-manager").create(body)
+        _RUNNING.add(task := asyncio.get_running_loop().create_task(create))
+        task.add_done_callback(_RUNNING.discard)
+
+
+_FOREIGN = "openshift-service-ca.crt"
+_RUNNING: set[asyncio.Task[Any]] = set()
 
 
 class Answered:
@@ -204,7 +225,8 @@ class Normaliser:
             return value if value in ("", "0") else "<rv>"
         if name == "managedFields" and isinstance(value, list):
             kept = [entry for entry in value if entry.get("manager") != "kube-controller-manager"]
-            return [self.apply(entry) for entry in kept]
+            # They are ordered by time, in seconds: which of two writes falls into the next one is chance.
+            return sorted((self.apply(entry) for entry in kept), key=lambda entry: json.dumps(entry, sort_keys=True))
         if name == "continue" and value:
             return "<continue>"
         if name == "token" and value and isinstance(value, str):
@@ -238,7 +260,7 @@ def _is_foreign(item: Any) -> bool:
     if not isinstance(item, dict):
         return False
     name = (item.get("metadata") or {}).get("name") if isinstance(item.get("metadata"), dict) else None
-    return "openshift-service-ca.crt" in (
+    return _FOREIGN in (
         name,
         (item.get("configMap") or {}).get("name") if "configMap" in item else None,
     )
@@ -346,6 +368,7 @@ async def run_step(server: ApiServer, step: Mapping[str, Any], answers: dict[str
     answered = await _poll(server, step, answers)
     body = answered.decoded()
     answers[step["name"]] = body
+    norm.learn(step["request"].get("body"))
     recorded = step["response"]
     problems = []
     if not _same_status(answered.status, recorded["status"]):

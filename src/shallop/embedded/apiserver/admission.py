@@ -12,7 +12,8 @@ from shallop.embedded.apiserver.fieldmanagers import record_update
 from shallop.embedded.apiserver.metadata import validate_metadata
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
-from shallop.errors import BadRequestError, FieldError
+from shallop.embedded.apiserver.schema import CompiledSchema, message_schema
+from shallop.errors import BadRequestError, FieldError, InvalidError
 from shallop.kube.objects import Object, format_time
 
 __all__ = [
@@ -66,19 +67,24 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
             f"the object provided is unrecognized (must be of type {resource.kind}): "
             f"Object 'Kind' is missing in '{_plain_json(obj)}'"
         )
-    if resource.custom and not found[0]:
-        raise BadRequestError(
-            f"the object provided is unrecognized (must be of type {resource.kind}): apiVersion is missing"
-        )
-    if found[0] not in ("", resource.api_version) or found[1] not in ("", resource.kind):
-        group, _, version = found[0].rpartition("/")
+    wanted = ("", resource.api_version) if not resource.custom else (resource.api_version,)
+    if found[0] not in wanted:
+        if not resource.custom and found[1] in ("", resource.kind) and "/" not in found[0] and not resource.group:
+            why = f'no kind "{resource.kind}" is registered for version "{found[0]}"'
+            raise BadRequestError(
+                f'{resource.kind} in version "{found[0]}" cannot be handled as a {resource.kind}: {why}'
+            )
         raise BadRequestError(
             f"the API version in the data ({found[0]}) does not match the expected API version ({resource.api_version})"
-            if found[0] != resource.api_version
-            else f'{found[1]} in version "{version}" cannot be handled as a {resource.kind}: converting '
+        )
+    if found[1] not in ("", resource.kind):
+        if resource.custom:
+            problem = FieldError.invalid("kind", found[1], f"must be {resource.kind}")
+            given = (obj.get("metadata") or {}).get("name") or ""
+            raise InvalidError.of(str(found[1]), resource.group, str(given), [problem])
+        raise BadRequestError(
+            f'{found[1]} in version "{resource.version}" cannot be handled as a {resource.kind}: converting '
             f"({found[1]}) to ({resource.kind}): unknown conversion"
-            if not resource.custom
-            else f"{group}/{version}, Kind={found[1]} is not a {resource.kind}"
         )
     metadata = dict(obj.get("metadata") or {})
     if metadata.get("namespace") and metadata["namespace"] != namespace:
@@ -118,6 +124,8 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
     if schema is not None:
         kept = _shared(obj, old) if old is not None and not resource.custom else {}
         new = {key: value for key, value in obj.items() if key not in kept} if kept else obj
+        if resource.custom and (wrong := metadata_error(obj["metadata"])):
+            raise cannot_handle(resource, wrong)
         cleaned, unknown = schema.clean(new)
         if not resource.custom:
             if error := schema.type_error(cleaned):
@@ -134,6 +142,14 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
     if options.field_validation == "Warn":
         options.warnings += problems
     return obj
+
+
+def metadata_error(metadata: Object) -> str:
+    """Return what in the metadata of a custom resource is of a wrong type; empty when nothing is."""
+    return _METADATA.type_error(metadata)
+
+
+_METADATA = CompiledSchema(message_schema("meta.v1.ObjectMeta"), builtin=True)
 
 
 def _shared(obj: Object, old: Object) -> Object:

@@ -18,7 +18,7 @@ from shallop.kube.objects import Object
 
 __all__ = ["Answer", "encode_event", "encode_list", "encode_one", "negotiated"]
 
-_GZIP_OVER = 128 * 1024
+GZIP_OVER = 128 * 1024
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -50,7 +50,7 @@ class Answer:
             return b"", list(self.headers)
         headers = [(b"content-type", self.content_type.encode()), *self.headers]
         body = self.body
-        if len(body) > _GZIP_OVER and "gzip" in accept_encoding:
+        if len(body) > GZIP_OVER and "gzip" in accept_encoding:
             body = gzip.compress(body, 1)
             headers += [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
         headers.append((b"content-length", str(len(body)).encode()))

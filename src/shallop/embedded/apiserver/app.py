@@ -20,6 +20,7 @@ from shallop.embedded.apiserver import (
     discovery,
     failures,
     metrics,
+    oidc,
     openapi,
     openapi_v2,
     proxying,
@@ -29,6 +30,7 @@ from shallop.embedded.apiserver import (
 from shallop.embedded.apiserver.answers import Answer
 from shallop.embedded.apiserver.authorization import Attributes, Rbac
 from shallop.embedded.apiserver.impersonation import impersonated
+from shallop.embedded.apiserver.inflight import InFlight
 from shallop.embedded.apiserver.negotiation import Form, negotiate
 from shallop.embedded.apiserver.objects_store import encode_object
 from shallop.embedded.apiserver.podlogs import open_logs
@@ -41,7 +43,7 @@ from shallop.embedded.apiserver.requests import (
     parse_watch_query,
     parse_write_options,
 )
-from shallop.embedded.apiserver.resources import Registry, Resource
+from shallop.embedded.apiserver.resources import Registry, Resource, deprecation_of
 from shallop.embedded.apiserver.schema import Schema
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.tokens import Tokens
@@ -68,6 +70,7 @@ _MAX_BODY = 3 * 1024 * 1024
 _VERSION = ("1", "36", "v1.36.2+shallop")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "kubernetes", "10.96.0.1")
 _CLUSTER_NAMES = ("kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
+_STREAMING = ("attach", "exec", "log", "portforward", "proxy")
 _HEALTH = ("/healthz", "/livez", "/readyz")
 _COMMON = [(b"cache-control", b"no-cache, private")]
 # Kinds without a table of fields (CRDs) still need a place in OpenAPI: kubectl apply looks for it.
@@ -86,6 +89,7 @@ class Request(NamedTuple):
     receive: Receive
     send: Send
     user: User
+    warnings: list[str]
 
     def first(self, name: str) -> str:
         return (self.query.get(name) or [""])[0]
@@ -95,6 +99,10 @@ class Request(NamedTuple):
         return self.headers.get(b"accept", "")
 
     async def body(self) -> bytes:
+        length = self.headers.get(b"content-length", "")
+        if length.isdigit() and int(length) > _MAX_BODY:
+            # Refused before it is read: what is announced need not be received.
+            raise TooLargeError(f"Request entity too large: limit is {_MAX_BODY}")
         chunks = []
         size = 0
         while True:
@@ -146,6 +154,7 @@ class App:
         self._hosts = {*_LOOPBACK, *_CLUSTER_NAMES, *hosts}
         self._authorize = authorize
         self._documents = _Documents(registry)
+        self._in_flight = InFlight()
         self.node: NodeApi | None = None
         self.resolve_service: Callable[[str, str, str], tuple[str, int] | None] | None = None
 
@@ -156,8 +165,9 @@ class App:
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         sent = _Sender(send)
+        warnings: list[str] = []
         try:
-            answer = await self._answer(scope, receive, sent, headers)
+            answer = await self._answer(scope, receive, sent, headers, warnings)
         except ApiError as error:
             answer = _failure(error)
         except Exception:
@@ -169,19 +179,25 @@ class App:
         if sent.started:
             log.warning("%s %s: the stream broke off: %s", scope["method"], scope["path"], answer.body[:200])
             return
-        body, out = answer.compressed(headers.get(b"accept-encoding", ""))
+        encoding = headers.get(b"accept-encoding", "")
+        # Compressing megabytes takes longer than anybody else should have to wait.
+        large = len(answer.body) > answers.GZIP_OVER and "gzip" in encoding
+        body, out = await asyncio.to_thread(answer.compressed, encoding) if large else answer.compressed(encoding)
         if not any(name == b"cache-control" for name, _ in out):
             out += _COMMON
+        out += [_warning(text) for text in dict.fromkeys(warnings)]
         out.append((b"audit-id", uuid.uuid4().hex.encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": out})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str]) -> Answer | None:
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], warnings: list[str]
+    ) -> Answer | None:
         self._check_host(headers.get(b"host", ""))
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         user = self._tokens.authenticate(headers.get(b"authorization"))
         user = impersonated(user, scope["headers"], self._authorize)
-        request = Request(scope["method"], scope["path"], query, headers, scope, receive, send, user)
+        request = Request(scope["method"], scope["path"], query, headers, scope, receive, send, user, warnings)
         parts = [part for part in request.path.split("/") if part]
         if len(parts) > 2 and parts[0] == "api":
             return await self._resource(request, "", parts[1], parts[2:])
@@ -212,6 +228,10 @@ class App:
             return self._openapi(request, parts)
         if parts[0] in ("api", "apis"):
             return self._discovery(request, parts)
+        if path == "/.well-known/openid-configuration":
+            return Answer.of(oidc.configuration(request.headers.get(b"host", "")))
+        if path == "/openid/v1/jwks":
+            return oidc.key_set(self._tokens, request.accept)
         return Answer.text("404 page not found\n", 404)
 
     def _health(self, request: Request, path: str) -> Answer:
@@ -268,7 +288,7 @@ class App:
     # ---- resources
 
     async def _resource(self, request: Request, group: str, version: str, parts: list[str]) -> Answer | None:
-        if group and not self._registry.has_group(group):
+        if group and not self._registry.has_path(group, version):
             self._authorize_path(request)
             return Answer.text("404 page not found\n", 404)
         address = self._parse(group, version, parts)
@@ -279,14 +299,22 @@ class App:
         self._check_allowed(request, address, verb)
         if not verb:
             raise failures.method_not_allowed()
+        if text := deprecation_of(address.resource):
+            request.warnings.append(text)
+        if address.subresource in _STREAMING:
+            async with self._in_flight.stream(request.user):
+                return await self._subresource(request, address, verb)
         if address.subresource:
-            return await self._subresource(request, address, verb)
+            async with self._in_flight.request(request.user):
+                return await self._subresource(request, address, verb)
         if verb not in address.resource.verbs:
             raise failures.method_not_allowed()
         if verb == "watch":
-            await self._watch(request, address)
+            async with self._in_flight.stream(request.user):
+                await self._watch(request, address)
             return None
-        return await self._plain(request, address, verb)
+        async with self._in_flight.request(request.user):
+            return await self._verb_answer(request, address, verb)
 
     def _authorize_path(self, request: Request) -> None:
         if not self._authorize(request.user, Attributes(request.method.lower(), path=request.path))[0]:
@@ -330,16 +358,6 @@ class App:
         if not self._authorize(request.user, attributes)[0]:
             raise failures.forbidden(resource, name, attributes.describe(request.user))
 
-    async def _plain(self, request: Request, address: Address, verb: str) -> Answer:
-        resource = address.resource
-        answer = await self._verb_answer(request, address, verb)
-        version = resource.crd_version or {}
-        if version.get("deprecated"):
-            default = f"{resource.api_version} {resource.kind} is deprecated"
-            text = version.get("deprecationWarning") or default
-            answer.headers = [*answer.headers, (b"warning", f'299 - "{text}"'.encode())]
-        return answer
-
     async def _verb_answer(self, request: Request, address: Address, verb: str) -> Answer:
         resource, namespace, name = address.resource, address.namespace, address.name
         form = negotiate(request.accept)
@@ -379,7 +397,7 @@ class App:
             else:
                 written = await self._verbs.update(resource, namespace, name, body.value, options)
         answer = answers.encode_one(resource, written.object, form, include, now, 201 if written.created else 200)
-        return _warned(answer, options)
+        return answer
 
     async def _body(self, request: Request, resource: Resource) -> bodies.Body:
         content_type = request.headers.get(b"content-type", "")
@@ -396,10 +414,10 @@ class App:
         uid = self._verbs.get_stored(resource, address.namespace, address.name).object["metadata"]["uid"]
         obj = await self._verbs.delete(resource, address.namespace, address.name, delete, options)
         if obj is not None:
-            return _warned(answers.encode_one(resource, obj, form, "", self._verbs.now()), options)
+            return answers.encode_one(resource, obj, form, "", self._verbs.now())
         details = failures.details_of(resource, address.name) | {"uid": uid}
         status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
-        return _warned(answers.negotiated(status, form), options)
+        return answers.negotiated(status, form)
 
     async def _subresource(self, request: Request, address: Address, verb: str) -> Answer | None:
         resource, namespace, name, sub = address.resource, address.namespace, address.name, address.subresource
@@ -409,8 +427,7 @@ class App:
         if declared is None or verb not in declared.verbs:
             raise failures.method_not_allowed()
         if sub == "log":
-            await self._logs(request, address)
-            return None
+            return await self._logs(request, address)
         if sub in streaming.STREAMING:
             await self._stream(request, address)
             return None
@@ -430,16 +447,16 @@ class App:
             patch = bodies.parse_patch(await request.body(), type_)
             options.duplicates = patch.duplicates
             obj = await self._subresources.patch(resource, namespace, name, sub, type_, patch.value, options)
-            return _warned(answers.encode_one(resource, obj, form, include, now), options)
+            return answers.encode_one(resource, obj, form, include, now)
         kind = declared.gvk.kind if declared.gvk else resource.kind
         content_type = request.headers.get(b"content-type", "")
         body = bodies.parse_body(await request.body(), content_type, kind=kind, custom=resource.custom)
         options.duplicates = body.duplicates
         if verb == "create":
             obj = await self._subresources.create(resource, namespace, name, sub, body.value, options)
-            return _warned(answers.negotiated(obj, form, 201), options)
+            return answers.negotiated(obj, form, 201)
         obj = await self._subresources.update(resource, namespace, name, sub, body.value, options)
-        return _warned(answers.encode_one(resource, obj, form, include, now), options)
+        return answers.encode_one(resource, obj, form, include, now)
 
     # ---- streams
 
@@ -487,9 +504,11 @@ class App:
             line = encode_object({"type": "ERROR", "object": error.status()}) + b"\n"
             await request.send({"type": "http.response.body", "body": line, "more_body": True})
 
-    async def _logs(self, request: Request, address: Address) -> None:
+    async def _logs(self, request: Request, address: Address) -> Answer | None:
         pod = self._verbs.get(address.resource, address.namespace, address.name)
         chunks = await open_logs(self.node, pod, request.query)
+        if chunks is None:
+            return Answer(b"", 204)
         headers = [(b"content-type", b"text/plain"), *_COMMON]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
         gone = asyncio.create_task(_disconnected(request.receive))
@@ -506,6 +525,7 @@ class App:
                 task.cancel()
             await asyncio.gather(copier, gone, return_exceptions=True)
         await request.send({"type": "http.response.body", "body": b"", "more_body": False})
+        return None
 
     async def _stream(self, request: Request, address: Address) -> None:
         # A browser's WebSocket is a GET: reading a Pod must not be enough to run commands in it.
@@ -640,7 +660,9 @@ _OPTION_KINDS = {"create": "CreateOptions", "update": "UpdateOptions", "patch": 
 
 def _options(request: Request, verb: str) -> WriteOptions:
     kind = _OPTION_KINDS.get(verb, "DeleteOptions")
-    return parse_write_options(kind, request.query, request.user, request.headers.get(b"user-agent", ""))
+    options = parse_write_options(kind, request.query, request.user, request.headers.get(b"user-agent", ""))
+    options.warnings = request.warnings
+    return options
 
 
 def _check_force(options: WriteOptions, patch_type: str, request: Request) -> None:
@@ -672,11 +694,9 @@ async def _delete_options(request: Request, options: WriteOptions) -> DeleteOpti
     return DeleteOptions(propagation, grace, preconditions.get("uid") or "", preconditions.get("resourceVersion") or "")
 
 
-def _warned(answer: Answer, options: WriteOptions) -> Answer:
-    for text in options.warnings:
-        quoted = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
-        answer.headers = [*answer.headers, (b"warning", f'299 - "{quoted}"'.encode())]
-    return answer
+def _warning(text: str) -> tuple[bytes, bytes]:
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    return b"warning", f'299 - "{quoted}"'.encode()
 
 
 def _failure(error: ApiError) -> Answer:

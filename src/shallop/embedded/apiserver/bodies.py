@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -85,7 +86,10 @@ def parse_patch(raw: bytes, type_: str) -> Body:
     if type_ == "apply":
         if raw.lstrip()[:1] == b"{":
             return _parse_json(raw, "an apply configuration", merge=False)
-        return _parse_yaml(raw, "an apply configuration")
+        try:
+            return _parse_yaml(raw, "an apply configuration")
+        except BadRequestError as error:
+            raise BadRequestError(f"error decoding YAML: {error.message.partition('yaml: ')[2]}") from error
     try:
         return _parse_json(raw, "a patch", merge=False)
     except BadRequestError as error:
@@ -164,6 +168,9 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Object:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+# YAML 1.1 as Go reads it: a bare y or n is a truth value, too.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("[yYnN]$"), list("yYnN"))
+_Loader.bool_values = {**yaml.CSafeLoader.bool_values, "y": True, "n": False}
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: str(node.value))
 
 

@@ -424,11 +424,14 @@ def _combine(
         if holds(valid):
             return
         message = text(valid)
-        errors.append(_general(f'"{path[1:]}" {message}'))
+        summary = _general(f'"{path[1:]}" {message}')
+        if "allOf" in message:
+            parts[valid.index(False)].report(value, old, path, errors)
+            errors.append(summary)
+            return
+        errors.append(summary)
         # The real server explains only the first alternative that failed.
-        if not any(valid) or "allOf" in message:
-            first = valid.index(False) if False in valid else -1
-            if first >= 0:
-                parts[first].report(value, old, path, errors)
+        if not any(valid):
+            parts[0].report(value, old, path, errors)
 
     return Validator(is_valid, report)

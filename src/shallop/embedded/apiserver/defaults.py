@@ -125,6 +125,8 @@ def _protected(name: str) -> Callable[[Object], Object]:
 
 def _volume(obj: Object, old: Object | None) -> Object:
     spec = _missing(obj.get("spec") or {}, persistentVolumeReclaimPolicy="Retain", volumeMode="Filesystem")
+    if isinstance(spec.get("hostPath"), dict):
+        spec["hostPath"] = {"type": ""} | spec["hostPath"]
     return obj | {"spec": spec}
 
 
@@ -210,7 +212,9 @@ def _complete_job(obj: Object) -> Object:
             "controller-uid": uid,
             "job-name": name,
         }
-        spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
+        selector = spec.get("selector") or {}
+        generated = {"batch.kubernetes.io/controller-uid": uid}
+        spec["selector"] = selector | {"matchLabels": (selector.get("matchLabels") or {}) | generated}
         template = spec["template"]
         metadata = template.get("metadata") or {}
         spec["template"] = template | {"metadata": metadata | {"labels": {**(metadata.get("labels") or {}), **labels}}}
@@ -254,11 +258,31 @@ def _cronjob(obj: Object, old: Object | None) -> Object:
     return obj | {"spec": spec}
 
 
+_DOUBLE = {"type": "Percent", "value": 100, "periodSeconds": 15}
+_SCALING: tuple[tuple[str, list[Object], Object], ...] = (
+    ("scaleUp", [{"type": "Pods", "value": 4, "periodSeconds": 15}, _DOUBLE], {"stabilizationWindowSeconds": 0}),
+    ("scaleDown", [_DOUBLE], {}),
+)
+
+
+def _node(obj: Object, old: Object | None) -> Object:
+    status = obj.get("status") or {}
+    if status.get("capacity") and not status.get("allocatable"):
+        return obj | {"status": status | {"allocatable": dict(status["capacity"])}}
+    return obj
+
+
 def _hpa(obj: Object, old: Object | None) -> Object:
     spec = _missing(obj.get("spec") or {}, minReplicas=1)
     if obj["apiVersion"] == "autoscaling/v2" and not spec.get("metrics"):
         target = {"type": "Utilization", "averageUtilization": 80}
         spec["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
+    if behavior := spec.get("behavior"):
+        spec["behavior"] = behavior | {
+            key: _missing(behavior[key], selectPolicy="Max", policies=policies, **window)
+            for key, policies, window in _SCALING
+            if behavior.get(key) is not None
+        }
     return obj | {"spec": spec}
 
 
@@ -306,7 +330,8 @@ def _endpoints(obj: Object, old: Object | None) -> Object:
 
 def _endpoint_slice(obj: Object, old: Object | None) -> Object:
     ports = [_missing(port, name="", protocol="TCP") for port in obj.get("ports") or ()]
-    return obj | {"ports": ports or None, "endpoints": obj.get("endpoints")}
+    endpoints = [{"conditions": {}} | endpoint for endpoint in obj["endpoints"]] if obj.get("endpoints") else None
+    return obj | {"ports": ports or None, "endpoints": endpoints}
 
 
 def _with_status(**status: object) -> Callable[[Object], Object]:
@@ -376,6 +401,7 @@ _DEFAULTS: dict[str, Default] = {
     "validatingwebhookconfigurations.admissionregistration.k8s.io": default_webhooks,
     "namespaces": _namespace,
     "networkpolicies.networking.k8s.io": _network_policy,
+    "nodes": _node,
     "persistentvolumeclaims": _claim,
     "persistentvolumes": _volume,
     "pods": default_pod,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 from shallop.embedded.apiserver.resources import Registry, Resource, Subresource, version_priority
 from shallop.kube.objects import Object
 
@@ -94,7 +97,9 @@ def api_resources(registry: Registry, group: str, version: str) -> Object:
     resources = []
     for resource in _sorted(registry.groups()[group][version]):
         resources.append(_legacy(resource))
-        resources += [_legacy_subresource(resource, sub) for sub in resource.subresources]
+        # A real server lists those of custom resources the other way round.
+        subresources = reversed(resource.subresources) if resource.custom else resource.subresources
+        resources += [_legacy_subresource(resource, sub) for sub in subresources]
     group_version = f"{group}/{version}" if group else version
     head = {"kind": "APIResourceList"} | ({"apiVersion": "v1"} if group else {})
     return head | {"groupVersion": group_version, "resources": resources}
@@ -112,7 +117,15 @@ def _legacy(resource: Resource) -> Object:
         found["shortNames"] = list(resource.short_names)
     if resource.categories:
         found["categories"] = list(resource.categories)
+    if resource.custom:
+        found["storageVersionHash"] = _storage_hash(resource)
     return found
+
+
+def _storage_hash(resource: Resource) -> str:
+    """Changes with the version in which objects are stored."""
+    text = f"{resource.group}/{resource.storage_version}/{resource.kind}"
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()[:8]).decode()
 
 
 def _legacy_subresource(resource: Resource, sub: Subresource) -> Object:

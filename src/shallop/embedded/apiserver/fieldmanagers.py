@@ -31,9 +31,6 @@ def check_apply(resource: Resource, patch: Any, name: str, options: WriteOptions
     if not isinstance(patch, dict) or not isinstance(patch.get("metadata") or {}, dict):
         raise BadRequestError("error decoding YAML: an apply configuration must be an object with metadata")
     version, kind = patch.get("apiVersion", ""), patch.get("kind", "")
-    if not kind or not version:
-        missing = "apiVersion" if not version else "kind"
-        raise BadRequestError(f"couldn't get version/kind; an apply configuration must have {missing}")
     if (version, kind) != resource.gvk:
         group, _, plain = version.rpartition("/")
         raise BadRequestError(f"invalid object type: {group}/{plain}, Kind={kind}")

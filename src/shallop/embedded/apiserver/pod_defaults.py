@@ -26,11 +26,39 @@ def default_pod(obj: Object, old: Object | None) -> Object:
         status = obj.get("status") or {}
         if status.get("podIP") and not status.get("podIPs"):
             status = status | {"podIPs": [{"ip": status["podIP"]}]}
+        if status and status is not old.get("status"):
+            status = _default_status(status)
         return obj | {"spec": spec, "status": status}
     for key in ("containers", "initContainers"):
         if spec.get(key):
             spec[key] = [_requests_from_limits(container) for container in spec[key]]
     return obj | {"spec": spec}
+
+
+# What the API always writes, even empty.
+_STATE_TIMES = {"running": ("startedAt",), "terminated": ("startedAt", "finishedAt")}
+
+
+def _default_status(status: Object) -> Object:
+    status = dict(status)
+    if status.get("conditions"):
+        status["conditions"] = [
+            {"lastProbeTime": None, "lastTransitionTime": None} | condition for condition in status["conditions"]
+        ]
+    for key in ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"):
+        if status.get(key):
+            status[key] = [_default_container_status(container) for container in status[key]]
+    return status
+
+
+def _default_container_status(container: Object) -> Object:
+    states = {key: container.get(key) or {} for key in ("state", "lastState")}
+    for key, state in states.items():
+        for name, times in _STATE_TIMES.items():
+            if isinstance(state.get(name), dict):
+                states[key] = state | {name: dict.fromkeys(times) | state[name]}
+    required = {"ready": False, "restartCount": 0, "image": "", "imageID": ""}
+    return required | container | states
 
 
 def complete_pod(obj: Object) -> Object:
@@ -64,7 +92,8 @@ def default_template(template: Object) -> Object:
 def default_pod_spec(spec: Object) -> Object:
     spec = {key: value for key, value in spec.items() if value is not None}
     spec.setdefault("restartPolicy", "Always")
-    spec.setdefault("terminationGracePeriodSeconds", 30)
+    if spec.setdefault("terminationGracePeriodSeconds", 30) < 0:
+        spec["terminationGracePeriodSeconds"] = 1
     spec.setdefault("dnsPolicy", "ClusterFirst")
     spec.setdefault("securityContext", {})
     spec.setdefault("schedulerName", "default-scheduler")
@@ -160,6 +189,8 @@ def _default_volume(volume: Object) -> Object:
             return volume | {kind: _default_items(source)}
     if isinstance(volume.get("hostPath"), dict):
         return volume | {"hostPath": {"type": ""} | volume["hostPath"]}
+    if isinstance(volume.get("iscsi"), dict):
+        return volume | {"iscsi": {"iscsiInterface": "default"} | volume["iscsi"]}
     if isinstance(volume.get("ephemeral"), dict):
         return volume | {"ephemeral": _default_ephemeral(volume["ephemeral"])}
     return volume

@@ -46,6 +46,9 @@ def validate_pod(pod: Object, old: Object | None) -> list[FieldError]:
 
 
 def _pod_change(spec: Object, old: Object) -> list[FieldError]:
+    for key, what in (("containers", "containers"), ("initContainers", "init containers")):
+        if len(spec.get(key) or ()) != len(old.get(key) or ()):
+            return [FieldError.forbidden(f"spec.{key}", f"pod updates may not add or remove {what}")]
     if _fixed_part(spec) != _fixed_part(old):
         return [FieldError.forbidden("spec", _FORBIDDEN_CHANGE)]
     names = {c["name"] for key in ("containers", "initContainers") for c in spec.get(key) or ()}

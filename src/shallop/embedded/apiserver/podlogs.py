@@ -18,9 +18,9 @@ _FIRST_CHUNK_S = 0.1
 LOG_OF = "log-of.shallop.dev/"
 
 
-async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[str]]) -> AsyncIterator[bytes]:
+async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[str]]) -> AsyncIterator[bytes] | None:
     """
-    Start reading a container's log.
+    Start reading a container's log; None = the Pod is on no node yet, there is nothing to read.
 
     Waits a moment for the first chunk, so that a refusal of the node still becomes an HTTP status.
 
@@ -34,10 +34,9 @@ async def open_logs(node: NodeApi | None, pod: Object, query: Mapping[str, list[
 
     name = pod["metadata"]["name"]
     container = choose_container(pod, first("container"))
-    _check_numbers(first)
+    _check_numbers(name, first)
     if not (pod.get("spec") or {}).get("nodeName"):
-        # As on a real server: not an error, there is just nothing to show yet.
-        return _no_chunks()
+        return None
     if node is None:
         raise UnavailableError(f"pod {name}: the node that runs it is not connected; start shallop with its node")
     since_time = first("sinceTime")
@@ -86,12 +85,6 @@ async def _continue(first: asyncio.Task[bytes], chunks: AsyncIterator[bytes]) ->
         first.cancel()
 
 
-async def _no_chunks() -> AsyncIterator[bytes]:
-    nothing: tuple[bytes, ...] = ()
-    for chunk in nothing:
-        yield chunk
-
-
 def _number(text: str) -> int | None:
     return parse_int(text) if text else None
 
@@ -120,12 +113,15 @@ def choose_container(pod: Object, wanted: str) -> str:
     raise BadRequestError(text)
 
 
-def _check_numbers(first: Callable[[str], str]) -> None:
+def _check_numbers(pod: str, first: Callable[[str], str]) -> None:
     problems = []
     for name, least in (("tailLines", 0), ("sinceSeconds", 1), ("limitBytes", 1)):
         text = first(name)
         if text and parse_int(text) < least:
             bound = "greater than or equal to 0" if least == 0 else "greater than 0"
             problems.append(FieldError.invalid(name, parse_int(text), f"must be {bound}"))
+    if first("sinceSeconds") and first("sinceTime"):
+        text = "at most one of `sinceTime` or `sinceSeconds` may be specified"
+        problems.append(FieldError.forbidden("[]", text))
     if problems:
-        raise InvalidError.of("PodLogOptions", "", "", problems)
+        raise InvalidError.of("PodLogOptions", "", pod, problems)

@@ -107,9 +107,12 @@ def parse_write_options(kind: str, query: Mapping[str, list[str]], user: User, u
     manager = (query.get("fieldManager") or [""])[0]
     options.manager_given = bool(manager)
     options.field_manager = manager or user_agent.split("/", maxsplit=1)[0].strip() or "unknown"
-    if not manager.isprintable():
-        text = "should only contain printable characters"
-        errors.append(FieldError.invalid("fieldManager", manager, text))
+    for position, character in enumerate(manager):
+        if not character.isprintable():
+            what = f"invalid character U+{ord(character):04X} (at position {position})"
+            text = f"Invalid value: {json.dumps(manager)}: {what}"
+            errors.append(FieldError("FieldValueInvalid", text, "fieldManager"))
+            break
     if len(manager) > 128:
         errors.append(FieldError("FieldValueTooLong", "Too long: may not be more than 128 bytes", "fieldManager"))
     validation = (query.get("fieldValidation") or [""])[0]

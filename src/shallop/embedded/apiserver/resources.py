@@ -287,6 +287,11 @@ BUILTINS: tuple[Resource, ...] = (
 )  # fmt: skip
 
 
+_DEPRECATED = {
+    Gvk("v1", "Endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+}
+
+
 class Registry:
     """The resources served now; ``serial`` grows with each change, so that documents made from it can be cached."""
 
@@ -327,6 +332,12 @@ class Registry:
     def has_group(self, group: str) -> bool:
         return any(key[0] == group for key in self._resources)
 
+    def has_path(self, group: str, version: str) -> bool:
+        """Whether anything answers below a version: built-in groups always do, custom ones for what they serve."""
+        return any(
+            key[0] == group and (key[1] == version or not resource.custom) for key, resource in self._resources.items()
+        )
+
     def add_crd(self, crd: Object) -> None:
         """Serve the versions of an established CRD, instead of what it declared before."""
         self.remove_crd(crd)
@@ -342,6 +353,16 @@ class Registry:
                 del self._resources[key]
                 self._by_gvk.pop(resource.gvk, None)
                 self.serial += 1
+
+
+def deprecation_of(resource: Resource) -> str:
+    """Return the warning that every use of a deprecated version brings; empty when it is not deprecated."""
+    version = resource.crd_version
+    if version is None:
+        return _DEPRECATED.get(resource.gvk, "")
+    if not version.get("deprecated"):
+        return ""
+    return version.get("deprecationWarning") or f"{resource.api_version} {resource.kind} is deprecated"
 
 
 def crd_resources(crd: Object) -> list[Resource]:

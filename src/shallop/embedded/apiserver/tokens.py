@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -193,8 +195,22 @@ class Tokens:
             self._key = _load_key(self._key_file)
         return self._key
 
+    def public_key(self) -> Object:
+        """Return the key that verifies signatures, as a JSON Web Key (RFC 7517)."""
+        numbers = self._private_key.public_key().public_numbers()
+        x, y = (_base64(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+        key: Object = {"use": "sig", "kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y}
+        return key | {"kid": self._key_id}
+
+    @cached_property
+    def _key_id(self) -> str:
+        der = self._private_key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return _base64(hashlib.sha256(der).digest())
+
     def _sign(self, claims: Object) -> str:
-        payload = f"{_encode({'alg': 'ES256', 'typ': 'JWT'})}.{_encode(claims)}"
+        payload = f"{_encode({'alg': 'ES256', 'kid': self._key_id})}.{_encode(claims)}"
         r, s = decode_dss_signature(self._private_key.sign(payload.encode(), ec.ECDSA(hashes.SHA256())))
         return f"{payload}.{_base64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 

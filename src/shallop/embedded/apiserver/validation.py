@@ -13,7 +13,7 @@ from zoneinfo import available_timezones
 from shallop.embedded.apiserver.admission_validation import validate_policy, validate_webhooks
 from shallop.embedded.apiserver.crd_validation import validate_crd
 from shallop.embedded.apiserver.limit_ranges import validate_limit_range
-from shallop.embedded.apiserver.metadata import check_dns_subdomain
+from shallop.embedded.apiserver.metadata import check_dns_subdomain, check_label_value, check_qualified_name
 from shallop.embedded.apiserver.pod_validation import validate_pod, validate_pod_spec, validate_template
 from shallop.embedded.apiserver.resources import Resource
 from shallop.errors import FieldError
@@ -222,7 +222,7 @@ def _job(obj: Object, old: Object | None) -> list[FieldError]:
     spec = obj.get("spec") or {}
     errors = _job_spec(spec, "spec")
     if old is None and not spec.get("manualSelector"):
-        return errors
+        return errors + _generated_selector_errors(obj, spec)
     if old is None:
         return errors + _selector_errors(spec)
     before = old.get("spec") or {}
@@ -238,6 +238,19 @@ def _job(obj: Object, old: Object | None) -> list[FieldError]:
     indexed = spec.get("completionMode") == "Indexed" and spec.get("completions") == spec.get("parallelism")
     fixed = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"]
     return errors + _immutable(spec, old, "spec", fixed if indexed else ["completions", *fixed])
+
+
+def _generated_selector_errors(job: Object, spec: Object) -> list[FieldError]:
+    selector = spec.get("selector") or {}
+    key = "batch.kubernetes.io/controller-uid"
+    if selector == {"matchLabels": {key: job["metadata"]["uid"]}}:
+        return []
+    errors = [_invalid_json("spec.selector", selector, "`selector` not auto-generated")]
+    labels = (spec["template"].get("metadata") or {}).get("labels") or {}
+    if not match_selector(selector, labels):
+        text = "`selector` does not match template `labels`"
+        errors.append(_invalid_json("spec.template.metadata.labels", labels, text))
+    return errors
 
 
 _PLACING = {"nodeSelector", "affinity", "tolerations", "schedulingGates", "topologySpreadConstraints"}
@@ -453,6 +466,28 @@ def _role_binding(obj: Object, old: Object | None) -> list[FieldError]:
     return errors
 
 
+_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+def _node(obj: Object, old: Object | None) -> list[FieldError]:
+    errors = []
+    seen: set[tuple[str, str]] = set()
+    for index, taint in enumerate((obj.get("spec") or {}).get("taints") or ()):
+        path, key, effect = f"metadata.taints[{index}]", taint.get("key", ""), taint.get("effect", "")
+        errors += [FieldError.invalid(f"{path}.key", key, text) for text in check_qualified_name(key)]
+        value = taint.get("value") or ""
+        errors += [FieldError.invalid(f"{path}.value", value, text) for text in check_label_value(value)]
+        if not effect:
+            errors.append(FieldError.required(f"{path}.effect"))
+        elif effect not in _EFFECTS:
+            errors.append(FieldError.not_supported(f"{path}.effect", effect, _EFFECTS))
+        elif (key, effect) in seen:
+            text = f"Duplicate value: {_compact(taint)}"
+            errors.append(FieldError("FieldValueDuplicate", text, path))
+        seen.add((key, effect))
+    return errors
+
+
 _QUOTA_NAMES = {
     "configmaps",
     "cpu",
@@ -525,6 +560,7 @@ _VALIDATE: dict[str, Validate] = {
     "horizontalpodautoscalers.autoscaling": _hpa,
     "ingresses.networking.k8s.io": _ingress,
     "jobs.batch": _job,
+    "nodes": _node,
     "mutatingwebhookconfigurations.admissionregistration.k8s.io": validate_webhooks,
     "validatingadmissionpolicies.admissionregistration.k8s.io": validate_policy,
     "validatingwebhookconfigurations.admissionregistration.k8s.io": validate_webhooks,

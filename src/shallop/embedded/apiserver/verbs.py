@@ -24,22 +24,23 @@ from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.embedded.apiserver.selection import select
 from shallop.errors import (
     AlreadyExistsError,
+    ApiError,
     BadRequestError,
     ExpiredError,
     FieldError,
     ForbiddenError,
     InvalidError,
-    MethodNotAllowedError,
     NotFoundError,
     TimeoutStatusError,
     UnsupportedMediaTypeError,
 )
-from shallop.kube.objects import Object, format_time
+from shallop.kube.objects import Object, format_time, set_condition
 from shallop.kube.patch import json_patch, merge_patch, strategic_merge_patch
 
 __all__ = ["CRD_CLEANUP", "DeleteOptions", "Page", "Verbs", "Written"]
 
 _NAMESPACES = "namespaces"
+_CRDS = "customresourcedefinitions.apiextensions.k8s.io"
 # Holds a deleted CRD until its objects are gone.
 CRD_CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 _GENERATE_ATTEMPTS = 8
@@ -132,8 +133,9 @@ class Verbs:
             items = self._list_continued(resource, namespace, revision, after)
         else:
             revision = self.store.revision
-            wanted = self._check_version(query.resource_version) if query.resource_version else 0
-            if query.match == "Exact":
+            exact = query.match == "Exact"
+            wanted = self._check_version(query.resource_version, retry=not exact) if query.resource_version else 0
+            if exact:
                 revision = wanted
                 items = self.store.list_at(resource.storage, namespace, wanted)
             else:
@@ -169,14 +171,14 @@ class Verbs:
                 raise ExpiredError(message, metadata={"continue": fresh}) from None
         return [stored for stored in items if (stored.namespace, stored.name) > after]
 
-    def _check_version(self, text: str) -> int:
+    def _check_version(self, text: str, *, retry: bool = True) -> int:
         if not text.isdigit():
             raise BadRequestError(
                 f'invalid resource version: resourceVersion: Invalid value: "{text}": '
                 f'strconv.ParseUint: parsing "{text}": invalid syntax'
             )
         if int(text) > self.store.revision:
-            raise too_large(int(text), self.store.revision)
+            raise too_large(int(text), self.store.revision, retry=retry)
         return int(text)
 
     # ---- creating
@@ -230,7 +232,7 @@ class Verbs:
     async def _admit_new(self, resource: Resource, namespace: str, draft: Object, options: WriteOptions) -> Object:
         """Let everybody who has a say change or refuse a new object, in the order of a real server."""
         self._check_namespace(resource, namespace, draft)
-        self._check_type_stays(resource)
+        self._check_type_stays(resource, draft["metadata"].get("name", ""))
         obj = allocation.with_priority(self.store, resource, with_limits(self.store, resource, draft))
         obj = admission.complete_create(resource, obj)
         plugins = self.plugins if self.plugins and self.plugins.concern() else None
@@ -262,12 +264,12 @@ class Verbs:
         await self.plugins.validate(replace(review, obj=new))
         return new
 
-    def _check_type_stays(self, resource: Resource) -> None:
+    def _check_type_stays(self, resource: Resource, name: str) -> None:
         if resource.custom:
-            crd = self.store.get("customresourcedefinitions.apiextensions.k8s.io", "", resource.storage)
+            crd = self.store.get(_CRDS, "", resource.storage)
             if crd is not None and crd.object["metadata"].get("deletionTimestamp"):
                 message = "create not allowed while custom resource definition is terminating"
-                raise MethodNotAllowedError(message, details=failures.details_of(resource))
+                raise failures.forbidden(resource, name, message)
 
     def _check_namespace(self, resource: Resource, namespace: str, obj: Object) -> None:
         if not namespace:
@@ -378,7 +380,10 @@ class Verbs:
             patched = patched_object(resource, patch_type, old, patch)
             obj = admission.check_body(resource, namespace, name, patched)
             self._check_preconditions(resource, namespace, name, obj["metadata"], old["metadata"])
-            new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
+            try:
+                new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
+            except BadRequestError as error:
+                raise _unreadable(resource, patched, error) from error
             new = await self._admit_change(resource, namespace, old, new, options, subresource)
             return await self._store_changed(resource, namespace, old, new, options, subresource)
 
@@ -394,6 +399,9 @@ class Verbs:
             if stored is None:
                 if subresource:
                     raise failures.not_found(resource, name)
+                if uid := config["metadata"].get("uid"):
+                    problem = FieldError.invalid("metadata.uid", uid, "field is immutable")
+                    raise failures.invalid(resource, name, [problem])
                 merged = fieldmanagers.apply(resource, None, config, options, self.now())
                 merged["metadata"].pop("resourceVersion", None)
                 merged = await self._mutate(resource, merged)
@@ -474,9 +482,7 @@ class Verbs:
         """Return the object as its deletion leaves it; None when it was being deleted already and nothing changes."""
         metadata = dict(old["metadata"])
         finalizers = [name for name in metadata.get("finalizers") or () if name not in ("orphan", "foregroundDeletion")]
-        if resource.storage == "customresourcedefinitions.apiextensions.k8s.io" and not metadata.get(
-            "deletionTimestamp"
-        ):
+        if resource.storage == _CRDS and not metadata.get("deletionTimestamp"):
             finalizers.append(CRD_CLEANUP)
         propagation = delete.propagation or _default_propagation(resource, options)
         if not delete.propagation and metadata.get("deletionTimestamp"):
@@ -497,9 +503,9 @@ class Verbs:
             held = bool(finalizers or grace_s or (old.get("spec") or {}).get("finalizers"))
             if held or resource.storage == "pods":
                 metadata["deletionTimestamp"] = format_time(self.now() + timedelta(seconds=grace_s))
-                if resource.storage != _NAMESPACES:
+                if resource.storage not in (_NAMESPACES, _CRDS):
                     metadata["deletionGracePeriodSeconds"] = grace_s
-                if resource.generation:
+                if resource.generation and resource.storage != _CRDS:
                     metadata["generation"] = metadata.get("generation", 0) + 1
         metadata.pop("finalizers", None)
         if finalizers:
@@ -507,6 +513,13 @@ class Verbs:
         new = {**old, "metadata": metadata}
         if resource.storage == _NAMESPACES:
             new["status"] = {**(old.get("status") or {}), "phase": "Terminating"}
+        if resource.storage == _CRDS and not old["metadata"].get("deletionTimestamp"):
+            text = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon"
+            status = old.get("status") or {}
+            conditions = set_condition(
+                status.get("conditions") or [], "Terminating", "True", "InstanceDeletionPending", text, self.now()
+            )
+            new["status"] = {**status, "conditions": conditions}
         # Without a timestamp nothing holds it: it goes at once.
         return new
 
@@ -543,11 +556,11 @@ def _check_match(query: ListQuery) -> None:
         raise InvalidError.of("ListOptions", "meta.k8s.io", "", [problem])
 
 
-def too_large(wanted: int, current: int) -> TimeoutStatusError:
+def too_large(wanted: int, current: int, *, retry: bool = True) -> TimeoutStatusError:
     cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
     return TimeoutStatusError(
         f"Timeout: Too large resource version: {wanted}, current: {current}",
-        details={"causes": [cause], "retryAfterSeconds": 1},
+        details={"causes": [cause]} | ({"retryAfterSeconds": 1} if retry else {}),
     )
 
 
@@ -566,6 +579,16 @@ def _parse_continue(text: str) -> tuple[int, tuple[str, str]]:
         return int(token["rv"]), (namespace, name)
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise BadRequestError(f"invalid continue token: continue key is not valid: {error}") from error
+
+
+def _unreadable(resource: Resource, patched: Object, error: BadRequestError) -> ApiError:
+    """What a patch answers whose result cannot be read."""
+    if resource.custom:
+        return error
+    shown = json.dumps(json.dumps(patched, separators=(",", ":")))
+    why = error.message.partition(f"cannot be handled as a {resource.kind}: ")[2] or error.message
+    problem = FieldError("FieldValueInvalid", f"Invalid value: {shown}: {why}", "patch")
+    return InvalidError.of("", "", "", [problem])
 
 
 def patched_object(resource: Resource, patch_type: str, old: Object, patch: Any) -> Object:

@@ -1,0 +1,80 @@
+"""How many requests may be under way at once, and for how long: one client must not starve the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from shallop.embedded.apiserver.requests import MASTERS, User
+from shallop.errors import TimeoutStatusError, TooManyRequestsError
+
+__all__ = ["InFlight"]
+
+# As a real API server has them: 400 reads and 200 writes at once, a minute for each.
+_MAX_REQUESTS = 600
+_MAX_REQUESTS_PER_USER = 200
+_MAX_STREAMS_PER_USER = 2000
+_TIMEOUT_S = 60.0
+
+
+class InFlight:
+    """
+    Counts requests under way, streams (watches, logs) apart from the rest.
+
+    Administrators are bound by the total only: they are the ones who must be able to repair.
+    """
+
+    def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
+        self._requests: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()
+        self._total = 0
+        self._timeout_s = timeout_s
+
+    @asynccontextmanager
+    async def request(self, user: User) -> AsyncIterator[None]:
+        """
+        Raises:
+            TooManyRequestsError: too many are under way; the client should wait a second.
+            TimeoutStatusError: the request took longer than a minute.
+        """
+        mine = self._requests[user.name]
+        if self._total >= _MAX_REQUESTS or (mine >= _MAX_REQUESTS_PER_USER and MASTERS not in user.groups):
+            raise _too_many("requests", user)
+        self._total += 1
+        self._requests[user.name] += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError as error:
+            message = f"Timeout: request did not complete within {self._timeout_s:g} s"
+            raise TimeoutStatusError(message, details={}) from error
+        finally:
+            self._total -= 1
+            _release(self._requests, user.name)
+
+    @asynccontextmanager
+    async def stream(self, user: User) -> AsyncIterator[None]:
+        """
+        Raises:
+            TooManyRequestsError: the user has too many watches open.
+        """
+        if self._streams[user.name] >= _MAX_STREAMS_PER_USER and MASTERS not in user.groups:
+            raise _too_many("watches", user)
+        self._streams[user.name] += 1
+        try:
+            yield
+        finally:
+            _release(self._streams, user.name)
+
+
+def _release(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if counter[name] <= 0:
+        del counter[name]
+
+
+def _too_many(what: str, user: User) -> TooManyRequestsError:
+    message = f'too many {what} of user "{user.name}" are under way, please try again later.'
+    return TooManyRequestsError(message, details={"retryAfterSeconds": 1})
