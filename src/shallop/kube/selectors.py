@@ -114,14 +114,15 @@ def match_selector(selector: Mapping[str, Any] | None, labels: Mapping[str, str]
         return False
     if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
         return False
-    expressions = selector.get("matchExpressions") or ()
-    return all(
-        _holds(
-            Requirement(e["key"], _EXPRESSION_OPERATORS[e["operator"]], tuple(e.get("values") or ())),
-            labels.get(e["key"]),
-        )
-        for e in expressions
-    )
+    return all(_expression_holds(expression, labels) for expression in selector.get("matchExpressions") or ())
+
+
+def _expression_holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    key, operator = expression.get("key", ""), _EXPRESSION_OPERATORS.get(expression.get("operator", ""))
+    # What cannot be understood selects nothing.
+    if operator is None:
+        return False
+    return _holds(Requirement(key, operator, tuple(expression.get("values") or ())), labels.get(key))
 
 
 def format_labels(labels: Mapping[str, str]) -> str:

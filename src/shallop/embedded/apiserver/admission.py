@@ -12,13 +12,14 @@ from shallop.embedded.apiserver.fieldmanagers import record_update
 from shallop.embedded.apiserver.metadata import validate_metadata
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
-from shallop.embedded.apiserver.schema import CompiledSchema, message_schema
+from shallop.embedded.apiserver.schema import CompiledSchema, builtin_schema, message_schema
 from shallop.errors import BadRequestError, FieldError, InvalidError
-from shallop.kube.objects import Object, format_time
+from shallop.kube.objects import Gvk, Object, format_time
 
 __all__ = [
     "check_body",
     "complete_create",
+    "decode_typed",
     "draft_create",
     "finish_update",
     "generate_name",
@@ -56,7 +57,7 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
     Returns:
         A copy with private metadata; ``kind`` and ``apiVersion`` come first, the namespace is set.
     """
-    found = (obj.get("apiVersion", ""), obj.get("kind", ""))
+    found = (str(obj.get("apiVersion") or ""), str(obj.get("kind") or ""))
     if not isinstance(obj.get("metadata", {}), dict | None):
         raise BadRequestError(
             f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
@@ -107,6 +108,22 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
 
 def _plain_json(obj: Object) -> str:
     return json.dumps(obj, separators=(",", ":"))
+
+
+def decode_typed(gvk: Gvk, obj: Object) -> Object:
+    """
+    Read a body that is not stored, such as options or a review; unknown fields go.
+
+    Raises:
+        BadRequestError: a field has a wrong type.
+    """
+    schema = builtin_schema(gvk)
+    if schema is None:
+        return obj
+    cleaned, _ = schema.clean(obj)
+    if error := schema.type_error(cleaned):
+        raise BadRequestError(f'{gvk.kind} in version "{gvk.version}" cannot be handled as a {gvk.kind}: {error}')
+    return cleaned
 
 
 def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object | None = None) -> Object:

@@ -27,6 +27,7 @@ from shallop.embedded.apiserver import (
     reviews,
     streaming,
 )
+from shallop.embedded.apiserver.admission import decode_typed
 from shallop.embedded.apiserver.answers import Answer
 from shallop.embedded.apiserver.authorization import Attributes, Rbac
 from shallop.embedded.apiserver.impersonation import impersonated
@@ -61,7 +62,7 @@ from shallop.errors import (
     UnavailableError,
 )
 from shallop.kube.node import NodeApi
-from shallop.kube.objects import Object
+from shallop.kube.objects import Gvk, Object
 
 __all__ = ["App"]
 
@@ -381,7 +382,8 @@ class App:
         options = _options(request, verb)
         if reviews.is_review(resource):
             body = await self._body(request, resource)
-            reviewed = reviews.review(resource, namespace, body.value, request.user, self._tokens, self._authorize, now)
+            asked = decode_typed(resource.gvk, body.value)
+            reviewed = reviews.review(resource, namespace, asked, request.user, self._tokens, self._authorize, now)
             return answers.negotiated(reviewed, form, 201)
         if verb == "patch":
             type_ = bodies.patch_type(resource, request.headers.get(b"content-type", ""))
@@ -452,10 +454,11 @@ class App:
         content_type = request.headers.get(b"content-type", "")
         body = bodies.parse_body(await request.body(), content_type, kind=kind, custom=resource.custom)
         options.duplicates = body.duplicates
+        value = decode_typed(declared.gvk, body.value) if declared.gvk else body.value
         if verb == "create":
-            obj = await self._subresources.create(resource, namespace, name, sub, body.value, options)
+            obj = await self._subresources.create(resource, namespace, name, sub, value, options)
             return answers.negotiated(obj, form, 201)
-        obj = await self._subresources.update(resource, namespace, name, sub, body.value, options)
+        obj = await self._subresources.update(resource, namespace, name, sub, value, options)
         return answers.encode_one(resource, obj, form, include, now)
 
     # ---- streams
@@ -677,6 +680,7 @@ async def _delete_options(request: Request, options: WriteOptions) -> DeleteOpti
     if raw:
         content_type = request.headers.get(b"content-type", "")
         body = bodies.parse_body(raw, content_type, kind="DeleteOptions").value
+        body = decode_typed(Gvk("v1", "DeleteOptions"), body)
     propagation = body.get("propagationPolicy") or request.first("propagationPolicy")
     if propagation not in ("", "Background", "Foreground", "Orphan"):
         supported = ["Background", "Foreground", "Orphan", "nil"]

@@ -145,7 +145,9 @@ class _Parser:
         self.at += 1
         match token.kind, token.text:
             case ("int", text):
-                return Node("const", "", token.position, (), int(text.rstrip("uU"), 0))
+                digits = text.rstrip("uU")
+                base = 16 if digits[:2].lower() == "0x" else 10
+                return Node("const", "", token.position, (), int(digits, base))
             case ("float", text):
                 return Node("const", "", token.position, (), float(text))
             case ("string", text):

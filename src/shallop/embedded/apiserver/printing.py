@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from shallop.embedded.apiserver.columns import columns_of
+from shallop.embedded.apiserver.columns import TableColumn, columns_of
 from shallop.embedded.apiserver.resources import Resource
 from shallop.kube.objects import Object
 
@@ -43,7 +44,7 @@ def render_table(
         for column in table
     ]
     rows = [
-        {"cells": [column.read(obj, now) for column in table], "object": _row_object(obj, version, include)}
+        {"cells": [_cell(column, obj, now) for column in table], "object": _row_object(obj, version, include)}
         for obj in objects
     ]
     return {
@@ -53,6 +54,14 @@ def render_table(
         "columnDefinitions": definitions if columns else None,
         "rows": rows,
     }
+
+
+def _cell(column: TableColumn, obj: Object, now: datetime) -> Any:
+    try:
+        return column.read(obj, now)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        # One odd object must not hide all others from whoever lists them.
+        return "<unknown>"
 
 
 def _row_object(obj: Object, version: str, include: str) -> Object | None:

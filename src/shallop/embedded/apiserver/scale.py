@@ -65,7 +65,7 @@ def format_selector(selector: Object) -> str:
     labels = selector.get("matchLabels", selector if "matchExpressions" not in selector else {}) or {}
     parts = [f"{key}={value}" for key, value in sorted(labels.items())]
     for expression in selector.get("matchExpressions") or ():
-        key, operator = expression["key"], expression["operator"]
+        key, operator = expression.get("key", ""), expression.get("operator", "")
         if operator in _OPERATORS:
             parts.append(f"{key} {_OPERATORS[operator]} ({','.join(sorted(expression.get('values') or ()))})")
         else:

@@ -129,10 +129,32 @@ def _secret(obj: Object, old: Object | None) -> list[FieldError]:
 # ---- Workloads
 
 
+_SELECTOR_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+
+
+def _expression_errors(selector: Object, path: str) -> list[FieldError]:
+    errors = []
+    for index, expression in enumerate(selector.get("matchExpressions") or ()):
+        field = f"{path}.matchExpressions[{index}]"
+        operator, values = expression.get("operator", ""), expression.get("values") or ()
+        if operator not in _SELECTOR_OPERATORS:
+            errors.append(FieldError.invalid(f"{field}.operator", operator, "not a valid selector operator"))
+        elif operator in ("In", "NotIn") and not values:
+            text = "must be specified when `operator` is 'In' or 'NotIn'"
+            errors.append(FieldError.required(f"{field}.values", text))
+        elif operator in ("Exists", "DoesNotExist") and values:
+            text = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"
+            errors.append(FieldError.forbidden(f"{field}.values", text))
+        key = expression.get("key", "")
+        errors += [FieldError.invalid(f"{field}.key", key, text) for text in check_qualified_name(key)]
+    return errors
+
+
 def _selector_errors(spec: Object, field: str = "spec") -> list[FieldError]:
     selector = spec.get("selector")
     labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels")
     errors = []
+    errors += _expression_errors(selector or {}, f"{field}.selector")
     if selector is None:
         errors.append(FieldError.required(f"{field}.selector"))
     elif not selector.get("matchLabels") and not selector.get("matchExpressions"):
