@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-DEADLINE_S = 60.0
+DEADLINE_S = 100.0
+pytestmark = pytest.mark.timeout(400)
 NAMESPACE = "shallop-system"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:shallop-controllers"
 REAL = os.environ.get("SHALLOP_TEST_KUBECONFIG", "")

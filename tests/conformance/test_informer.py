@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 SESSION = Path(__file__).parent / "informer_session.py"
 KILLS = 2
 
@@ -18,6 +20,7 @@ def config_map(name: str, n: int) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"n": str(n)}}
 
 
+@pytest.mark.timeout(300)
 def test_an_informer_of_the_official_client_survives_restarts(
     own_platform: Any, client_env: Callable[[str], Path], kubectl: str
 ) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from shallop.errors import SettingsError
+from shallop.settings import Settings
 from shallop.store.database import Database
 
 CALLS: list[str] = []
@@ -66,3 +68,15 @@ def test_concurrent_writes_are_all_kept(tmp_path: Path) -> None:
 
     assert len(asyncio.run(scenario())) == 50
     database.close()
+
+
+@pytest.mark.parametrize(("synchronous", "level"), [("normal", 1), ("full", 2)])
+def test_a_commit_waits_for_the_disk_where_that_was_asked_for(tmp_path: Path, synchronous: str, level: int) -> None:
+    database = Database(f"sqlite:///{tmp_path}/rows.db", synchronous=synchronous)
+    assert asyncio.run(database.write(lambda c: c.exec_driver_sql("PRAGMA synchronous").scalar())) == level
+    database.close()
+
+
+def test_another_word_for_synchronous_is_refused() -> None:
+    with pytest.raises(SettingsError, match="use normal or full"):
+        Settings(synchronous="off")
