@@ -20,6 +20,7 @@ def torch_digits():
     from sklearn.datasets import load_digits
     from torch.nn.parallel import DistributedDataParallel
 
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     images, labels = load_digits(return_X_y=True)
@@ -28,7 +29,7 @@ def torch_digits():
     alone = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)).double()
     model = DistributedDataParallel(copy.deepcopy(alone))
     pairs = [(net, torch.optim.SGD(net.parameters(), lr=0.5)) for net in (model, alone)]
-    difference, steps, batch = 0.0, 200, 128
+    difference, steps, batch = 0.0, 160, 128
     for step in range(steps):
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(step))[:batch]
         for (net, optimizer), rows in zip(pairs, (chosen[rank::world], chosen), strict=True):
