@@ -15,7 +15,7 @@ Keys of a plan, all optional:
 - ``user``: true for an ordinary user: a user namespace comes first.
 - ``netns``: path of the network namespace to join, such as ``/proc/PID/ns/net``.
 - ``join``: pid of a process whose namespaces are entered instead of making new ones.
-- ``cgroup``: folder of the control group to join first.
+- ``cgroups``: folders of the control groups to join.
 - ``hostname``: as ``hostname`` will say.
 - ``pid``: true for an own PID namespace; it begins with the next fork.
 - ``reap``: true where there is no PID namespace: what leaves the process group is found by its parentage, which
@@ -129,8 +129,8 @@ class Entrance:
         Raises:
             OSError: the kernel refused; the message names the step.
         """
-        if plan.get("cgroup"):
-            with open(f"{plan['cgroup']}/cgroup.procs", "w") as file:
+        for group in plan.get("cgroups") or ():
+            with open(f"{group}/cgroup.procs", "w") as file:
                 file.write("0")
         if plan.get("netns"):
             descriptor = os.open(plan["netns"].removeprefix("/proc/"), os.O_RDONLY, dir_fd=self._proc)

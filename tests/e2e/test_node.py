@@ -180,6 +180,74 @@ def test_a_memory_limit_ends_what_takes_more(cluster: Cluster) -> None:
     cluster.phase("modest", "Succeeded")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
+def test_a_cpu_limit_is_a_quota_of_the_kernel(cluster: Cluster) -> None:
+    script = """
+import glob
+name = next(line.split("/shallop-")[1].strip() for line in open("/proc/self/cgroup") if "/shallop-" in line)
+patterns = [f"/sys/fs/cgroup/cpu/shallop-{name}/cpu.cfs_[pq]*", f"/sys/fs/cgroup/shallop-{name}/cpu.max"]
+files = [file for pattern in patterns for file in glob.glob(pattern)]
+print(sorted(word for file in files for word in open(file).read().split()))
+"""
+    resources = {"limits": {"cpu": "250m", "memory": "256Mi"}}
+    cluster.apply(pod("limited", "python3", "-c", script, resources=resources))
+    cluster.phase("limited", "Succeeded", "Failed")
+    if any(reason in ("CPULimitIgnored", "MemoryLimitIgnored") for _, reason, _ in cluster.events("limited")):
+        pytest.skip("this machine has no control groups for CPU that we may make")
+    assert cluster("logs", "limited").strip() == "['100000', '25000']"
+
+
+def test_sidecars_serve_until_the_last_container_has_ended(cluster: Cluster, tmp_path: Path) -> None:
+    sidecar = """
+import signal, sys, time
+def stop(*_):
+    open("/out/log", "a").write("sidecar\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+open("/out/ready", "w")
+while True:
+    time.sleep(0.1)
+"""
+    volumes = [{"name": "out", "hostPath": {"path": str(tmp_path), "type": "Directory"}}]
+    mounts = [{"name": "out", "mountPath": "/out"}]
+    init = [
+        {
+            "name": "helper",
+            "image": IMAGE,
+            "command": ["python3", "-c", sidecar],
+            "restartPolicy": "Always",
+            "volumeMounts": mounts,
+            "startupProbe": {"exec": {"command": ["test", "-e", "/out/ready"]}, "periodSeconds": 1},
+        }
+    ]
+    script = "test -e /out/ready && echo main >> /out/log"
+    spec = {"volumes": volumes, "initContainers": init, "terminationGracePeriodSeconds": 30}
+    cluster.apply(pod("together", "sh", "-c", script, volumeMounts=mounts, spec=spec))
+    status = cluster.phase("together", "Succeeded", "Failed")
+    assert (status["phase"], (tmp_path / "log").read_text()) == ("Succeeded", "main\nsidecar\n")
+    ended = status["initContainerStatuses"][0]["state"]["terminated"]
+    assert ended["exitCode"] == 0, "it was asked to end, not killed"
+
+
+def test_a_pod_whose_volume_grows_too_large_is_evicted(cluster: Cluster) -> None:
+    volumes = [{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}]
+    mounts = [{"name": "scratch", "mountPath": "/scratch", "subPathExpr": "of-$(WHO)"}]
+    cluster.apply(
+        pod(
+            "large",
+            "sh",
+            "-c",
+            "head -c 3000000 /dev/zero > /scratch/file; exec sleep 1000",
+            spec={"volumes": volumes},
+            env=[{"name": "WHO", "value": "me"}],
+            volumeMounts=mounts,
+            resources={"requests": {"ephemeral-storage": "10Mi"}},
+        )
+    )
+    status = cluster.phase("large", "Failed")
+    assert status["reason"] == "Evicted" and 'exceeds the limit "1Mi"' in status["message"], status
+
+
 def test_fields_without_effect_are_named(cluster: Cluster) -> None:
     security = {"privileged": True, "runAsUser": 1234}
     cluster.apply(pod("special", "true", securityContext=security, spec={"hostPID": True}))

@@ -40,15 +40,31 @@ def ignored_fields(pod: Object) -> Iterator[str]:
     spec = pod["spec"]
     yield from _set_fields("spec", spec, _POD_FIELDS)
     yield from _set_fields("spec.securityContext", spec.get("securityContext") or {}, _SECURITY_FIELDS)
+    yield from _volumes_in_memory(spec)
     for kind in ("initContainers", "containers"):
         for container in spec.get(kind) or ():
             where = f"spec.{kind}[{container['name']}]"
             yield from _set_fields(where, container, _CONTAINER_FIELDS)
             yield from _set_fields(f"{where}.securityContext", container.get("securityContext") or {}, _SECURITY_FIELDS)
+            limits = (container.get("resources") or {}).get("limits") or {}
+            if "ephemeral-storage" in limits:
+                yield f"{where}.resources.limits: ephemeral-storage is not measured and not enforced"
             if any(port.get("hostPort") for port in container.get("ports") or ()) and not spec.get("hostNetwork"):
                 yield f"{where}.ports: hostPort has no effect: reach the Pod by its address or a Service"
-            if any(mount.get("subPathExpr") for mount in container.get("volumeMounts") or ()):
-                yield f"{where}.volumeMounts: subPathExpr has no effect: use subPath"
+
+
+def _volumes_in_memory(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where a volume of medium Memory is used as anything but /dev/shm, which is in memory anyway."""
+    elsewhere = {
+        mount["name"]
+        for kind in ("initContainers", "containers")
+        for container in spec.get(kind) or ()
+        for mount in container.get("volumeMounts") or ()
+        if mount["mountPath"].rstrip("/") != "/dev/shm"
+    }
+    for index, volume in enumerate(spec.get("volumes") or ()):
+        if (volume.get("emptyDir") or {}).get("medium") == "Memory" and volume["name"] in elsewhere:
+            yield f"spec.volumes[{index}].emptyDir.medium has no effect: the volume is kept on disk"
 
 
 def _set_fields(where: str, fields: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[str]:

@@ -355,6 +355,7 @@ class Node:
     def _node_status(self) -> dict[str, Any]:
         now = format_time(self.now())
         resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_kib()}Ki", "pods": "1000"}
+        resources["ephemeral-storage"] = f"{shutil.disk_usage(self.settings.home).total // 1024}Ki"
         if gpus := _gpus():
             resources["nvidia.com/gpu"] = str(gpus)
         # CPU is shared gladly, memory and GPUs are not.

@@ -27,8 +27,8 @@ from shallop.embedded.kubelet.execution import (
     start_execution,
 )
 from shallop.embedded.kubelet.ignored import ignored_fields
+from shallop.embedded.kubelet.limits import existing_groups, limit_resources, ran_out_of_memory, remove_groups
 from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
-from shallop.embedded.kubelet.memory import existing_group, limit_memory, ran_out_of_memory, remove_groups
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
     Ended,
@@ -40,7 +40,15 @@ from shallop.embedded.kubelet.sandbox import (
     take_interrupted,
 )
 from shallop.embedded.kubelet.status import ContainerRecord, render_status, seconds_time, terminated_state
-from shallop.embedded.kubelet.volumes import container_mounts, prepare_volumes, references, token_seconds
+from shallop.embedded.kubelet.volumes import (
+    container_mounts,
+    has_size_limits,
+    in_memory,
+    over_limit,
+    prepare_volumes,
+    references,
+    token_seconds,
+)
 from shallop.errors import ApiError, EnvironmentBuildError, ImageResolutionError, NodeError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, annotations_of, format_time, is_deleting, parse_quantity, parse_time
 from shallop_pod.zygote import Request
@@ -59,6 +67,9 @@ _SETUP_RETRY_S = (1.0, 5.0, 15.0, 60.0, 300.0)
 # A container that ran this long starts its back-off anew.
 _STABLE_S = 600.0
 _FIRST_PROBE_S = 0.05
+_KILL_S = 5.0
+# How often volumes with a size limit are measured.
+_MEASURE_S = 5.0
 _HOOK_S = 600.0
 # A token is replaced when this part of its life is over.
 _TOKEN_AGE = 0.8
@@ -94,6 +105,10 @@ class PodWorker:
         self._verdict: tuple[str, str, str] = ("", "", "")
         self._kill_at: float | None = None
         self._gone = False
+        self._too_large = ""
+        self._ending = False
+        self._stopping: set[str] = set()
+        self._stops: set[asyncio.Task[None]] = set()
         self._lost = False
         self._stale = False
         self._written: dict[str, Any] | None = None
@@ -142,6 +157,7 @@ class PodWorker:
     async def run(self) -> None:
         """Work until the Pod is over; cancelling leaves its processes as they are."""
         pusher = asyncio.create_task(self._push_status())
+        measurer = asyncio.create_task(self._watch_sizes())
         try:
             if self._phase() in ("Succeeded", "Failed") and not self._folder.exists():
                 await self._wait_for_deletion()
@@ -153,8 +169,8 @@ class PodWorker:
                 timer.cancel()
             self._stop_probes()
             pusher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pusher
+            measurer.cancel()
+            await asyncio.gather(pusher, measurer, return_exceptions=True)
             if self._sandbox is not None:
                 self._sandbox.leave()
 
@@ -330,6 +346,8 @@ class PodWorker:
                 self._kill_everything(
                     "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
                 )
+            elif self._too_large and not self._verdict[0]:
+                self._kill_everything("Evicted", self._too_large)
             else:
                 self._advance()
             if self._is_over():
@@ -388,6 +406,16 @@ class PodWorker:
             self._timers["deadline"] = asyncio.get_running_loop().call_later(left, self._due, "deadline")
         return left <= 0
 
+    async def _watch_sizes(self) -> None:
+        """Evict the Pod when one of its volumes grows over its limit."""
+        while has_size_limits(self._pod):
+            await asyncio.sleep(_MEASURE_S)
+            problem = await asyncio.to_thread(over_limit, self._pod, self._volumes)
+            if problem:
+                self._too_large = problem
+                self._wake.set()
+                return
+
     def _kill_everything(self, reason: str, message: str) -> None:
         self._verdict = ("Failed", reason, message)
         self._event(reason, message)
@@ -424,10 +452,11 @@ class PodWorker:
         argv = list(dict(environment.spec.programs).get(argv[0], argv))
         if "workingDir" not in container and environment.spec.workdir:
             container = {**container, "workingDir": environment.spec.workdir}
-        request = self._node.isolate(self._pod, container, self._mounts(record, environment), argv, env)
+        request = self._node.isolate(self._pod, container, self._mounts(record, environment, env), argv, env)
         plain = True
-        if (group := self._memory_group(record, container)) and request.plan is not None:
-            request.plan["cgroup"] = str(group)
+        if request.plan is not None:
+            self._limit(record, container)
+            request.plan["cgroups"] = existing_groups(self._uid, record.id)
         program, option, module = [*request.argv, "", ""][:3]
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
@@ -438,15 +467,22 @@ class PodWorker:
         # Between asking and being told it counts as running: it must not be asked for twice.
         record.state = {"running": {"startedAt": seconds_time(time.time())}}
 
-    def _memory_group(self, record: ContainerRecord, container: Object) -> Path | None:
-        limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
-        if limit is None:
-            return None
-        group = limit_memory(self._uid, record.id, int(parse_quantity(limit)))
-        if group is None:
-            text = f"limit of {limit} is not enforced: control groups cannot be made on this machine without root"
+    def _limit(self, record: ContainerRecord, container: Object) -> None:
+        limits = (container.get("resources") or {}).get("limits") or {}
+        memory, cpu = limits.get("memory"), limits.get("cpu")
+        failed = limit_resources(
+            self._uid,
+            record.id,
+            memory_bytes=None if memory is None else int(parse_quantity(memory)),
+            cpu_cores=None if cpu is None else float(parse_quantity(cpu)),
+        )
+        why = "control groups cannot be made on this machine without root"
+        if "memory" in failed:
+            text = f"limit of {memory} is not enforced: {why}"
             self._event("MemoryLimitIgnored", text, "Warning", record.name)
-        return group
+        if "cpu" in failed:
+            text = f"limit of {cpu} is not enforced, only OMP_NUM_THREADS is set: {why}"
+            self._event("CPULimitIgnored", text, container=record.name)
 
     async def _ask_to_start(self, id_: str, environment: Environment | None, request: Request) -> None:
         """Have the shim start a container by the fork-server of an environment; None: any that runs programs."""
@@ -488,10 +524,15 @@ class PodWorker:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         return path
 
-    def _mounts(self, record: ContainerRecord, environment: Environment) -> list[dict[str, Any]]:
+    def _mounts(
+        self, record: ContainerRecord, environment: Environment, env: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
         container = self._specs[record.name]
         kind = "initContainers" if record.init else "containers"
-        mounts = container_mounts(container, self._volumes, f"spec.{kind}[{record.name}]")
+        mounts = container_mounts(container, self._volumes, env, f"spec.{kind}[{record.name}]")
+        # Every container has a /dev/shm in memory; a volume of this kind is declared to make it large enough.
+        shared = {m["mountPath"] for m in container.get("volumeMounts") or () if m["name"] in in_memory(self._pod)}
+        mounts = [mount for mount in mounts if mount["target"] != "/dev/shm" or "/dev/shm" not in shared]
         taken = {mount["target"].rstrip("/") for mount in mounts}
         for target in _PRIVATE:
             folder = f"{self._folder}/private/{record.name}/{target.strip('/').replace('/', '-')}"
@@ -604,7 +645,7 @@ class PodWorker:
         again = policy == "Always" or (policy == "OnFailure" and ended.code != 0)
         if record.init and not record.sidecar:
             again = ended.code != 0 and policy != "Never"
-        record.finished = not (again or record.sidecar)
+        record.finished = self._ending or not (again or record.sidecar)
         if not record.finished:
             stable = ended.at - ended.started_at > _STABLE_S
             record.failures = 0 if stable else record.failures + 1
@@ -721,12 +762,11 @@ class PodWorker:
         env = self._env(container, environment)
         if "workingDir" not in container and environment.spec.workdir:
             container = {**container, "workingDir": environment.spec.workdir}
-        mounts = self._mounts(record, environment) if self._node.isolation.level == "none" else []
+        mounts = self._mounts(record, environment, env) if self._node.isolation.level == "none" else []
         request = self._node.isolate(self._pod, container, mounts, argv, env)
         if self._node.isolation.level == "none":
             return request
-        group = existing_group(self._uid, record.id)
-        return replace(request, plan={"join": pid, **({"cgroup": str(group)} if group else {})})
+        return replace(request, plan={"join": pid, "cgroups": existing_groups(self._uid, record.id)})
 
     def _execute_in(self, record: ContainerRecord) -> Exec:
         async def execute(argv: list[str]) -> tuple[int, str]:
@@ -758,12 +798,19 @@ class PodWorker:
                 self._kill_at = loop.time() + grace
                 self._timers["kill"] = loop.call_later(grace, self._due, "kill")
                 self._stop_probes()
-                for record in running:
-                    self._event("Killing", f"Stopping container {record.name}", container=record.name)
-                    asyncio.create_task(self._stop_container(record, grace))  # noqa: RUF006 ends with the container
-            elif loop.time() >= self._kill_at:
+            if loop.time() >= self._kill_at:
                 for record in running:
                     self._signal(record, signal.SIGKILL)
+                return False
+            # Sidecars serve the others to their end.
+            main = [record for record in running if not record.sidecar]
+            for record in main or running:
+                if record.name not in self._stopping:
+                    self._stopping.add(record.name)
+                    self._event("Killing", f"Stopping container {record.name}", container=record.name)
+                    task = asyncio.create_task(self._stop_container(record, self._kill_at - loop.time()))
+                    self._stops.add(task)
+                    task.add_done_callback(self._stops.discard)
             return False
         for record in self._records:
             record.finished = True
@@ -804,12 +851,32 @@ class PodWorker:
 
     async def _finish(self) -> None:
         """Write the last status, then free everything but the logs."""
-        for record in self._records:
-            if record.init and record.sidecar and record.running:
-                self._signal(record, signal.SIGKILL)
-                record.finished, record.ready = True, False
+        await self._stop_sidecars()
         await self._write_status(self._render())
         await self._clean_up()
+
+    async def _stop_sidecars(self) -> None:
+        """End the sidecars of a Pod that is over, the last one first, within its grace period."""
+        self._ending = True
+        loop = asyncio.get_running_loop()
+        grace = float(self._pod["spec"].get("terminationGracePeriodSeconds", 30))
+        deadline = loop.time() + (0 if self._verdict[0] else grace)
+        for record in reversed([record for record in self._records if record.sidecar]):
+            if record.running:
+                self._stop_probes(record.name)
+                await self._stop_container(record, grace)
+                await self._ended_by(record, deadline)
+            if record.running:
+                self._signal(record, signal.SIGKILL)
+                await self._ended_by(record, loop.time() + _KILL_S)
+            record.finished = True
+
+    async def _ended_by(self, record: ContainerRecord, deadline: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while record.running and not self._lost:
+                    self._wake.clear()
+                    await self._wake.wait()
 
     async def _wait_for_deletion(self) -> None:
         while not self._gone and not is_deleting(self._pod):

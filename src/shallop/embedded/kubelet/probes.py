@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from shallop.embedded.kubelet.grpc_health import check_health
 from shallop.errors import NodeError
 
 __all__ = ["Exec", "check", "watch_probe"]
@@ -27,7 +28,10 @@ async def check(probe: Mapping[str, Any], container: Mapping[str, Any], address:
                 return (output.strip()[-_MAX_OUTPUT:] or f"command exited with {code}") if code else ""
             if "httpGet" in probe:
                 return await _http(probe["httpGet"], container, address)
-            action = probe.get("tcpSocket") or probe.get("grpc") or {}
+            if "grpc" in probe:
+                action = probe["grpc"]
+                return await check_health(address, int(action["port"]), action.get("service") or "")
+            action = probe.get("tcpSocket") or {}
             _, writer = await asyncio.open_connection(action.get("host") or address, _port(action, container))
             writer.close()
             return ""

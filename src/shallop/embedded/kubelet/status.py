@@ -155,7 +155,7 @@ def _conditions(
 ) -> list[dict[str, Any]]:
     completed = phase in ("Succeeded", "Failed")
     initialized = all(r.exit_code == 0 or (r.sidecar and r.started) for r in init)
-    unready = [r.name for r in main if not r.ready]
+    unready = [r.name for r in (*main, *(r for r in init if r.sidecar)) if not r.ready]
     if completed:
         ready_reason = "PodCompleted" if phase == "Succeeded" else "PodFailed"
         ready_message = ""

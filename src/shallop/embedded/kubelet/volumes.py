@@ -12,12 +12,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shallop.embedded.kubelet.containerenv import Lookup, field_value, resource_value
+from shallop.embedded.kubelet.containerenv import Lookup, expand, field_value, resource_value
 from shallop.errors import NodeError
-from shallop.kube.objects import Object
+from shallop.kube.objects import Object, parse_quantity
 from shallop.settings import Settings
 
-__all__ = ["TokenSource", "container_mounts", "prepare_volumes", "references", "token_seconds"]
+__all__ = [
+    "TokenSource",
+    "container_mounts",
+    "has_size_limits",
+    "in_memory",
+    "over_limit",
+    "prepare_volumes",
+    "references",
+    "token_seconds",
+]
 
 # (namespace, service account, audience, seconds) -> token
 TokenSource = Callable[[str, str, str, int], Awaitable[str]]
@@ -75,7 +84,48 @@ def _host_path(source: Mapping[str, Any], where: str) -> Path:
         path.touch()
     if not path.exists():
         raise NodeError(f"{where}.hostPath.path: {path} does not exist on this machine")
+    if kind in _HOST_PATH_TYPES and not _HOST_PATH_TYPES[kind][0](path):
+        raise NodeError(f"{where}.hostPath.type: type check failed: {path} is not {_HOST_PATH_TYPES[kind][1]}")
     return path
+
+
+_HOST_PATH_TYPES: dict[str, tuple[Callable[[Path], bool], str]] = {
+    "Directory": (Path.is_dir, "a directory"),
+    "DirectoryOrCreate": (Path.is_dir, "a directory"),
+    "File": (Path.is_file, "a file"),
+    "FileOrCreate": (Path.is_file, "a file"),
+    "Socket": (Path.is_socket, "a socket"),
+    "CharDevice": (Path.is_char_device, "a character device"),
+    "BlockDevice": (Path.is_block_device, "a block device"),
+}
+
+
+def in_memory(pod: Object) -> set[str]:
+    """Return the names of the volumes that are declared to be kept in memory."""
+    volumes = pod["spec"].get("volumes") or ()
+    return {volume["name"] for volume in volumes if (volume.get("emptyDir") or {}).get("medium") == "Memory"}
+
+
+def over_limit(pod: Object, volumes: Mapping[str, Path]) -> str:
+    """Say, in the kubelet's words, which emptyDir is larger than its ``sizeLimit``; empty when none is. Blocking."""
+    for volume in pod["spec"].get("volumes") or ():
+        limit = (volume.get("emptyDir") or {}).get("sizeLimit")
+        if limit and volume["name"] in volumes and _size(volumes[volume["name"]]) > parse_quantity(limit):
+            return f'Usage of EmptyDir volume "{volume["name"]}" exceeds the limit "{limit}". '
+    return ""
+
+
+def has_size_limits(pod: Object) -> bool:
+    return any((volume.get("emptyDir") or {}).get("sizeLimit") for volume in pod["spec"].get("volumes") or ())
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
+    return total
 
 
 def _claim(pod: Object, settings: Settings, lookup: Lookup, claim: str, where: str) -> Path:
@@ -239,9 +289,14 @@ def token_seconds(pod: Object) -> int | None:
     return min((max(600, int(source.get("expirationSeconds") or 3600)) for source in sources), default=None)
 
 
-def container_mounts(container: Object, volumes: Mapping[str, Path], where: str) -> list[dict[str, Any]]:
+def container_mounts(
+    container: Object, volumes: Mapping[str, Path], env: Mapping[str, str], where: str
+) -> list[dict[str, Any]]:
     """
     Return the mounts of a container, as ``shallop_pod.isolation`` takes them.
+
+    Args:
+        env: for ``subPathExpr``.
 
     Raises:
         NodeError: an unknown volume, or a subPath that leaves it.
@@ -252,7 +307,10 @@ def container_mounts(container: Object, volumes: Mapping[str, Path], where: str)
         if mount["name"] not in volumes:
             raise NodeError(f'{path}.name: the Pod has no volume "{mount["name"]}"')
         source = volumes[mount["name"]]
-        if sub := mount.get("subPath"):
+        sub = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
+        if "$(" in sub and mount.get("subPathExpr"):
+            raise NodeError(f"{path}.subPathExpr: {sub!r}: the container has no such variable")
+        if sub:
             inner = source / sub
             if ".." in Path(sub).parts or Path(sub).is_absolute():
                 raise NodeError(f"{path}.subPath: {sub!r} must stay inside the volume")

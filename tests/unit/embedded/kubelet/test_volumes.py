@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shallop.embedded.kubelet.volumes import container_mounts, prepare_volumes
+from shallop.embedded.kubelet.volumes import container_mounts, over_limit, prepare_volumes
 from shallop.errors import NodeError
 from shallop.kube.objects import Object
 from shallop.settings import Settings
@@ -101,7 +101,7 @@ def test_optional_objects_may_be_missing(tmp_path: Path) -> None:
 
 def mounts(volume: Path, **mount: Any) -> list[dict[str, Any]]:
     container = {"name": "main", "volumeMounts": [{"name": "data", "mountPath": "/data", **mount}]}
-    return container_mounts(container, {"data": volume}, "spec.containers[0]")
+    return container_mounts(container, {"data": volume}, {"NAME": "inner"}, "spec.containers[0]")
 
 
 def test_a_sub_path_stays_inside_its_volume(tmp_path: Path) -> None:
@@ -116,3 +116,27 @@ def test_a_sub_path_stays_inside_its_volume(tmp_path: Path) -> None:
             mounts(volume, subPath=path)
     with pytest.raises(NodeError, match='no volume "other"'):
         mounts(volume, name="other")
+
+
+def test_a_sub_path_may_name_a_variable(tmp_path: Path) -> None:
+    [found] = mounts(tmp_path, subPathExpr="of/$(NAME)")
+    assert found["source"] == str(tmp_path / "of" / "inner")
+    with pytest.raises(NodeError, match="no such variable"):
+        mounts(tmp_path, subPathExpr="$(OTHER)")
+
+
+def test_a_host_path_must_be_of_its_type(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = prepare(tmp_path, {"hostPath": {"path": str(tmp_path / "file"), "type": "File"}})
+    assert found["v0"] == tmp_path / "file"
+    with pytest.raises(NodeError, match="is not a directory"):
+        prepare(tmp_path, {"hostPath": {"path": str(tmp_path / "file"), "type": "Directory"}})
+
+
+def test_a_volume_that_has_grown_too_large_is_found(tmp_path: Path) -> None:
+    pod = {"spec": {"volumes": [{"name": "a", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "b", "emptyDir": {}}]}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "small").write_bytes(b"x" * 1000)
+    assert over_limit(pod, {"a": tmp_path / "a"}) == ""
+    (tmp_path / "a" / "large").write_bytes(b"x" * 2_000_000)
+    assert over_limit(pod, {"a": tmp_path / "a"}) == 'Usage of EmptyDir volume "a" exceeds the limit "1Mi". '

@@ -1,0 +1,94 @@
+"""
+Memory and CPU limits of containers: control groups for each run, where this process may make some (root; v1 and v2).
+
+Source: Documentation/admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and cgroup-v2.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["existing_groups", "limit_resources", "ran_out_of_memory", "remove_groups"]
+
+_V1_MEMORY, _V1_CPU, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+_PERIOD_US = 100_000
+# The kernel refuses less.
+_LEAST_QUOTA_US = 1_000
+
+
+def limit_resources(uid: str, run: str, *, memory_bytes: int | None, cpu_cores: float | None) -> list[str]:
+    """
+    Make the groups of one run of a container; ``existing_groups`` has them.
+
+    Returns:
+        What this machine does not let us limit: ``memory``, ``cpu``.
+    """
+    failed = []
+    if memory_bytes is not None and not _limit_memory(uid, run, memory_bytes):
+        failed.append("memory")
+    if cpu_cores is not None and not _limit_cpu(uid, run, cpu_cores):
+        failed.append("cpu")
+    return failed
+
+
+def _limit_memory(uid: str, run: str, size_bytes: int) -> bool:
+    version1 = _V1_MEMORY.is_dir()
+    group = (_V1_MEMORY if version1 else _V2) / _name(uid, run)
+    if not _make(group, {"memory.limit_in_bytes" if version1 else "memory.max": str(size_bytes)}):
+        return False
+    for swap, value in (("memory.memsw.limit_in_bytes", str(size_bytes)), ("memory.swap.max", "0")):
+        with contextlib.suppress(OSError):  # the kernel may have no account of swap
+            if (group / swap).exists():
+                (group / swap).write_text(value)
+    return True
+
+
+def _limit_cpu(uid: str, run: str, cores: float) -> bool:
+    quota = max(_LEAST_QUOTA_US, round(cores * _PERIOD_US))
+    if _V1_CPU.is_dir():
+        files = {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": str(quota)}
+        return _make(_V1_CPU / _name(uid, run), files)
+    return _make(_V2 / _name(uid, run), {"cpu.max": f"{quota} {_PERIOD_US}"})
+
+
+def _make(group: Path, files: Mapping[str, str]) -> bool:
+    existed = group.is_dir()
+    try:
+        group.mkdir(exist_ok=True)
+        for name, value in files.items():
+            (group / name).write_text(value)
+    except OSError:
+        with contextlib.suppress(OSError):
+            if not existed:
+                group.rmdir()
+        return False
+    return True
+
+
+def existing_groups(uid: str, run: str) -> list[str]:
+    """Return the groups that a run has, which its processes must join."""
+    groups = (root / _name(uid, run) for root in (_V1_MEMORY, _V1_CPU, _V2))
+    return [str(group) for group in groups if group.is_dir()]
+
+
+def ran_out_of_memory(uid: str, run: str) -> bool:
+    """Say whether the kernel has killed a process of this run because its limit was reached."""
+    for file in (_V1_MEMORY / _name(uid, run) / "memory.oom_control", _V2 / _name(uid, run) / "memory.events"):
+        with contextlib.suppress(OSError):
+            counts = dict(line.split() for line in file.read_text().splitlines())
+            return int(counts.get("oom_kill", 0)) > 0
+    return False
+
+
+def remove_groups(uid: str) -> None:
+    """Remove the groups of a Pod, whose processes have ended."""
+    for root in (_V1_MEMORY, _V1_CPU, _V2):
+        for group in root.glob(_name(uid, "*")):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
+def _name(uid: str, run: str) -> str:
+    return f"shallop-{uid}-{run}"
