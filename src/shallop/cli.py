@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_LIMITS = {
+    "env_max_gib": "largest size of all environments; 0 = no limit",
+    "env_max_age_days": "environments unused for so long are removed; 0 = never",
+    "log_max_mib": "largest size of a log file, before the next one is begun",
+    "log_files": "log files that are kept of each run of a container",
+    "log_retention_days": "logs of Pods that are gone are removed after so long; 0 = never",
+}
 _Commands = Any  # argparse keeps the type of its sub-parsers private
 
 
@@ -126,6 +134,10 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         default=Settings.cache_max_age_s,
         help="do not use outputs of pipeline steps again that are older (default: never too old)",
     )
+    for name, what in _LIMITS.items():
+        default = getattr(Settings, name)
+        option = f"--{name.replace('_', '-')}"
+        up.add_argument(option, type=type(default), default=default, metavar="N", help=f"{what} (default {default:g})")
     up.add_argument("--verbose", "-v", action="store_true", help="log every decision")
     up.set_defaults(command=_up)
 
@@ -199,6 +211,7 @@ def _up(options: argparse.Namespace) -> int:
     automatic = 0 if options.port == "auto" else None
     settings = replace(settings, host=options.host, isolation=options.isolation, cache_max_age_s=options.cache_max_age)
     settings = replace(settings, bare=options.bare, synchronous=options.synchronous)
+    settings = replace(settings, **{name: getattr(options, name) for name in _LIMITS})
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
     settings = replace(settings, **ports)
@@ -296,13 +309,21 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _env_list(options: argparse.Namespace) -> int:
     from shallop.embedded.kubelet.environments import Environments
+    from shallop.embedded.kubelet.housekeeping import processes_using, why_kept
     from shallop.embedded.kubelet.images import ImageTable
 
     settings = _settings(options)
-    print(f"{'ENVIRONMENT':<18}{'PYTHON':<9}{'SIZE':>10}  REQUIREMENTS")
-    for item in Environments.of(settings).list_all():
+    environments = Environments.of(settings)
+    used, now = processes_using(environments.root), time.time()
+    print(f"{'ENVIRONMENT':<18}{'PYTHON':<8}{'SIZE':>10}  {'LAST USED':<18}{'WHY IT IS KEPT':<30}REQUIREMENTS")
+    for item in environments.list_all():
         requirements = " ".join(item.requirements) or "-"
-        print(f"{item.key[:16]:<18}{item.python:<9}{item.size_bytes / 1e6:>7.0f} MB  {requirements[:90]}")
+        last = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.last_used))
+        why = why_kept(item, used, now, settings)
+        print(
+            f"{item.key[:16]:<18}{item.python:<8}{item.size_bytes / 1e6:>7.0f} MB  {last:<18}{why:<30}"
+            f"{requirements[:90]}"
+        )
     print("\nImages that have an environment:")
     for entry in ImageTable(settings.home / "images.yaml").entries:
         print(f"  {entry.image}")

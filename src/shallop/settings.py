@@ -46,6 +46,11 @@ class Settings:
         max_zygotes: warm fork-servers kept at once.
         cache_max_age_s: outputs of pipeline steps that are older, in seconds, are not used again; 0 = never too old.
         zygote_idle_s: a fork-server without work for so long ends, in seconds.
+        env_max_gib: environments that were used the longest ago are removed while all take more, in GiB; 0 = no limit.
+        env_max_age_days: environments that were not used for so many days are removed; 0 = never.
+        log_max_mib: a container's log file is begun anew when it is larger, in MiB.
+        log_files: how many files of one run of a container are kept.
+        log_retention_days: logs of Pods that are gone are removed so many days after their last line; 0 = never.
     """
 
     home: Path = field(default_factory=_default_home)
@@ -65,12 +70,22 @@ class Settings:
     max_zygotes: int = 4
     zygote_idle_s: float = 600.0
     cache_max_age_s: float = 0.0
+    env_max_gib: float = 0.0
+    env_max_age_days: float = 60.0
+    log_max_mib: float = 10.0
+    log_files: int = 5
+    log_retention_days: float = 0.0
 
     def __post_init__(self) -> None:
         if self.isolation not in ("auto", "namespaces", "user", "none"):
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
         if self.synchronous not in ("normal", "full"):
             raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
+        for name in ("env_max_gib", "env_max_age_days", "log_retention_days"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name}: {getattr(self, name)} is negative; use 0 for no limit.")
+        if self.log_max_mib <= 0 or self.log_files < 1:
+            raise SettingsError("log_max_mib, log_files: a log needs at least one file of some size.")
         for name in ("api_port", "web_port", "gateway_port", "content_port", "katib_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise SettingsError(f"{name}: {getattr(self, name)} is no port; use 1 to 65535, or auto.")

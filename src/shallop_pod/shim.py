@@ -18,7 +18,8 @@ error, unreachable``: no fork-server listens), ``exited`` (``id, code, signal, a
 written to ``<folder>/<id>.exit`` before it is told, so that it is known even when the shim itself is killed afterwards;
 until then ``<folder>/<id>.pid`` says which process it is, so that the node can end it should the shim be killed.
 
-Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; a file of 10 MB is renamed to ``.1`` ... ``.4``.
+Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; ``"rotate": [bytes, files]`` of a start says when a
+file is renamed to ``.1``, ``.2`` ..., and how many are kept.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from shallop_pod.zygote import Child, Request, ZygoteError, connect, listen, spa
 __all__ = ["main", "process_start"]
 
 _CLONE_NEWNET = 0x40000000
-_MAX_LOG = 10 * 2**20
-_KEPT_LOGS = 4
+# After how many bytes a log file is begun anew, and how many are kept, when an order does not say.
+_ROTATE = (10 * 2**20, 5)
 _MAX_LINE = 16 * 1024
 
 
@@ -58,8 +59,10 @@ def process_start(pid: int) -> int | None:
 class _Log:
     """One container's log file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_bytes: int, files: int) -> None:
         self._path = path
+        self._max_bytes = max_bytes
+        self._files = files
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         self._size = os.fstat(self._file).st_size
@@ -73,15 +76,17 @@ class _Log:
         with contextlib.suppress(OSError):  # a full disk must not stop the container
             os.write(self._file, data)
         self._size += len(data)
-        if self._size > _MAX_LOG:
+        if self._size > self._max_bytes:
             self._rotate()
 
     def _rotate(self) -> None:
         os.close(self._file)
-        for number in range(_KEPT_LOGS, 0, -1):
+        for number in range(self._files - 1, 0, -1):
             source = f"{self._path}.{number - 1}" if number > 1 else self._path
             with contextlib.suppress(FileNotFoundError):
                 os.replace(source, f"{self._path}.{number}")
+        if self._files == 1:
+            os.unlink(self._path)
         self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         self._size = 0
 
@@ -217,7 +222,7 @@ class _Shim:
         request = Request(**order["request"])
         if request.plan and request.plan.get("netns") == "pod":
             request.plan["netns"] = f"/proc/{os.getpid()}/ns/net"
-        log = _Log(order["log"])
+        log = _Log(order["log"], *order.get("rotate", _ROTATE))
         attach = order.get("attach") or {}
         theirs, ours, given = _stdio(attach)
         try:

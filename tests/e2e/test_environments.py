@@ -15,8 +15,10 @@ import anyio
 import pytest
 
 from shallop.embedded.kubelet.environments import Environment, Environments
+from shallop.embedded.kubelet.housekeeping import clean_up
 from shallop.embedded.kubelet.images import ImageTable
 from shallop.errors import EnvironmentBuildError
+from shallop.settings import Settings
 
 
 def wheel(folder: Path, name: str, version: str, requires: Sequence[str] = ()) -> None:
@@ -207,13 +209,14 @@ def test_a_vanished_interpreter_means_a_new_build(environments: Environments) ->
     assert run(ensure(environments, "alpha"), "import alpha; print(alpha.version)") == "2.0"
 
 
-def test_environments_are_listed_and_removed_by_use(environments: Environments) -> None:
+def test_environments_are_listed_and_removed_by_use(environments: Environments, tmp_path: Path) -> None:
     old, new = ensure(environments, "alpha==1.0"), ensure(environments, "alpha==2.0")
     os.utime(old.path / "shallop-used", (1.0, 1.0))
     infos = environments.list_all()
     assert [info.key for info in infos] == [new.key, old.key]
     assert infos[0].packages == ("alpha==2.0",) and infos[0].size_bytes > 0
-    assert environments.remove_unused(older_than_s=86400.0) == [old.key]
+    settings = Settings(home=tmp_path, env_max_age_days=1.0)
+    assert clean_up(environments, settings, set()) == [f"environment {old.key}"]
     assert environments.remove(new.key) and not environments.remove(new.key)
     assert environments.list_all() == []
     assert run(ensure(environments, "alpha==2.0"), "import alpha; print(alpha.version)") == "2.0"

@@ -369,6 +369,11 @@ class Environments:
         os.rename(path, trash)
         shutil.rmtree(trash, ignore_errors=True)
 
+    @property
+    def root(self) -> Path:
+        """The folder of all environments."""
+        return self._root
+
     # --- the cache as a whole; blocking, for the command line and for the node's start ---
 
     def list_all(self) -> list[EnvironmentInfo]:
@@ -402,11 +407,6 @@ class Environments:
         self._known.pop(key, None)
         self._discard(path)
         return True
-
-    def remove_unused(self, older_than_s: float, now: float | None = None) -> list[str]:
-        """Remove environments not used for so many seconds; returns their keys."""
-        limit = (time.time() if now is None else now) - older_than_s
-        return [info.key for info in self.list_all() if info.last_used < limit and self.remove(info.key)]
 
     def sweep(self) -> None:
         """Remove what killed builds and removals left; builds that run now are left alone."""

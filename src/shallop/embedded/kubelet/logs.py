@@ -32,8 +32,8 @@ def log_path(settings: Settings, pod: Object, container: str, restart: int) -> P
 
 
 def _files(path: Path) -> list[Path]:
-    rotated = [path.with_name(f"{path.name}.{number}") for number in range(4, 0, -1)]
-    return [file for file in [*rotated, path] if file.exists()]
+    found = {int(file.suffix[1:]): file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()}
+    return [found[number] for number in sorted(found, reverse=True)] + ([path] if path.exists() else [])
 
 
 def last_lines(path: Path, count: int, limit_bytes: int = 2048) -> str:

@@ -23,6 +23,7 @@ from shallop.controller.informer import Change
 from shallop.embedded.kubelet.capability import IsolationReport, probe
 from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.execution import dial
+from shallop.embedded.kubelet.housekeeping import clean_up
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
 from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
@@ -51,6 +52,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _LEASE_S = 40
+_CLEAN_UP_S = 3600.0
 # Use is measured over this time, or since the last question when that was so many seconds ago.
 _WINDOW_S = 0.5
 _FRESH_S = (5.0, 60.0)
@@ -111,6 +113,7 @@ class Node:
                 group.create_task(self.spares.run(), name="spare sandboxes")
                 await asyncio.to_thread(self.environments.sweep)
                 group.create_task(self._heartbeat(), name="node heartbeat")
+                group.create_task(self._keep_house(), name="node housekeeping")
         finally:
             for task in self._tasks.values():
                 task.cancel()
@@ -404,6 +407,13 @@ class Node:
                 body = {"apiVersion": lease.api_version, "kind": lease.kind, "spec": spec}
                 await self.client.create(body | {"metadata": {"name": name, "namespace": namespace}})
             await asyncio.sleep(_LEASE_S / 4)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(_CLEAN_UP_S)
+            known = {pod["metadata"]["uid"] for pod in self._pods.store.list()}
+            for what in await asyncio.to_thread(clean_up, self.environments, self.settings, known):
+                log.info("removed %s: unused for longer than the settings allow", what)
 
     # Logs -------------------------------------------------------------------------------------------------------
 

@@ -495,8 +495,10 @@ class PodWorker:
         if self._sandbox is not None:
             name, _, restart = id_.rpartition("-")
             self._asked[id_] = (environment, request)
-            log_file = log_path(node.settings, self._pod, name, int(restart))
-            self._sandbox.start(id_, socket, log_file, request, _attachable(self._specs[name]))
+            settings = node.settings
+            log_file = log_path(settings, self._pod, name, int(restart))
+            rotated = (log_file, int(settings.log_max_mib * 2**20), settings.log_files)
+            self._sandbox.start(id_, socket, rotated, request, _attachable(self._specs[name]))
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]

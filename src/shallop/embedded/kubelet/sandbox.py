@@ -180,16 +180,22 @@ class Sandbox:
         self._tell(None)
 
     def start(
-        self, container: str, zygote: Path, log: Path, request: Request, attach: Mapping[str, bool] | None = None
+        self,
+        container: str,
+        zygote: Path,
+        log: tuple[Path, int, int],
+        request: Request,
+        attach: Mapping[str, bool] | None = None,
     ) -> None:
         """
         Ask for a container's process; ``started`` or ``failed`` is told.
 
         Args:
+            log: its file, the bytes after which that is begun anew, and how many are kept.
             attach: ``stdin``, ``tty``, ``once`` of a container that has input or a terminal.
         """
-        order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log), "request": asdict(request)}
-        self._send({**order, "attach": dict(attach or {})})
+        order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log[0]), "rotate": log[1:]}
+        self._send({**order, "request": asdict(request), "attach": dict(attach or {})})
 
     async def attach(self, container: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the input and output of a container that was started with ``attach``."""
