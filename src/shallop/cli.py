@@ -134,6 +134,9 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         default=Settings.cache_max_age_s,
         help="do not use outputs of pipeline steps again that are older (default: never too old)",
     )
+    up.add_argument(
+        "--engine", choices=["podman", "docker"], default="", help="run images that no environment stands for by this"
+    )
     for name, what in _LIMITS.items():
         default = getattr(Settings, name)
         option = f"--{name.replace('_', '-')}"
@@ -210,7 +213,7 @@ def _up(options: argparse.Namespace) -> int:
     names = ("api_port", "web_port", "gateway_port", "content_port", "katib_port")
     automatic = 0 if options.port == "auto" else None
     settings = replace(settings, host=options.host, isolation=options.isolation, cache_max_age_s=options.cache_max_age)
-    settings = replace(settings, bare=options.bare, synchronous=options.synchronous)
+    settings = replace(settings, bare=options.bare, synchronous=options.synchronous, engine=options.engine)
     settings = replace(settings, **{name: getattr(options, name) for name in _LIMITS})
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}

@@ -48,6 +48,7 @@ class Settings:
         zygote_idle_s: a fork-server without work for so long ends, in seconds.
         env_max_gib: environments that were used the longest ago are removed while all take more, in GiB; 0 = no limit.
         env_max_age_days: environments that were not used for so many days are removed; 0 = never.
+        engine: ``podman`` or ``docker``, for images that no environment stands for; empty = such Pods wait.
         log_max_mib: a container's log file is begun anew when it is larger, in MiB.
         log_files: how many files of one run of a container are kept.
         log_retention_days: logs of Pods that are gone are removed so many days after their last line; 0 = never.
@@ -70,6 +71,7 @@ class Settings:
     max_zygotes: int = 4
     zygote_idle_s: float = 600.0
     cache_max_age_s: float = 0.0
+    engine: str = ""
     env_max_gib: float = 0.0
     env_max_age_days: float = 60.0
     log_max_mib: float = 10.0

@@ -21,6 +21,7 @@ from shallop import __version__
 from shallop.controller import EventRecorder, Informer, Services
 from shallop.controller.informer import Change
 from shallop.embedded.kubelet.capability import IsolationReport, probe
+from shallop.embedded.kubelet.engine import find_engine
 from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.execution import dial
 from shallop.embedded.kubelet.housekeeping import clean_up
@@ -73,6 +74,7 @@ class Node:
         self.client = services.client
         self.now = services.now
         self.isolation: IsolationReport = probe(self.settings)
+        self.engine = find_engine(self.settings.engine)
         self.events = EventRecorder(self.client, "kubelet", self.now, host=self.settings.node_name)
         self.environments = Environments.of(self.settings)
         self.zygotes = Zygotes.of(self.settings)
@@ -160,6 +162,8 @@ class Node:
             await sandbox.quit()
         kill_shim(folder)
         await asyncio.to_thread(end_orphans, folder)
+        if self.engine is not None:
+            await self.engine.remove_all(f"shallop-{folder.name}-")
 
     # Pods -------------------------------------------------------------------------------------------------------
 
@@ -232,17 +236,23 @@ class Node:
                 await self._end_sandbox(folder)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
+    async def base(self) -> Environment:
+        """Return the environment without packages."""
+        return await self.environments.ensure(self.environments.resolve(_BASE_IMAGE, []))
+
     async def base_zygote(self) -> Path:
         """Return the socket of the fork-server for shims and ordinary programs."""
         async with self._base_lock:
             if self._base is not None:
                 with contextlib.suppress(NodeError):  # removed meanwhile: it is built again
                     return await self.zygotes.socket(self._base)
-            self._base = await self.environments.ensure(self.environments.resolve(_BASE_IMAGE, []))
+            self._base = await self.base()
             return await self.zygotes.socket(self._base)
 
     def cannot_run(self, image: str, argv: Sequence[str]) -> str | None:
-        """Say why no local environment can stand for an image; None when one can."""
+        """Say why no local environment can stand for an image; None when one can, or an engine runs it."""
+        if self.engine is not None:
+            return None
         try:
             self.environments.resolve(image, argv)
         except NodeError as error:

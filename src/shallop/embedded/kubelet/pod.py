@@ -96,6 +96,8 @@ class PodWorker:
         self._records = _records(pod)
         self._specs = {c["name"]: c for c in (*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"])}
         self._environments: dict[str, Environment] = {}
+        # Containers that the engine runs, because no environment stands for their image.
+        self._engined: set[str] = set()
         self._volumes: dict[str, Path] = {}
         self._probes: dict[str, list[asyncio.Task[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -291,7 +293,14 @@ class PodWorker:
         extra = [line for line in annotations_of(self._pod).get(REQUIREMENTS, "").splitlines() if line.strip()]
         # The annotation is about the model's libraries; what fetches the model needs none of them.
         is_init = any(record.init and record.name == container["name"] for record in self._records)
-        spec = node.environments.resolve(container["image"], argv, () if is_init else extra)
+        try:
+            spec = node.environments.resolve(container["image"], argv, () if is_init else extra)
+        except ImageResolutionError:
+            if node.engine is None:
+                raise
+            await node.engine.ensure(container["image"], container.get("imagePullPolicy") or "IfNotPresent")
+            self._engined.add(container["name"])
+            return await node.base()
         for warning in spec.warnings:
             self._event("ImageSubstituted", warning, "Warning", container["name"])
         started = time.monotonic()
@@ -438,6 +447,9 @@ class PodWorker:
         assert self._sandbox is not None
         container = self._specs[record.name]
         environment = self._environments[record.name]
+        if record.name in self._engined:
+            self._launch(record, None, self._by_engine(record, container))
+            return
         env = self._env(container, environment)
         words = [*(container.get("command") or environment.spec.command), *(container.get("args") or ())]
         if not container.get("command") and not container.get("args"):
@@ -461,11 +473,35 @@ class PodWorker:
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
             plain = False
-        record.state = {"waiting": {"reason": "ContainerCreating"}}
+        self._launch(record, None if plain else environment, request)
+
+    def _launch(self, record: ContainerRecord, environment: Environment | None, request: Request) -> None:
         record.ready = record.started = False
-        asyncio.get_running_loop().create_task(self._ask_to_start(record.id, None if plain else environment, request))
+        asyncio.get_running_loop().create_task(self._ask_to_start(record.id, environment, request))
         # Between asking and being told it counts as running: it must not be asked for twice.
         record.state = {"running": {"startedAt": seconds_time(time.time())}}
+
+    def _by_engine(self, record: ContainerRecord, container: Object) -> Request:
+        """Return what runs a container by the engine: its client, as a process of the machine."""
+        engine, node = self._node.engine, self._node
+        assert engine is not None
+        inherited = {name for name in node.base_environment() if not name.startswith("KUBERNETES_")}
+        base = {name: value for name, value in node.base_environment().items() if name not in inherited}
+        env = container_environment(self._pod_with_address(), container, self._lookup, base)
+        expanded = {**container, **{k: expand_all(container[k], env) for k in ("command", "args") if container.get(k)}}
+        kind = "initContainers" if record.init else "containers"
+        mounts = container_mounts(container, self._volumes, env, f"spec.{kind}[{record.name}]")
+        hosts = node.network.hosts_file(self._pod["metadata"]["namespace"])
+        mounts.append({"target": "/etc/hosts", "source": str(hosts), "readonly": True})
+        path = container.get("terminationMessagePath") or "/dev/termination-log"
+        mounts.append({"target": path, "source": str(self._message_file(record.name))})
+        argv, env = engine.render_run(
+            self._engine_name(record), expanded, env, mounts, hostname=self._hostname(), network=self.network_namespace
+        )
+        return Request("shallop_pod.execute", argv, env, "/", {"reap": True})
+
+    def _engine_name(self, record: ContainerRecord) -> str:
+        return f"shallop-{self._uid}-{record.id}"
 
     def _limit(self, record: ContainerRecord, container: Object) -> None:
         limits = (container.get("resources") or {}).get("limits") or {}
@@ -512,10 +548,13 @@ class PodWorker:
         if "cpu" in limits:
             base["OMP_NUM_THREADS"] = str(self._node.threads(limits["cpu"]))
         base |= {name: expand(value, base) for name, value in environment.spec.env}
-        pod = self._pod
-        if self._address:
-            pod = {**pod, "status": {**(pod.get("status") or {}), "podIP": self._address, "hostIP": "127.0.0.1"}}
-        return container_environment(pod, container, self._lookup, base)
+        return container_environment(self._pod_with_address(), container, self._lookup, base)
+
+    def _pod_with_address(self) -> Object:
+        if not self._address:
+            return self._pod
+        status = self._pod.get("status") or {}
+        return {**self._pod, "status": {**status, "podIP": self._address, "hostIP": "127.0.0.1"}}
 
     def _hostname(self) -> str:
         return str(self._pod["spec"].get("hostname") or self._pod["metadata"]["name"])[:63]
@@ -738,7 +777,12 @@ class PodWorker:
         record = next((r for r in self._records if r.name == name and r.running), None)
         if record is None or self._sandbox is None or record.id not in self._sandbox.started:
             return None
-        request = self._inside(record, self._sandbox.started[record.id]["pid"], list(command))
+        if record.name in self._engined and self._node.engine is not None:
+            engine = self._node.engine
+            argv = engine.render_exec(self._engine_name(record), command, stdin=stdin, tty=tty)
+            request = Request("shallop_pod.execute", argv, engine.environment, "/", {"reap": True})
+        else:
+            request = self._inside(record, self._sandbox.started[record.id]["pid"], list(command))
         if tty:
             request = replace(request, env={"TERM": "xterm", **request.env})
         return await start_execution(await self._node.base_zygote(), request, stdin=stdin, tty=tty)
@@ -786,7 +830,12 @@ class PodWorker:
     # Ending -----------------------------------------------------------------------------------------------------
 
     def _signal(self, record: ContainerRecord, number: int) -> None:
-        if self._sandbox is not None:
+        if number == signal.SIGKILL and record.name in self._engined and self._node.engine is not None:
+            # Its client cannot pass this one on; it ends when the container does.
+            task = asyncio.create_task(self._node.engine.kill(self._engine_name(record)))
+            self._stops.add(task)
+            task.add_done_callback(self._stops.discard)
+        elif self._sandbox is not None:
             self._sandbox.signal(record.id, number)
 
     async def _terminate(self) -> bool:
@@ -899,6 +948,8 @@ class PodWorker:
                 await sandbox.quit()
         if self._node.isolation.level == "none":
             await asyncio.to_thread(end_orphans, self._folder)
+        if self._engined and self._node.engine is not None:
+            await self._node.engine.remove_all(f"shallop-{self._uid}-")
         remove_groups(self._uid)
         self._node.network.release(self._uid)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
