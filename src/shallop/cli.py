@@ -28,6 +28,7 @@ first steps:
   shallop status                   where everything is
   export KUBECONFIG=$(shallop status -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["kubeconfig"])')
   kubectl get pods -A              any Kubernetes client works
+  shallop run train.py --watch     run a KFP pipeline and see its steps
   shallop apply -f model.yaml      or declare things without kubectl
   shallop logs my-pod -f           follow what a Pod prints
   shallop down                     stop it; nothing that you declared is lost
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shallop",
-        description="Kubeflow's APIs on one machine, in one process: pipelines, registry, serving.",
+        description="Kubeflow's APIs on one machine, in one process: pipelines, training, tuning, registry, serving.",
         epilog=_TEACH,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
