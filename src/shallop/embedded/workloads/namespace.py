@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from shallop.controller import Context, Kind, Resource, Result, Watch
+from shallop.controller import Context, Kind, Resource, Result
 from shallop.embedded.workloads.pods import POD
 from shallop.errors import ApiError, ConflictError, MethodNotAllowedError, NotFoundError
-from shallop.kube.objects import Gvk, Key, Object, ResourceType, is_deleting, key_of, set_condition
+from shallop.kube.objects import Gvk, Object, ResourceType, is_deleting, key_of, set_condition
 
 __all__ = ["NAMESPACE", "plan_conditions", "select_types"]
 
 _NAMESPACE = Gvk("v1", "Namespace")
+# Looking takes time for each object that is left: not at each one's end, but so often.
 _LOOK_AGAIN_S = 0.25
+_AT_ONCE = 16
 
 
 def select_types(types: Iterable[ResourceType]) -> list[ResourceType]:
-    """Return the types whose objects can live in a namespace and be deleted, each storage once."""
+    """
+    Return the types whose objects can live in a namespace and be deleted, each storage once.
+
+    Pods come first, and the rest waits for their end: what they need, and what guards them, outlives them.
+    """
     chosen: dict[tuple[str, str], ResourceType] = {}
     for type_ in types:
         if type_.namespaced and {"list", "delete"} <= set(type_.verbs):
             chosen.setdefault((type_.gvk.group, type_.plural), type_)
-    return list(chosen.values())
+    return sorted(chosen.values(), key=lambda type_: type_.gvk != POD)
 
 
 def plan_conditions(
@@ -60,6 +67,8 @@ async def reconcile(ctx: Context, namespace: Resource[dict[str, Any]]) -> Result
     remaining: list[Object] = []
     failures: list[str] = []
     for type_ in select_types(await ctx.client.resource_types()):
+        if remaining and remaining[0]["kind"] == POD.kind:
+            break
         try:
             remaining += await _empty(ctx, type_, namespace.name)
         except (NotFoundError, MethodNotAllowedError):
@@ -79,19 +88,27 @@ async def reconcile(ctx: Context, namespace: Resource[dict[str, Any]]) -> Result
 
 async def _empty(ctx: Context, type_: ResourceType, namespace: str) -> list[Object]:
     """Delete the objects of one type and return those that stay for a while."""
-    for obj in (await ctx.client.list(type_.gvk, namespace)).items:
-        if is_deleting(obj):
-            continue
-        key = key_of(obj)
-        try:
-            await ctx.client.delete(type_.gvk, key.name, key.namespace, uid=obj["metadata"]["uid"])
-        except (NotFoundError, ConflictError):
-            continue
-    return (await ctx.client.list(type_.gvk, namespace)).items
+    items = (await ctx.client.list(type_.gvk, namespace)).items
+    doomed = iter([obj for obj in items if not is_deleting(obj)])
+    errors: list[ApiError] = []
 
+    async def delete() -> None:
+        # Each takes the next of the same iterator; several at a time share a commit.
+        for obj in doomed:
+            key = key_of(obj)
+            try:
+                await ctx.client.delete(type_.gvk, key.name, key.namespace, uid=obj["metadata"]["uid"])
+            except (NotFoundError, ConflictError):
+                continue
+            except ApiError as error:
+                errors.append(error)
 
-def _namespace_of_ending(pod: Object) -> list[Key]:
-    return [Key("", pod["metadata"]["namespace"])] if is_deleting(pod) else []
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(min(_AT_ONCE, len(items))):
+            tasks.create_task(delete())
+    if errors:
+        raise errors[0]
+    return (await ctx.client.list(type_.gvk, namespace)).items if items else []
 
 
 NAMESPACE = Kind(
@@ -100,5 +117,4 @@ NAMESPACE = Kind(
     plural="namespaces",
     namespaced=False,
     reconcile=reconcile,
-    watches=(Watch(POD, _namespace_of_ending),),
 )

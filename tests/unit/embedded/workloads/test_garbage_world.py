@@ -93,6 +93,26 @@ def test_orphans_stay(run: Callable[..., None]) -> None:
     run(scenario)
 
 
+def test_pods_of_a_namespace_go_before_what_they_use(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        await world.create("Namespace", "team", "")
+        await world.create("ConfigMap", "used", "team")
+        spec = {"containers": [{"name": "a", "image": "i"}]}
+        await world.create("Pod", "p", "team", spec=spec, metadata={"finalizers": ["example.com/hold"]})
+        await world.delete("Namespace", "team", "")
+
+        async def waits() -> bool:
+            conditions = (await world.get("Namespace", "team", ""))["status"].get("conditions") or ()
+            return any("Pod (v1)" in c.get("message", "") for c in conditions)
+
+        await world.eventually(waits)
+        assert not is_deleting(await world.get("ConfigMap", "used", "team"))
+        await world.patch("Pod", "p", {"metadata": {"finalizers": None}}, "team")
+        await world.gone("Namespace", "team", "")
+
+    run(scenario)
+
+
 def test_a_namespace_takes_everything_along(run: Callable[..., None]) -> None:
     async def scenario(world: Any) -> None:
         await world.create("Namespace", "team", "")
