@@ -55,6 +55,7 @@ class World:
         self.settings = settings
         self.manager = manager
         self.behave: Callable[[Object], dict[str, Any] | None] = run_for_ever
+        self.dead: asyncio.Event | None = None
 
     def gvk(self, kind: str) -> Gvk:
         return Gvk(KINDS.get(kind, "v1"), kind)
@@ -141,6 +142,35 @@ class LateClient:
             yield event
 
 
+class DyingClient:
+    """A client whose process is killed right after a number of writes: the last one is done, nobody learns of it."""
+
+    _WRITES = frozenset(("create", "update", "patch", "patch_status", "apply", "delete", "create_subresource"))
+
+    def __init__(self, client: Client, writes: int) -> None:
+        self._client = client
+        self._left = writes
+        self.dead = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        original = getattr(self._client, name)
+        if name not in self._WRITES:
+            return original
+
+        async def write(*args: Any, **more: Any) -> Any:
+            is_event = name == "create" and args[0]["kind"] == "Event"
+            if self._left > 0 or is_event:
+                result = await original(*args, **more)
+                if is_event or self._left > 1:
+                    self._left -= not is_event
+                    return result
+                self._left = 0
+            self.dead.set()
+            await asyncio.Event().wait()
+
+        return write
+
+
 def running(pod: Object, ip: str = "10.1.0.1") -> dict[str, Any]:
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": format_time(datetime.now(UTC))}
     return {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [ready]}
@@ -193,7 +223,9 @@ def fresh_kinds() -> list[Kind]:
 
 
 @asynccontextmanager
-async def open_world(home: Path, late: int | None = None, objects: Path | None = None) -> AsyncIterator[World]:
+async def open_world(
+    home: Path, late: int | None = None, objects: Path | None = None, writes: int | None = None
+) -> AsyncIterator[World]:
     settings = Settings(home=home)
     server = ApiServer(objects, admin_token="unused")
     await server.start()
@@ -201,8 +233,12 @@ async def open_world(home: Path, late: int | None = None, objects: Path | None =
     client = server.client()
     database = Database(f"sqlite:///{home}/rows.db")
     for_controllers = client if late is None else cast(Client, LateClient(client, late))
+    dying = None if writes is None else DyingClient(client, writes)
+    if dying is not None:
+        for_controllers = cast(Client, dying)
     manager = Manager(for_controllers, settings, database, fresh_kinds())
     world = World(client, settings, manager)
+    world.dead = None if dying is None else dying.dead
     for obj in (*PART.objects, NODE):
         with suppress(AlreadyExistsError):
             await client.create(obj)
@@ -218,7 +254,8 @@ async def open_world(home: Path, late: int | None = None, objects: Path | None =
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await manager.events.flush()
+        if dying is None:
+            await manager.events.flush()
         await server.stop()
         database.close()
 
@@ -251,6 +288,26 @@ def restarted(tmp_path: Path) -> Callable[..., None]:
 
         for scenario in scenarios:
             asyncio.run(main(scenario))
+
+    return go
+
+
+@pytest.fixture
+def killed_after(tmp_path: Path) -> Callable[..., None]:
+    """Run a scenario whose controllers are killed after a number of writes, and another one that takes over."""
+
+    def go(writes: int, before: Callable[[World], Awaitable[None]], after: Callable[[World], Awaitable[None]]) -> None:
+        home = tmp_path / str(writes)
+        home.mkdir()
+
+        async def main() -> None:
+            async with asyncio.timeout(60):
+                async with open_world(home, objects=home / "objects.db", writes=writes) as world:
+                    await before(world)
+                async with open_world(home, objects=home / "objects.db") as world:
+                    await after(world)
+
+        asyncio.run(main())
 
     return go
 
