@@ -41,19 +41,26 @@ class Autoscalers:
 
     async def reconcile(self, ctx: Context, autoscaler: Resource[dict[str, Any]]) -> Result:
         """Compare what the Pods use with the targets and scale; looks again every 15 s."""
-        raw, spec = autoscaler.raw, autoscaler.spec
-        if is_deleting(raw):
+        if is_deleting(autoscaler.raw):
             return Result()
-        if (left_s := self._left_s(autoscaler, ctx.now())) > 0:
+        spec, last = self._looked.get(autoscaler.key, ({}, ctx.now()))
+        left_s = _PERIOD_S - (ctx.now() - last).total_seconds()
+        if spec == autoscaler.spec and left_s > 0:
             # Woken by our own report.
             return Result(left_s)
+        await self._look(ctx, autoscaler)
+        self._looked[autoscaler.key] = (autoscaler.spec, ctx.now())
+        return Result(_PERIOD_S)
+
+    async def _look(self, ctx: Context, autoscaler: Resource[dict[str, Any]]) -> None:
+        raw, spec = autoscaler.raw, autoscaler.spec
         try:
             scale = await self._scale(ctx, autoscaler, None)
         except ApiError as error:
             text = f"the HPA controller was unable to get the target's current scale: {error}"
             await self._report(ctx, raw, {}, ("AbleToScale", "False", "FailedGetScale", text))
             ctx.events.record(raw, "FailedGetScale", str(error), "Warning")
-            return Result(_PERIOD_S)
+            return
         current = int((scale.get("spec") or {}).get("replicas") or 0)
         selector = str((scale.get("status") or {}).get("selector") or "")
         status: dict[str, Any] = {"currentReplicas": int((scale.get("status") or {}).get("replicas") or 0)}
@@ -67,7 +74,7 @@ class Autoscalers:
             text = "scaling is disabled since the replica count of the target is zero"
             status["desiredReplicas"] = 0
             await self._report(ctx, raw, status, able, ("ScalingActive", "False", "ScalingDisabled", text))
-            return Result(_PERIOD_S)
+            return
         proposals, failures = await _measure(ctx, autoscaler.namespace, spec.get("metrics") or (), selector, current)
         for failure in failures:
             ctx.events.record(raw, failure.reason, failure.message, "Warning")
@@ -83,18 +90,8 @@ class Autoscalers:
                 able,
                 ("ScalingActive", "False", first.reason, text),
             )
-            return Result(_PERIOD_S)
+            return
         await self._decide(ctx, autoscaler, current, wanted, proposals, status)
-        return Result(_PERIOD_S)
-
-    def _left_s(self, autoscaler: Resource[dict[str, Any]], now: datetime) -> float:
-        """Return seconds until the next look, 0 when it is time or the specification is another one."""
-        spec, last = self._looked.get(autoscaler.key, ({}, now))
-        left = _PERIOD_S - (now - last).total_seconds()
-        if spec == autoscaler.spec and left > 0:
-            return left
-        self._looked[autoscaler.key] = (autoscaler.spec, now)
-        return 0.0
 
     async def _decide(
         self,
