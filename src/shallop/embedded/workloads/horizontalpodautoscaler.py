@@ -9,6 +9,7 @@ the condition ScalingActive says so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -32,27 +33,40 @@ class _Failure(NamedTuple):
     message: str
 
 
+@dataclass
+class _Memory:
+    """What is known of one autoscaler beside its object."""
+
+    uid: str
+    history: History = field(default_factory=History)
+    spec: Mapping[str, Any] | None = None
+    looked_at: datetime | None = None
+
+
 class Autoscalers:
     """The controller of autoscalers."""
 
     def __init__(self) -> None:
-        self._histories: dict[Key, History] = {}
-        self._looked: dict[Key, tuple[Mapping[str, Any], datetime]] = {}
+        self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, ctx: Context, autoscaler: Resource[dict[str, Any]]) -> Result:
         """Compare what the Pods use with the targets and scale; looks again every 15 s."""
         if is_deleting(autoscaler.raw):
             return Result()
-        spec, last = self._looked.get(autoscaler.key, ({}, ctx.now()))
-        left_s = _PERIOD_S - (ctx.now() - last).total_seconds()
-        if spec == autoscaler.spec and left_s > 0:
-            # Woken by our own report.
-            return Result(left_s)
-        await self._look(ctx, autoscaler)
-        self._looked[autoscaler.key] = (autoscaler.spec, ctx.now())
+        uid = str(autoscaler.raw["metadata"]["uid"])
+        memory = self._memories.get(autoscaler.key)
+        if memory is None or memory.uid != uid:
+            memory = self._memories[autoscaler.key] = _Memory(uid)
+        if memory.looked_at is not None and memory.spec == autoscaler.spec:
+            left_s = _PERIOD_S - (ctx.now() - memory.looked_at).total_seconds()
+            if left_s > 0:
+                # Woken by our own report.
+                return Result(left_s)
+        await self._look(ctx, autoscaler, memory.history)
+        memory.spec, memory.looked_at = autoscaler.spec, ctx.now()
         return Result(_PERIOD_S)
 
-    async def _look(self, ctx: Context, autoscaler: Resource[dict[str, Any]]) -> None:
+    async def _look(self, ctx: Context, autoscaler: Resource[dict[str, Any]], history: History) -> None:
         raw, spec = autoscaler.raw, autoscaler.spec
         try:
             scale = await self._scale(ctx, autoscaler, None)
@@ -91,7 +105,7 @@ class Autoscalers:
                 ("ScalingActive", "False", first.reason, text),
             )
             return
-        await self._decide(ctx, autoscaler, current, wanted, proposals, status)
+        await self._decide(ctx, autoscaler, current, wanted, proposals, status, history)
 
     async def _decide(
         self,
@@ -101,9 +115,9 @@ class Autoscalers:
         wanted: int,
         proposals: Sequence[tuple[Mapping[str, Any], Proposal]],
         status: dict[str, Any],
+        history: History,
     ) -> None:
         raw, now = autoscaler.raw, ctx.now()
-        history = self._histories.setdefault(autoscaler.key, History())
         limited = limit_replicas(autoscaler.spec, current, wanted, history, now)
         decisive = max((proposal for _, proposal in proposals), key=lambda proposal: proposal.replicas)
         text = f"the HPA was able to successfully calculate a replica count from {decisive.text}"
@@ -134,8 +148,7 @@ class Autoscalers:
         await self._report(ctx, raw, status, able, active, ("ScalingLimited", *limited.limited))
 
     async def on_gone(self, ctx: Context, key: Key) -> None:
-        self._histories.pop(key, None)
-        self._looked.pop(key, None)
+        self._memories.pop(key, None)
 
     async def _scale(self, ctx: Context, autoscaler: Resource[dict[str, Any]], replicas: int | None) -> Object:
         """Return the target's Scale, after setting its replicas; a patch that changes nothing reads it."""
