@@ -7,7 +7,7 @@ import secrets
 import uuid
 from datetime import datetime
 
-from shallop.embedded.apiserver import defaults, failures, validation
+from shallop.embedded.apiserver import defaults, failures, unhonoured, validation
 from shallop.embedded.apiserver.fieldmanagers import record_update
 from shallop.embedded.apiserver.metadata import validate_metadata
 from shallop.embedded.apiserver.requests import WriteOptions
@@ -208,6 +208,7 @@ def draft_create(
     if resource.has_status and (resource.custom or defaults.status_is_reset(resource)):
         obj.pop("status", None)
     obj = _with_defaults(resource, obj, None)
+    options.warnings += unhonoured.warnings_of(resource, obj)
     if not applied:
         obj = record_update(resource, None, obj, options, now)
     return obj
@@ -253,6 +254,8 @@ def prepare_update(
     elif resource.has_status:
         _keep_status(obj, old)
     obj = _with_defaults(resource, obj, old)
+    if not subresource and obj.get("spec") != old.get("spec"):
+        options.warnings += unhonoured.warnings_of(resource, obj)
     _validate(resource, obj, old, subresource)
     return finish_update(resource, obj, old)
 

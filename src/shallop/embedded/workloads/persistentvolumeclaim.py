@@ -2,7 +2,8 @@
 PersistentVolumeClaim: becomes a directory at once.
 
 Honours storageClassName (the classes that this provisioner serves), volumeName, accessModes, resources.requests.storage
-and the class's reclaimPolicy. The size is recorded and not enforced. A claim that a Pod uses stays until the Pod ends.
+and the class's reclaimPolicy, volumeBindingMode and allowVolumeExpansion. The size is recorded, grows when the claim
+asks for more, and is not enforced. A claim that a Pod uses stays until the Pod ends.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ STANDARD_CLASS: Object = {
     "provisioner": PROVISIONER,
     "reclaimPolicy": "Delete",
     "volumeBindingMode": "Immediate",
+    "allowVolumeExpansion": True,
 }
 
 
@@ -148,6 +150,10 @@ async def _provision(ctx: Context, claim: Object) -> Object | None:
         _explain(ctx, claim)
         return None
     key = key_of(claim)
+    if storage_class.get("volumeBindingMode") == "WaitForFirstConsumer" and not _has_consumer(ctx, key):
+        text = "waiting for first consumer to be created before binding"
+        ctx.events.record(claim, "WaitForFirstConsumer", text)
+        return None
     path = ctx.settings.volumes / key.namespace / key.name
     if any(_path_of(other) == str(path) for other in (await ctx.client.list(_VOLUME)).items):
         # The directory of an earlier claim of this name is still being removed; its volume's end comes here.
@@ -156,6 +162,10 @@ async def _provision(ctx: Context, claim: Object) -> Object | None:
     volume = await _create_volume(ctx, render_volume(claim, storage_class, path))
     ctx.events.record(claim, "ProvisioningSucceeded", f"Successfully provisioned volume {volume['metadata']['name']}")
     return volume
+
+
+def _has_consumer(ctx: Context, key: Key) -> bool:
+    return any(key in claims_of(pod) and not is_terminal(pod) for pod in ctx.cache(POD).list(key.namespace))
 
 
 def _make_directory(path: Path) -> None:
@@ -204,12 +214,26 @@ async def _bind(ctx: Context, claim: Object, volume: Object) -> None:
         notes = {"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"}
         patch = {"metadata": {"annotations": notes}, "spec": {"volumeName": name}}
         claim = await ctx.client.patch(_CLAIM, key.name, key.namespace, patch)
+    volume = await _expand(ctx, claim, volume)
     status = {
         "phase": "Bound",
         "accessModes": volume["spec"]["accessModes"],
         "capacity": volume["spec"]["capacity"],
     }
     await write_status(ctx, claim, {**(claim.get("status") or {}), **status})
+
+
+async def _expand(ctx: Context, claim: Object, volume: Object) -> Object:
+    """Grow a volume of ours to what its claim asks for; a directory has the space of its disk anyway."""
+    wanted = ((claim["spec"].get("resources") or {}).get("requests") or {}).get("storage", "0")
+    known = (volume["spec"].get("capacity") or {}).get("storage", "0")
+    ours = annotations_of(volume).get("pv.kubernetes.io/provisioned-by") == PROVISIONER
+    if not ours or parse_quantity(wanted) <= parse_quantity(known):
+        return volume
+    patch = {"spec": {"capacity": {"storage": wanted}}}
+    grown = await ctx.client.patch(_VOLUME, volume["metadata"]["name"], "", patch)
+    ctx.events.record(claim, "FileSystemResizeSuccessful", f"Volume {volume['metadata']['name']} has {wanted} now")
+    return grown
 
 
 async def _let_go(ctx: Context, claim: Object) -> None:

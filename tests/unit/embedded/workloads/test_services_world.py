@@ -259,3 +259,29 @@ def test_a_claim_waits_for_its_class(run: Callable[..., None]) -> None:
         await world.eventually(lambda: phase("Bound"))
 
     run(scenario)
+
+
+def test_a_claim_waits_for_its_first_pod_and_can_grow(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        fields = {"provisioner": "shallop.dev/directory", "volumeBindingMode": "WaitForFirstConsumer"}
+        await world.create("StorageClass", "late", "", allowVolumeExpansion=True, **fields)
+        await world.create("PersistentVolumeClaim", "c", spec=claim_spec(storageClassName="late"))
+
+        async def told() -> bool:
+            return "WaitForFirstConsumer" in [event["reason"] for event in await world.list("Event")]
+
+        async def capacity(wanted: str) -> bool:
+            status = (await world.get("PersistentVolumeClaim", "c")).get("status") or {}
+            return bool((status.get("capacity") or {}).get("storage") == wanted)
+
+        await world.eventually(told)
+        assert not (await world.list("PersistentVolume", namespace=""))
+        await world.create("Pod", "user", spec=pod_spec() | {"volumes": [mount("c")]})
+        await world.eventually(lambda: capacity("1Gi"))
+        patch = {"spec": {"resources": {"requests": {"storage": "3Gi"}}}}
+        await world.patch("PersistentVolumeClaim", "c", patch)
+        await world.eventually(lambda: capacity("3Gi"))
+        (volume,) = await world.list("PersistentVolume", namespace="")
+        assert volume["spec"]["capacity"] == {"storage": "3Gi"}
+
+    run(scenario)
