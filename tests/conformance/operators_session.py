@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
 from typing import Any
 
@@ -134,69 +133,71 @@ CRD = {
 
 
 def with_kopf(namespace: str) -> None:
+    asyncio.run(_with_kopf(namespace))
+
+
+async def _with_kopf(namespace: str) -> None:
     """An operator: each Boat gets a ConfigMap, is labelled, and says so in its status."""
     import kopf
-    from kr8s.objects import ConfigMap, CustomResourceDefinition, new_class
+    from kr8s.asyncio.objects import ConfigMap, CustomResourceDefinition, new_class
 
-    definition = CustomResourceDefinition(CRD)
-    definition.create()
-    definition.wait("condition=Established", timeout=DEADLINE_S)
+    definition = await CustomResourceDefinition(CRD)
+    await definition.create()
+    await definition.wait("condition=Established", timeout=DEADLINE_S)
     gone: list[str] = []
 
     @kopf.on.create("harbour.example.com", "v1", "boats", id="made")
-    def made(spec: Any, name: str, patch: Any, **_: Any) -> dict[str, str]:
+    async def made(spec: Any, name: str, patch: Any, **_: Any) -> dict[str, str]:
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"sail": spec["sail"]}}
         kopf.adopt(body)
-        ConfigMap(body).create()
+        await (await ConfigMap(body)).create()
         patch.metadata.labels["afloat"] = "yes"
         return {"message": "launched"}
 
     @kopf.on.update("harbour.example.com", "v1", "boats", field="spec.sail")
-    def changed(new: str, name: str, **_: Any) -> None:
-        ConfigMap.get(name, namespace=namespace).patch({"data": {"sail": new}})
+    async def changed(new: str, name: str, **_: Any) -> None:
+        await (await ConfigMap.get(name, namespace=namespace)).patch({"data": {"sail": new}})
 
     @kopf.on.delete("harbour.example.com", "v1", "boats")
-    def ended(name: str, **_: Any) -> None:
+    async def ended(name: str, **_: Any) -> None:
         gone.append(name)
 
-    ready, stop = threading.Event(), threading.Event()
+    ready, stop = asyncio.Event(), asyncio.Event()
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    operator = asyncio.create_task(
+        kopf.operator(settings=settings, namespaces=[namespace], ready_flag=ready, stop_flag=stop)
+    )
+    await asyncio.wait_for(ready.wait(), DEADLINE_S)
+    boat_class = new_class("Boat", version="harbour.example.com/v1", namespaced=True, plural="boats", asyncio=True)
+    boat = await boat_class({"metadata": {"name": "shallop", "namespace": namespace}, "spec": {"sail": "red"}})
+    await boat.create()
 
-    def operate() -> None:
-        settings = kopf.OperatorSettings()
-        settings.peering.standalone = True
-        settings.posting.enabled = True
-        asyncio.run(kopf.operator(settings=settings, namespaces=[namespace], ready_flag=ready, stop_flag=stop))
+    async def refreshed(obj: Any, is_so: Any, what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            await obj.refresh()
+            if is_so(obj.raw):
+                return
+            await asyncio.sleep(0.05)
+        raise SystemExit(f"waited in vain for {what}: {obj.raw}")
 
-    operator = threading.Thread(target=operate, daemon=True)
-    operator.start()
-    assert ready.wait(DEADLINE_S)
-    boat_class = new_class("Boat", version="harbour.example.com/v1", namespaced=True, plural="boats")
-    boat = boat_class({"metadata": {"name": "shallop", "namespace": namespace}, "spec": {"sail": "red"}})
-    boat.create()
+    def is_launched(raw: Any) -> bool:
+        return raw.get("status", {}).get("made", {}).get("message") == "launched"
 
-    def status() -> Any:
-        boat.refresh()
-        return boat.raw.get("status", {}).get("made", {}).get("message") == "launched"
-
-    until(status, "the operator's status")
-    assert boat.raw["metadata"]["labels"]["afloat"] == "yes"
-    note = ConfigMap.get("shallop", namespace=namespace)
+    await refreshed(boat, is_launched, "the operator's status")
+    await refreshed(boat, lambda raw: raw["metadata"].get("labels", {}).get("afloat") == "yes", "the operator's label")
+    note = await ConfigMap.get("shallop", namespace=namespace)
     assert note.raw["metadata"]["ownerReferences"][0]["kind"] == "Boat"
-    boat.patch({"spec": {"sail": "white"}})
-
-    def repainted() -> Any:
-        note.refresh()
-        return note.raw["data"]["sail"] == "white"
-
-    until(repainted, "the operator's update")
-    boat.delete()
-    boat.wait("delete", timeout=DEADLINE_S)
+    await boat.patch({"spec": {"sail": "white"}})
+    await refreshed(note, lambda raw: raw["data"]["sail"] == "white", "the operator's update")
+    await boat.delete()
+    await boat.wait("delete", timeout=DEADLINE_S)
     assert gone == ["shallop"]
-    note.wait("delete", timeout=DEADLINE_S)
+    await note.wait("delete", timeout=DEADLINE_S)
     stop.set()
-    operator.join(DEADLINE_S)
-    assert not operator.is_alive()
-    definition.delete()
+    await asyncio.wait_for(operator, DEADLINE_S)
+    await definition.delete()
 
 
 if __name__ == "__main__":

@@ -224,12 +224,18 @@ def fresh_kinds() -> list[Kind]:
 
 @asynccontextmanager
 async def open_world(
-    home: Path, late: int | None = None, objects: Path | None = None, writes: int | None = None
+    home: Path,
+    late: int | None = None,
+    objects: Path | None = None,
+    server: ApiServer | None = None,
+    writes: int | None = None,
 ) -> AsyncIterator[World]:
     settings = Settings(home=home)
-    server = ApiServer(objects, admin_token="unused")
-    await server.start()
-    await server.register_kinds(PART.kinds)
+    running_already = server is not None
+    if server is None:
+        server = ApiServer(objects, admin_token="unused")
+        await server.start()
+        await server.register_kinds(PART.kinds)
     client = server.client()
     database = Database(f"sqlite:///{home}/rows.db")
     for_controllers = client if late is None else cast(Client, LateClient(client, late))
@@ -256,7 +262,8 @@ async def open_world(
         await asyncio.gather(*tasks, return_exceptions=True)
         if dying is None:
             await manager.events.flush()
-        await server.stop()
+        if not running_already:
+            await server.stop()
         database.close()
 
 
@@ -297,15 +304,18 @@ def killed_after(tmp_path: Path) -> Callable[..., None]:
     """Run a scenario whose controllers are killed after a number of writes, and another one that takes over."""
 
     def go(writes: int, before: Callable[[World], Awaitable[None]], after: Callable[[World], Awaitable[None]]) -> None:
-        home = tmp_path / str(writes)
-        home.mkdir()
-
         async def main() -> None:
-            async with asyncio.timeout(60):
-                async with open_world(home, objects=home / "objects.db", writes=writes) as world:
-                    await before(world)
-                async with open_world(home, objects=home / "objects.db") as world:
-                    await after(world)
+            server = ApiServer(None, admin_token="unused")
+            await server.start()
+            await server.register_kinds(PART.kinds)
+            try:
+                async with asyncio.timeout(60):
+                    async with open_world(tmp_path, server=server, writes=writes) as world:
+                        await before(world)
+                    async with open_world(tmp_path, server=server) as world:
+                        await after(world)
+            finally:
+                await server.stop()
 
         asyncio.run(main())
 
