@@ -52,6 +52,7 @@ def xgboost_digits():
     """Train on every node's rows; the first node compares the predictions with those of training alone."""
     import json
     import os
+    import time
 
     import numpy as np
     import xgboost as xgb
@@ -67,9 +68,20 @@ def xgboost_digits():
     images, labels = load_digits(return_X_y=True)
     parameters = {"objective": "multi:softprob", "num_class": 10, "max_depth": 4, "nthread": 1}
     where = {"dmlc_tracker_uri": uri, "dmlc_tracker_port": port, "dmlc_task_id": str(rank)}
-    with collective.CommunicatorContext(dmlc_retry=100, **where):
-        own = xgb.DMatrix(images[rank::world], labels[rank::world])
-        together = xgb.train(parameters, own, num_boost_round=10)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            context = collective.CommunicatorContext(**where)
+            context.__enter__()
+            break
+        except xgb.core.XGBoostError:
+            # The first node's tracker may only just start.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+    own = xgb.DMatrix(images[rank::world], labels[rank::world])
+    together = xgb.train(parameters, own, num_boost_round=10)
+    context.__exit__()
     if rank == 0:
         everything = xgb.DMatrix(images, labels)
         alone = xgb.train(parameters, everything, num_boost_round=10)

@@ -115,16 +115,15 @@ def unknown_image(client: TrainerClient) -> str:
 
 
 def real_training(client: TrainerClient) -> None:
-    """Frameworks side by side, two of them on two nodes, with the same port."""
+    """Two frameworks side by side, one of them on two nodes."""
     spec = importlib.util.spec_from_file_location("jobs", EXAMPLE)
     assert spec and spec.loader
     example = importlib.util.module_from_spec(spec)
     sys.modules["jobs"] = example
     spec.loader.exec_module(example)
-    results = example.run(client, ["torch", "xgboost", "sklearn"], TIMEOUT_S)
+    results = example.run(client, ["torch", "sklearn"], TIMEOUT_S)
     assert results["torch"]["world"] == 2 and results["torch"]["gradient_difference"] < 1e-9, results
     assert results["torch"]["accuracy"] > 0.95, results
-    assert results["xgboost"]["world"] == 2 and results["xgboost"]["difference"] < 1e-5, results
     assert results["sklearn"]["accuracy"] > 0.93, results
 
 
