@@ -70,6 +70,10 @@ def _undone() -> Iterator[None]:
             os.environ.clear()
             os.environ.update(environ)
             sys.dont_write_bytecode = no_bytecode
+            # The end of a task tells the pools of concurrent.futures that the interpreter ends, which is for good.
+            for module, flag in (("thread", "_shutdown"), ("process", "_global_shutdown")):
+                if pools := sys.modules.get(f"concurrent.futures.{module}"):
+                    setattr(pools, flag, False)
             root.handlers[:] = handlers
             root.setLevel(level)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
