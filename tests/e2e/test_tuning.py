@@ -280,8 +280,14 @@ def test_a_trial_that_falls_behind_is_stopped_early(cluster: Cluster) -> None:
     assert (found["status"]["trialsSucceeded"], found["status"]["trialsEarlyStopped"]) == (1, 2), found["status"]
     best = found["status"]["currentOptimalTrial"]
     assert best["parameterAssignments"] == [{"name": "x", "value": "1"}]
-    pods = json.loads(cluster.kubectl("get", "pods", "-n", "tuning-e2e", "-o", "json"))["items"]
-    assert not [p for p in pods if p["metadata"]["name"].startswith("behind-") and p["status"]["phase"] == "Running"]
+
+    def stopped() -> bool:
+        pods = json.loads(cluster.kubectl("get", "pods", "-n", "tuning-e2e", "-o", "json"))["items"]
+        return not any(
+            pod["metadata"]["name"].startswith("behind-") and pod["status"]["phase"] == "Running" for pod in pods
+        )
+
+    wait_for("the end of Pods of stopped trials", stopped)
 
 
 # A seed with which the grid of three begins with x = 1.
