@@ -73,7 +73,7 @@ def main() -> None:
     rows = []
     with instance.running() as status:
         run(status, experiment("warm", NOTHING, 4, 2))
-        for repeat in range(3):
+        for repeat in range(2):
             seconds, cpu = run(status, experiment(f"sleep-{repeat}", SLEEP, 100, 2))
             rows.append(
                 {
