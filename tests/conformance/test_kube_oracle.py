@@ -17,7 +17,7 @@ import kube_remote
 
 DIFFERENCES = json.loads((Path(__file__).parent / "kube_differences.json").read_text())
 TOPICS = sorted(path.stem for path in oracle.GOLDEN.glob("*.json")) if oracle.GOLDEN.is_dir() else []
-_STEP_S = 20
+_STEP_S = 30
 # The recorded cluster had neither a scheduler nor nodes: on others Pods get along.
 NEEDS_NO_NODES = frozenset(
     ("defaults_pod", "lists", "nodes_eviction_logs", "patch_merge_json", "quota_limitrange", "workload_controllers")

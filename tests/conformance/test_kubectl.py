@@ -157,6 +157,33 @@ def test_typed_commands_send_protobuf(k: Kubectl) -> None:
     k("delete", "ns", "team", "--timeout=20s")
 
 
+def test_rights_are_asked_for_and_kept(k: Kubectl) -> None:
+    k("create", "ns", "rights")
+    k("create", "sa", "bot", "-n", "rights")
+    bot = ("--as", "system:serviceaccount:rights:bot", "-n", "rights")
+    assert k("auth", "can-i", "list", "pods", *bot, fails=True).splitlines()[0] == "no"
+    assert "Forbidden" in k("get", "pods", *bot, fails=True)
+    k("create", "rolebinding", "view", "--clusterrole=view", "--serviceaccount=rights:bot", "-n", "rights")
+    assert k("auth", "can-i", "list", "pods", *bot).strip() == "yes"
+    assert k("auth", "can-i", "list", "secrets", *bot, fails=True).splitlines()[0] == "no"
+    assert "selfsubjectreviews.authentication.k8s.io" in k("auth", "can-i", "--list", *bot)
+    assert k("get", "pods", *bot) == "" or "No resources" in k("get", "pods", *bot)
+    refused = k("create", "rolebinding", "up", "--clusterrole=admin", "--user=x", *bot, fails=True)
+    assert 'cannot create resource "rolebindings"' in refused
+    k("delete", "ns", "rights", "--timeout=20s")
+
+
+def test_a_quota_is_kept_and_shown(k: Kubectl) -> None:
+    k("create", "ns", "small")
+    k("create", "quota", "q", "--hard=count/secrets=1,pods=0", "-n", "small")
+    k("create", "secret", "generic", "a", "-n", "small")
+    assert "exceeded quota: q" in k("create", "secret", "generic", "b", "-n", "small", fails=True)
+    assert "exceeded quota: q" in k("run", "p", "--image=x", "-n", "small", fails=True)
+    k("wait", "quota/q", "--for=jsonpath={.status.used.count/secrets}=1", "-n", "small", "--timeout=30s")
+    assert "count/secrets: 1/1" in k("get", "quota", "-n", "small")
+    k("delete", "ns", "small", "--timeout=20s")
+
+
 def test_apply_creates_changes_and_says_when_nothing_changed(k: Kubectl) -> None:
     assert "created" in k("apply", "-f", "-", stdin=DEPLOYMENT)
     assert "unchanged" in k("apply", "-f", "-", stdin=DEPLOYMENT)

@@ -269,9 +269,11 @@ def test_a_pod_that_fits_nowhere_says_why(run: Run) -> None:
         text = json.dumps(overrides, separators=(",", ":"))
         await kubectl(f"run p --image=i --overrides={text}")
         await kubectl("wait pod/p --for=condition=PodScheduled=false --timeout=10s")
-        described = await kubectl("describe pod p")
-        assert "0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in described
-        assert "FailedScheduling" in described
+        # The event is written after the condition.
+        async with asyncio.timeout(30):
+            while "0/1 nodes are available: 1 Insufficient nvidia.com/gpu." not in await kubectl("describe pod p"):
+                await asyncio.sleep(0.1)
+        assert "FailedScheduling" in await kubectl("describe pod p")
 
     run(scenario)
 
