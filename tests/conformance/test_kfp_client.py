@@ -37,7 +37,7 @@ class Server:
         command = [sys.executable, str(HERE / "kfp_server.py"), str(self.home), self._python, str(port)]
         self._log = (self.home / "server.log").open("ab")
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (port.exists() and port.read_text()):
             assert time.monotonic() < deadline, (self.home / "server.log").read_text()[-2000:]
             assert self._process.poll() is None, (self.home / "server.log").read_text()[-2000:]
@@ -121,7 +121,7 @@ def test_a_run_that_is_deleted_leaves_nothing_running(server: Server, tmp_path: 
     document = chain(tmp_path, 1)
     document["deploymentSpec"]["executors"]["exec-0"]["container"]["command"] = ["sleep", "60"]
     run_id = server.call("/runs", {"display_name": "sleep", "pipeline_spec": document})["run_id"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (pids := list(tmp_path.glob("*.pid"))):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -161,7 +161,7 @@ def test_a_log_is_followed_to_the_end_of_its_task(server: Server, tmp_path: Path
     script = "for i in 1 2 3; do echo line $i; sleep 0.2; done"
     document["deploymentSpec"]["executors"]["exec-0"]["container"]["command"] = ["sh", "-c", script]
     run_id = server.call("/runs", {"display_name": "log", "pipeline_spec": document})["run_id"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (tasks := [task for task in server.call(f"/runs/{run_id}/tasks")["tasks"] if task["pods"]]):
         assert time.monotonic() < deadline
         time.sleep(0.01)
