@@ -292,24 +292,24 @@ def test_stateful_and_daemon_rollouts(run: Run) -> None:
         ):
             name = f"{kind.lower()}/s"
             await kubectl("apply -f -", stdin=manifest(kind, **more))
-            await kubectl(f"rollout status {name} --timeout=20s")
+            await kubectl(f"rollout status {name} --timeout=28s")
             await kubectl(f"set image {name} app=app:2")
             await kubectl(f"annotate {name} kubernetes.io/change-cause=second")
-            assert done in await kubectl(f"rollout status {name} --timeout=20s")
+            assert done in await kubectl(f"rollout status {name} --timeout=28s")
             assert set(await cluster.images()) == {"app:2"}
             rows = (await kubectl(f"rollout history {name}")).split("\n")
             assert [row.split()[0] for row in rows[2:] if row] == ["1", "2"]
             assert "app:1" in await kubectl(f"rollout history {name} --revision=1")
             assert "rolled back" in await kubectl(f"rollout undo {name}")
-            await kubectl(f"rollout status {name} --timeout=20s")
+            await kubectl(f"rollout status {name} --timeout=28s")
             assert set(await cluster.images()) == {"app:1"}
             await kubectl(f"rollout restart {name}")
-            await kubectl(f"rollout status {name} --timeout=20s")
+            await kubectl(f"rollout status {name} --timeout=28s")
             if kind == "StatefulSet":
                 await kubectl(f"scale {name} --replicas=3")
-                await kubectl(f"wait {name} --for=jsonpath={{.status.readyReplicas}}=3 --timeout=10s")
+                await kubectl(f"wait {name} --for=jsonpath={{.status.readyReplicas}}=3 --timeout=28s")
                 assert "3/3" in await kubectl(f"get {name}")
-            await kubectl(f"delete {name} --cascade=foreground --timeout=20s")
+            await kubectl(f"delete {name} --cascade=foreground --timeout=28s")
 
     run(scenario)
 
@@ -318,16 +318,16 @@ def test_drain_respects_a_budget(run: Run) -> None:
     async def scenario(cluster: Cluster) -> None:
         kubectl = cluster.kubectl
         await kubectl("create deployment web --image=app:1 --replicas=2")
-        await kubectl("rollout status deployment/web --timeout=20s")
+        await kubectl("rollout status deployment/web --timeout=28s")
         await kubectl("create poddisruptionbudget web --selector=app=web --min-available=2")
-        await kubectl("wait pdb/web --for=jsonpath={.status.currentHealthy}=2 --timeout=10s")
+        await kubectl("wait pdb/web --for=jsonpath={.status.currentHealthy}=2 --timeout=28s")
         if cluster.over == "process":
             # kubectl tries again only every 5 s, and over HTTP it is the same server.
             assert "disruption budget" in await kubectl("drain shallop --timeout=1s", fails=True)
             await kubectl("uncordon shallop")
             assert len(await cluster.images()) == 2
         await kubectl("autoscale deployment web --min=2 --max=4 --cpu-percent=50")
-        await kubectl("wait hpa/web --for=condition=AbleToScale --timeout=10s")
+        await kubectl("wait hpa/web --for=condition=AbleToScale --timeout=28s")
         described = await kubectl("describe hpa web")
         assert "FailedGetResourceMetric" in described
 
