@@ -23,7 +23,7 @@ from shallop.tuning.algorithms import ALGORITHMS
 from shallop.tuning.algorithms.contract import Past, Problem
 from shallop.tuning.space import parse_parameter
 
-TRIALS, SEEDS, EPOCHS = 12, 5, 9
+TRIALS, SEEDS, EPOCHS = 30, 5, 9
 RESOURCE = {"resource_name": "epochs", "r_l": str(EPOCHS), "eta": "3"}
 
 
