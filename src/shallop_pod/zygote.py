@@ -249,7 +249,9 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
 def _receive_with_descriptors(connection: socket.socket, count: int) -> tuple[dict[str, Any], list[int]] | None:
     """Read a message that came with so many descriptors; None when the other side went away before it was whole."""
     size = array.array("i").itemsize
-    data, ancillary, _, _ = connection.recvmsg(_HEADER.size, socket.CMSG_SPACE(count * size))
+    # Not for programs that this process becomes: who holds a connection hides that its owner has gone.
+    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    data, ancillary, _, _ = connection.recvmsg(_HEADER.size, socket.CMSG_SPACE(count * size), flags)
     descriptors = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -128,7 +128,7 @@ def test_an_endpoint_that_is_not_ready_says_why(page: Page, platform: Any) -> No
     platform.command("apply", "-f", _manifest(platform))
     # Nobody reloads: the news of the object come by themselves.
     row = page.get_by_test_id("endpoints").get_by_role("row").filter(has_text="broken")
-    expect(row).to_contain_text("no such file or folder", timeout=60_000)
+    expect(row).to_contain_text("/does/not/exist does not exist on this machine", timeout=60_000)
     row.get_by_role("link", name="broken").click()
     expect(page.get_by_text("Why it is not ready")).to_be_visible()
     expect(page.get_by_role("button", name="Send")).to_be_disabled()

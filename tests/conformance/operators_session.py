@@ -54,9 +54,10 @@ def with_kr8s(namespace: str) -> None:
     assert len(pods) == 2 and all(isinstance(pod, Pod) for pod in pods)
     assert [line for line in pods[0].logs()] == ["worked"]
     job.delete(propagation_policy="Foreground")
-    job.wait("delete", timeout=DEADLINE_S)
+    # Its wait for an end looks first and watches then: what goes in between is waited for without end.
+    until(lambda: not job.exists(), "the job to go")
     note.delete()
-    note.wait("delete", timeout=DEADLINE_S)
+    until(lambda: not note.exists(), "the note to go")
 
 
 def with_lightkube(namespace: str) -> None:
@@ -182,6 +183,13 @@ async def _with_kopf(namespace: str) -> None:
             await asyncio.sleep(0.05)
         raise SystemExit(f"waited in vain for {what}: {obj.raw}")
 
+    async def vanished(obj: Any) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while await obj.exists():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"waited in vain for the end of {obj.raw}")
+            await asyncio.sleep(0.05)
+
     def is_launched(raw: Any) -> bool:
         return raw.get("status", {}).get("made", {}).get("message") == "launched"
 
@@ -192,9 +200,9 @@ async def _with_kopf(namespace: str) -> None:
     await boat.patch({"spec": {"sail": "white"}})
     await refreshed(note, lambda raw: raw["data"]["sail"] == "white", "the operator's update")
     await boat.delete()
-    await boat.wait("delete", timeout=DEADLINE_S)
+    await vanished(boat)
     assert gone == ["shallop"]
-    await note.wait("delete", timeout=DEADLINE_S)
+    await vanished(note)
     stop.set()
     await asyncio.wait_for(operator, DEADLINE_S)
     await definition.delete()
