@@ -39,7 +39,6 @@ class Store:
         self._objects: dict[Key, Object] = {}
         self._namespaces: dict[str, dict[Key, Object]] = {}
         self._owned: dict[str, set[Key]] = {}
-        self._by_namespace: dict[str, dict[Key, Object]] = {}
 
     def get(self, key: Key) -> Object | None:
         return self._objects.get(key)

@@ -121,11 +121,26 @@ class GarbageCollector:
         wanted = {(type_.gvk.group, type_.plural): type_ for type_ in select_types(types)}
         for name in self._informers.keys() - wanted.keys():
             self._informers.pop(name)[2].cancel()
+        fresh = []
         for name in wanted.keys() - self._informers.keys():
             informer = Informer(self._client, wanted[name].gvk)
             informer.add_handler(self._changed)
             task = tasks.create_task(informer.run(), name=f"garbage {name[1]}")
             self._informers[name] = (wanted[name], informer, task)
+            fresh.append(informer)
+        if fresh:
+            tasks.create_task(self._look_again(fresh), name="garbage of new types")
+
+    async def _look_again(self, fresh: Sequence[Informer]) -> None:
+        """Judge anew what has an owner that is not known: it may have come and gone before its type was watched."""
+        for informer in fresh:
+            await informer.synced.wait()
+        self._add(
+            obj
+            for _, informer, _ in list(self._informers.values())
+            for obj in informer.store.list()
+            if any(self._cached_owner(obj, r) is None for r in obj["metadata"].get("ownerReferences") or ())
+        )
 
     def _changed(self, change: Change) -> None:
         old, new = change.old, change.new

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shallop.embedded.workloads.garbage import classify_owners, plan_dependent
-from shallop.kube.objects import is_deleting, owner_reference
+from shallop.kube.objects import Gvk, is_deleting, owner_reference
 
 Object = dict[str, Any]
 
@@ -47,6 +47,45 @@ def test_an_owner_that_never_was_is_gone(run: Callable[..., None]) -> None:
         await config(world, "dangling", never)
         await world.gone("ConfigMap", "dangling")
         await world.get("ConfigMap", "kept")
+
+    run(scenario)
+
+
+BOATS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "boats.harbour.example.com"},
+    "spec": {
+        "group": "harbour.example.com",
+        "names": {"plural": "boats", "singular": "boat", "kind": "Boat", "listKind": "BoatList"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+
+
+def test_a_dependent_goes_though_its_owner_went_before_its_type_was_watched(run: Callable[..., None]) -> None:
+    boats = Gvk("harbour.example.com/v1", "Boat")
+
+    async def scenario(world: Any) -> None:
+        await world.client.create(BOATS)
+
+        async def served() -> bool:
+            return any(type_.gvk == boats for type_ in await world.client.resource_types())
+
+        await world.eventually(served)
+        boat = {"apiVersion": boats.api_version, "kind": "Boat", "metadata": {"name": "b", "namespace": "default"}}
+        boat = await world.client.create(boat)
+        await config(world, "sail", boat)
+        await world.client.delete(boats, "b", "default")
+        await world.gone("ConfigMap", "sail")
 
     run(scenario)
 
