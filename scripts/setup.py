@@ -48,8 +48,13 @@ def _prepare(name: str) -> None:
     if not (target / "bin" / "python").exists():
         _run([uv, "venv", "--quiet", "--python", sys.executable, str(target)])
     python = str(target / "bin" / "python")
-    _run([uv, "pip", "sync", "--quiet", "--require-hashes", "--python", python, *_index_options(), str(lock)])
+    # Compiled once here, not at each start: some machines forbid Python to keep what it compiles.
+    compiled = ["--compile-bytecode"] if own else []
+    _run(
+        [uv, "pip", "sync", "--quiet", "--require-hashes", *compiled, "--python", python, *_index_options(), str(lock)]
+    )
     if own:
+        _run([python, "-m", "compileall", "-q", "src"])
         _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", python, *_index_options(), "-e", str(ROOT)])
     runtime = ROOT / "requirements" / "runtime.txt"
     second = hashlib.sha256(runtime.read_bytes() + OWN.encode() + _pyproject(own)).hexdigest() if own else ""
