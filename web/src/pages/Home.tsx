@@ -37,7 +37,7 @@ export function Home() {
         <Grid.Col span={{ base: 12, lg: 8 }}>
           <Title order={2} fz={17} mb="sm">Recent runs</Title>
           {recent.isPending && <Waiting />}
-          {recent.data && recent.data.rows.length > 0 && <RunTable runs={recent.data.rows} />}
+          {recent.data && recent.data.rows.length > 0 && <RunTable runs={recent.data.rows} showExperiment={false} />}
           {recent.data && recent.data.rows.length === 0 && (
             <Empty title="Start your first run" command={FIRST_RUN}>
               Any Python with the KFP SDK will do. Or run <code>make demo</code> in the source folder: it trains, registers and serves a model on real data.

@@ -37,7 +37,7 @@ export function RunTable({ runs, showExperiment = true }: { runs: RunMessage[]; 
       <Table verticalSpacing={9} horizontalSpacing="md" highlightOnHover miw={640} data-testid="runs">
         <Table.Thead>
           <Table.Tr>
-            <Table.Th>Run</Table.Th>
+            <Table.Th miw={230}>Run</Table.Th>
             <Table.Th w={150}>State</Table.Th>
             {showExperiment && <Table.Th w={170}>Experiment</Table.Th>}
             <Table.Th w={110}>Duration</Table.Th>
