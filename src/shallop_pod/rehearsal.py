@@ -2,8 +2,9 @@
 What a process that was forked in advance does while it waits: a small task, as the launcher would run it.
 
 A forked process shares its memory with the fork-server until it writes; Python writes to every object that it uses. A
-task that runs for the first time meets 580 such pages, which cost two thirds of its time; the second one meets 10.
-Everything that a rehearsal changes is put back.
+task that runs for the first time met 580 such pages, after a rehearsal 40. From asking a waiting process to its end, a
+task of one addition took 10.3 ms at best instead of 20.5 (2 busy cores). Everything that a rehearsal changes is put
+back.
 """
 
 from __future__ import annotations

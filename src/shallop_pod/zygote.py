@@ -29,8 +29,8 @@ generators reseeded; thread pools sized by OMP_NUM_THREADS; then ``import_module
 joined, atexit functions run, streams flushed.
 
 One child waits in advance: after each request the zygote forks a standby for one of the same shape (see
-``isolation.shape_of``), so that a process that is asked for starts without a fork and with its namespaces made
-(measured: 5 ms instead of 14 ms in a pipeline's step). A standby ends with the zygote.
+``isolation.shape_of``), so that a process that is asked for starts without a fork and with its namespaces made, see
+``shallop_pod.rehearsal`` for what it does meanwhile. A standby ends with the zygote.
 
 A plan with a PID namespace takes two processes: the zygote's child stays outside as the one who reaps and reports, the
 process is its child (PID 1 of its namespace, ``child.pid`` is its number outside). An error of the isolation means that

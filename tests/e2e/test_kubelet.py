@@ -690,11 +690,11 @@ def test_the_environment_is_composed_as_declared(on_node: Callable[..., None]) -
             env=env,
             envFrom=[{"configMapRef": {"name": "config"}}, {"prefix": "P_", "secretRef": {"name": "secret"}}],
             resources={"limits": {"cpu": "1500m"}},
-            workingDir="/work/dir",
-            volumeMounts=[{"name": "work", "mountPath": "/work/dir"}],
+            workingDir="/job/dir",
+            volumeMounts=[{"name": "work", "mountPath": "/job/dir"}],
             pod={"volumes": [{"name": "work", "emptyDir": {}}]},
         )
-        assert text == "one-red-$(BASE)-$(NONE) vars 2 abc round unset 2 /work/dir one\n"
+        assert text == "one-red-$(BASE)-$(NONE) vars 2 abc round unset 2 /job/dir one\n"
         assert (await world.get("vars"))["status"]["phase"] == "Succeeded"
 
     on_node(test)
