@@ -57,6 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _common(**options: Any) -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    text = "where all data is (SHALLOP_HOME; default ~/.shallop)"
+    common.add_argument("--home", type=Path, metavar="DIR", help=text, **options)
+    return common
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shallop",
@@ -65,8 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"shallop {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path, metavar="DIR", help="where all data is (SHALLOP_HOME; default ~/.shallop)")
+    common = _common()
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_up(commands, common)
     _add_down(commands, common)
@@ -184,9 +190,11 @@ def _add_logs(commands: _Commands, common: argparse.ArgumentParser) -> None:
 
 
 def _add_env(commands: _Commands, common: argparse.ArgumentParser) -> None:
-    env = commands.add_parser("env", help="environments that stand for images").add_subparsers(
-        title="commands", metavar="COMMAND", required=True
-    )
+    parser = commands.add_parser("env", parents=[common], help="environments that stand for images; alone: list them")
+    parser.set_defaults(command=_env_list)
+    env = parser.add_subparsers(title="commands", metavar="COMMAND")
+    # What was said before the command's name stays.
+    common = _common(default=argparse.SUPPRESS)
     listing = env.add_parser("list", parents=[common], help="built environments and known images")
     listing.set_defaults(command=_env_list)
     add = env.add_parser(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import anyio
@@ -143,6 +146,50 @@ def test_a_failed_build_explains_itself_and_leaves_nothing(environments: Environ
     assert message.startswith("image 'python' (Python 3.")
     assert "gamma" in message and "\n" not in message and "Correct the package names" in message
     assert [path.name for path in (tmp_path / "envs").iterdir()] == [".locks"]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """A package index on loopback, which the test may end."""
+    wheel(tmp_path / "index" / "delta", "delta", "1.0")
+    wheel(tmp_path / "index" / "epsilon", "epsilon", "1.0")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "index"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_without_a_network_environments_and_cached_packages_go_on_working(
+    environments: Environments, tmp_path: Path, index: ThreadingHTTPServer
+) -> None:
+    url = f"http://127.0.0.1:{index.server_address[1]}/"
+    environ = {**environments._environ, "PIP_CONFIG_FILE": os.devnull, "UV_DEFAULT_INDEX": url}
+    online = Environments(tmp_path / "envs", ImageTable(tmp_path / "images.yaml"), environ)
+    built = ensure(online, "delta")
+    index.shutdown()
+    index.server_close()
+    messages: list[str] = []
+    offline = Environments(tmp_path / "envs", ImageTable(tmp_path / "images.yaml"), environ)
+    # What is built needs nobody.
+    assert anyio.run(offline.ensure, offline.resolve("python", [], ["delta"]), messages.append) == built
+    assert messages == []
+    # Another environment of the same packages comes from uv's cache.
+    other = anyio.run(offline.ensure, offline.resolve("python", [], ["delta>=1"]), messages.append)
+    assert run(other, "import delta; print(delta.version)") == "1.0"
+    assert any("cannot be reached" in message for message in messages)
+    # What was never downloaded is said to be so, with uv's own words.
+    with pytest.raises(EnvironmentBuildError) as caught:
+        ensure(offline, "epsilon")
+    message = str(caught.value)
+    assert "epsilon" in message and "cache does not have everything" in message and "Check the network" in message
 
 
 def test_passwords_are_not_shown(environments: Environments) -> None:

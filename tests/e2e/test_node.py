@@ -265,6 +265,16 @@ def test_unknown_images_are_tried_again_and_explained(cluster: Cluster) -> None:
     until(lambda: "ImagePullBackOff" in cluster("get", "pod", "stranger"), "the STATUS column says it too")
 
 
+def test_what_cannot_be_installed_is_said_in_the_words_of_the_resolver(cluster: Cluster) -> None:
+    unmet = pod("unmet", "true")
+    unmet["metadata"]["annotations"] = {"environment.shallop.dev/requirements": "six==99.9"}
+    cluster.apply(unmet)
+    until(lambda: "ImagePull" in str(cluster.container("unmet")["state"]), "it waits")
+    words = "there is no version of six==99.9"
+    assert words in cluster.container("unmet")["state"]["waiting"]["message"]
+    until(lambda: any(words in text for _, reason, text in cluster.events("unmet") if reason == "Failed"), "an Event")
+
+
 def test_readiness_decides_about_endpoints(cluster: Cluster, tmp_path: Path) -> None:
     volumes = [{"name": "gate", "hostPath": {"path": str(tmp_path)}}]
     mounts = [{"name": "gate", "mountPath": "/gate"}]

@@ -13,7 +13,8 @@ from shallop.kube.objects import Object, annotations_of, labels_of, parse_quanti
 
 __all__ = ["Lookup", "container_environment", "expand", "field_value", "resource_value"]
 
-# (kind, name) -> object of the Pod's namespace, None when there is none; kind is ConfigMap or Secret.
+# (kind, name) -> object of the Pod's namespace, None when there is none; kind is ConfigMap, Secret, or Node for the
+# Pod's own node.
 Lookup = Callable[[str, str], Object | None]
 _REFERENCE = re.compile(r"\$\$|\$\(([-A-Za-z0-9_.]+)\)")
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]\Z")
@@ -78,7 +79,7 @@ def _value_from(pod: Object, container: Object, source: Mapping[str, Any], looku
     if reference := source.get("fieldRef"):
         return field_value(pod, reference["fieldPath"])
     if reference := source.get("resourceFieldRef"):
-        return resource_value(pod, container, reference)
+        return resource_value(pod, container, reference, lookup)
     kind, key = ("Secret", "secretKeyRef") if "secretKeyRef" in source else ("ConfigMap", "configMapKeyRef")
     reference = source[key]
     obj = lookup(kind, reference["name"])
@@ -115,15 +116,22 @@ def field_value(pod: Object, path: str) -> str:
     return str(values[path] or "")
 
 
-def resource_value(pod: Object, container: Object, reference: Mapping[str, Any]) -> str:
-    """Return a resource of a container as ``resourceFieldRef`` asks: divided and rounded up."""
+def resource_value(pod: Object, container: Object, reference: Mapping[str, Any], lookup: Lookup) -> str:
+    """
+    Return a resource of a container as ``resourceFieldRef`` asks: divided and rounded up.
+
+    A container without a limit may take what its node has to give.
+    """
     name = reference.get("containerName")
     containers = [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
     chosen = next((c for c in containers if c["name"] == name), container)
     kind, _, resource = str(reference["resource"]).partition(".")
-    value = ((chosen.get("resources") or {}).get(kind) or {}).get(resource, "0")
+    value = ((chosen.get("resources") or {}).get(kind) or {}).get(resource)
+    if value is None and kind == "limits":
+        node = lookup("Node", pod["spec"].get("nodeName") or "") or {}
+        value = ((node.get("status") or {}).get("allocatable") or {}).get(resource)
     divisor = parse_quantity(reference.get("divisor") or "1") or parse_quantity("1")
-    return str(math.ceil(parse_quantity(value) / divisor))
+    return str(math.ceil(parse_quantity(value or "0") / divisor))
 
 
 def expand_all(words: Sequence[str], env: Mapping[str, str]) -> list[str]:

@@ -332,9 +332,9 @@ class Environments:
         final = self._root / spec.key
         work = self._root / f".tmp-{spec.key}-{uuid.uuid4().hex[:8]}"
         environ = uv_environment(self._environ, self._pip) | spec.options.uv_environment()
-        builder = _Builder(spec, work, environ, lambda packages: self._relatives(spec, packages))
+        builder = _Builder(spec, work, environ, lambda packages: self._relatives(spec, packages), progress)
         try:
-            await builder.build(progress)
+            await builder.build()
             if final.exists():
                 await anyio.to_thread.run_sync(self._discard, final)
             os.rename(work, final)
@@ -491,19 +491,29 @@ def _disk_full(spec: EnvironmentSpec, root: Path) -> str:
 
 
 class _Builder:
-    """One build in one work folder."""
+    """
+    One build in one work folder.
+
+    Where the package index cannot be reached, what uv has in its cache will do: a lock made from it is as good.
+    """
 
     def __init__(
-        self, spec: EnvironmentSpec, work: Path, environ: dict[str, str], donors: Callable[[set[str]], Sequence[Path]]
+        self,
+        spec: EnvironmentSpec,
+        work: Path,
+        environ: dict[str, str],
+        donors: Callable[[set[str]], Sequence[Path]],
+        progress: Progress,
     ) -> None:
         self._spec = spec
         self._donors = donors
         self._work = work
         self._environ = environ
+        self._progress = progress
         self._uv = _find_uv(environ)
 
-    async def build(self, progress: Progress) -> None:
-        spec = self._spec
+    async def build(self) -> None:
+        spec, progress = self._spec, self._progress
         progress(f"creating Python {spec.python}")
         await self._run(
             "venv", "--quiet", "--no-project", "--relocatable", "--python", spec.interpreter, str(self._work)
@@ -576,18 +586,37 @@ class _Builder:
         (self._work / _INFO_FILE).write_text(json.dumps(info, indent=1))
 
     async def _run(self, *arguments: str) -> str:
-        process = await anyio.run_process([self._uv, *arguments], check=False, env=self._environ, cwd=self._work.parent)
-        if process.returncode != 0:
-            raise EnvironmentBuildError(self._explain(process.stderr.decode(errors="replace")))
-        return process.stdout.decode()
+        # Few tries at first: whoever is offline should not wait 8 s for uv to believe it.
+        code, output, stderr = await self._call(arguments, {"UV_HTTP_RETRIES": "1"})
+        if code == 0:
+            return output
+        from_cache = ""
+        if is_network_error(stderr) and "UV_OFFLINE" not in self._environ:
+            code, output, from_cache = await self._call(arguments, {"UV_OFFLINE": "1"})
+            if code == 0:
+                self._progress("the package index cannot be reached: using packages of uv's cache")
+                return output
+            if not is_unreachable(stderr):
+                # Somebody is there and has trouble; that passes.
+                code, output, stderr = await self._call(arguments, {})
+                if code == 0:
+                    return output
+        raise EnvironmentBuildError(self._explain(stderr, from_cache))
 
-    def _explain(self, stderr: str) -> str:
+    async def _call(self, arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[int, str, str]:
+        environ = {**defaults, **self._environ}
+        done = await anyio.run_process([self._uv, *arguments], check=False, env=environ, cwd=self._work.parent)
+        return done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
+
+    def _explain(self, stderr: str, from_cache: str) -> str:
         spec = self._spec
         if "No space left on device" in stderr or "Disk quota exceeded" in stderr:
             return _disk_full(spec, self._work.parent)
-        text = _without_passwords(essential_lines(stderr))
+        text = essential_lines(stderr)
+        if from_cache and is_network_error(stderr):
+            text += f" uv's cache does not have everything either: {essential_lines(from_cache)}"
         return (
-            f"image '{spec.image}' (Python {spec.python}; {_shown(spec) or 'no packages'}): {text} "
+            f"image '{spec.image}' (Python {spec.python}; {_shown(spec) or 'no packages'}): {_without_passwords(text)} "
             f"{_advice(stderr, spec.python)}"
         )
 
@@ -602,20 +631,36 @@ def _without_passwords(text: str) -> str:
 
 def essential_lines(stderr: str, limit: int = 700) -> str:
     """Return the sentences of uv's error output in one line, without its drawing."""
-    lines = [re.sub(r"^[\s×│├╰─▶|`>-]+", "", line).strip() for line in stderr.splitlines()]
+    lines = [re.sub(r"^([\s×│├╰─▶|`>-]|error: )+", "", line).strip() for line in stderr.splitlines()]
     kept = [line for line in lines if line and not line.startswith(("warning:", "Resolved", "Using", "Caused by: "))]
-    text = " ".join(kept) or stderr.strip() or "uv ended without a message."
+    text = re.sub(r":? cause: ", ": ", " ".join(kept)) or stderr.strip() or "uv ended without a message."
     if len(text) > limit:
         text = text[:limit].rsplit(" ", 1)[0] + " ..."
     return text if text.endswith((".", "...", "!", ":")) else text + "."
 
 
+# No answer at all, not even a refusal of the index: trying again at once is of no use.
+_UNREACHABLE = ("dns error", "failed to lookup address", "tcp connect", "connection refused", "unreachable", "no route")
+_NETWORK = (*_UNREACHABLE, "error sending request", "failed to fetch", "timed out")
+
+
+def is_unreachable(stderr: str) -> bool:
+    """Say whether uv found nobody at the address of the package index."""
+    return any(words in stderr.lower() for words in _UNREACHABLE)
+
+
+def is_network_error(stderr: str) -> bool:
+    """Say whether uv failed because of the network or the package index."""
+    return any(words in stderr.lower() for words in _NETWORK)
+
+
 def _advice(stderr: str, python: str) -> str:
     text = stderr.lower()
-    if any(
-        words in text for words in ("error sending request", "dns error", "failed to fetch", "tcp connect", "timed out")
-    ):
-        return "Check the network and the package index (index-url in pip.conf, UV_DEFAULT_INDEX)."
+    if is_network_error(stderr):
+        return (
+            "Check the network and the package index (index-url in pip.conf, UV_DEFAULT_INDEX); what was built while "
+            "it could be reached works without ('shallop env list')."
+        )
     if "network was disabled" in text or "offline" in text:
         return "The machine is set to work offline: give it the package by find-links, or unset UV_OFFLINE."
     if "failed to build" in text or "build backend" in text:

@@ -90,6 +90,7 @@ class Node:
         self._named: dict[str, Object] = {}
         self._base_lock = asyncio.Lock()
         self._sample: Sample | None = None
+        self._object: Object | None = None
 
     async def run(self) -> None:
         """Register, then run Pods until cancelled; their processes go on."""
@@ -267,6 +268,8 @@ class Node:
             return ""
 
     def lookup(self, kind: str, namespace: str, name: str) -> Object | None:
+        if kind == "Node":
+            return self._object
         return self._informers[kind].store.get(Key(namespace, name))
 
     async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
@@ -363,7 +366,7 @@ class Node:
             stored = await self.client.create(node)
         except AlreadyExistsError:
             stored = await self.client.patch(_NODE, name, "", {"metadata": {"labels": labels}})
-        await self.client.patch_status(stored, self._node_status())
+        self._object = await self.client.patch_status(stored, self._node_status())
 
     def _node_status(self) -> dict[str, Any]:
         now = format_time(self.now())

@@ -153,7 +153,7 @@ async def _files_of(
             name = source.get("secretName") or source.get("name")
             return _object_files(kind, name, source, lookup, f"{where}.{key}", source.get("defaultMode", 0o644))
     if "downwardAPI" in volume:
-        return _downward_files(pod, volume["downwardAPI"])
+        return _downward_files(pod, volume["downwardAPI"], lookup)
     if "projected" not in volume:
         kind = next((key for key in volume if key != "name"), "nothing")
         raise NodeError(f"{where}: volumes of type {kind} cannot be mounted on this machine; use one of {_SUPPORTED}")
@@ -168,7 +168,7 @@ async def _files_of(
             text = await token(pod["metadata"]["namespace"], account, wanted.get("audience") or "", seconds)
             files[wanted["path"]] = (text.encode(), 0o600)
         elif "downwardAPI" in source:
-            files.update(_downward_files(pod, source["downwardAPI"]))
+            files.update(_downward_files(pod, source["downwardAPI"], lookup))
         elif (source.get("configMap") or {}).get("name") == "kube-root-ca.crt":
             files["ca.crt"] = (ca_pem(), 0o644)
         else:
@@ -202,13 +202,13 @@ def _object_files(
     return files
 
 
-def _downward_files(pod: Object, source: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
+def _downward_files(pod: Object, source: Mapping[str, Any], lookup: Lookup) -> dict[str, tuple[bytes, int]]:
     files = {}
     for item in source.get("items") or ():
         if "fieldRef" in item:
             text = field_value(pod, item["fieldRef"]["fieldPath"])
         else:
-            text = resource_value(pod, pod["spec"]["containers"][0], item["resourceFieldRef"])
+            text = resource_value(pod, pod["spec"]["containers"][0], item["resourceFieldRef"], lookup)
         files[item["path"]] = (text.encode(), item.get("mode", 0o644))
     return files
 

@@ -18,6 +18,7 @@ POD: dict[str, Any] = {
 OBJECTS = {
     ("ConfigMap", "config"): {"data": {"COLOR": "red"}},
     ("Secret", "secret"): {"data": {"TOKEN": base64.b64encode(b"abc").decode()}},
+    ("Node", "shallop"): {"status": {"allocatable": {"cpu": "8", "memory": "16Gi"}}},
 }
 
 
@@ -43,6 +44,17 @@ def test_values_come_from_objects_fields_and_resources() -> None:
         resources={"limits": {"memory": "2Gi"}},
     )
     assert found == {"P_COLOR": "red", "COLOR": "red", "TOKEN": "abc", "MEMORY": "2048"}
+
+
+def test_who_has_no_limit_may_take_what_the_node_has() -> None:
+    def variable(name: str, resource: str, **more: str) -> dict[str, Any]:
+        return {"name": name, "valueFrom": {"resourceFieldRef": {"resource": resource, **more}}}
+
+    asked = [variable("CPU", "limits.cpu"), variable("MEMORY", "limits.memory", divisor="1Gi")]
+    asked += [variable("REQUEST", "requests.cpu"), variable("GPU", "limits.nvidia.com/gpu")]
+    limits = {"limits": {"cpu": "1500m"}}
+    assert environment(*asked) == {"CPU": "8", "MEMORY": "16", "REQUEST": "0", "GPU": "0"}
+    assert environment(*asked, resources=limits)["CPU"] == "2"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shallop.embedded.kubelet.environments import Environments, EnvironmentSpec, essential_lines
+from shallop.embedded.kubelet.environments import (
+    Environments,
+    EnvironmentSpec,
+    essential_lines,
+    is_network_error,
+    is_unreachable,
+)
 from shallop.embedded.kubelet.images import ImageTable, add_image
 from shallop.embedded.kubelet.interpreters import Interpreter, choose_interpreter, find_interpreters, own_version
 from shallop.embedded.kubelet.pip_settings import (
@@ -188,6 +194,20 @@ def test_uvs_drawing_is_taken_out_of_its_message() -> None:
         == "No solution found when resolving dependencies: Because a was not found in the registry."
     )
     assert len(essential_lines("word " * 1000)) < 720
+    plain = "error: No solution found\n  cause: Because there is no version of a==9, it cannot be.\n"
+    assert essential_lines(plain) == "No solution found: Because there is no version of a==9, it cannot be."
+
+
+@pytest.mark.parametrize(
+    ("text", "network", "unreachable"),
+    [
+        ("cause: Failed to fetch: http://h/\ncause: tcp connect error\ncause: Connection refused", True, True),
+        ("cause: Failed to fetch: http://h/\ncause: HTTP status server error (503 Service Unavailable)", True, False),
+        ("cause: Because there is no version of a==9, it cannot be.", False, False),
+    ],
+)
+def test_an_index_that_is_away_is_told_from_one_in_trouble(text: str, network: bool, unreachable: bool) -> None:
+    assert (is_network_error(text), is_unreachable(text)) == (network, unreachable)
 
 
 @pytest.mark.parametrize("text", ["", "\n"])
