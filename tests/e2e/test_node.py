@@ -270,7 +270,7 @@ def test_what_cannot_be_installed_is_said_in_the_words_of_the_resolver(cluster: 
     unmet["metadata"]["annotations"] = {"environment.shallop.dev/requirements": "six==99.9"}
     cluster.apply(unmet)
     until(lambda: "ImagePull" in str(cluster.container("unmet")["state"]), "it waits")
-    words = "there is no version of six==99.9"
+    words = "six==99.9 and you require six==99.9"
     assert words in cluster.container("unmet")["state"]["waiting"]["message"]
     until(lambda: any(words in text for _, reason, text in cluster.events("unmet") if reason == "Failed"), "an Event")
 

@@ -7,10 +7,13 @@ Source: Documentation/admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import os
+import re
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["existing_groups", "limit_resources", "ran_out_of_memory", "remove_groups"]
+__all__ = ["ControlGroups"]
 
 _V1_MEMORY, _V1_CPU, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 _PERIOD_US = 100_000
@@ -18,24 +21,72 @@ _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000
 
 
-def limit_resources(uid: str, run: str, *, memory_bytes: int | None, cpu_cores: float | None) -> list[str]:
+class ControlGroups:
     """
-    Make the groups of one run of a container; ``existing_groups`` has them.
+    The groups of one home: their names tell them from those of other homes.
 
-    Returns:
-        What this machine does not let us limit: ``memory``, ``cpu``.
+    Args:
+        home: its folder.
     """
-    failed = []
-    if memory_bytes is not None and not _limit_memory(uid, run, memory_bytes):
-        failed.append("memory")
-    if cpu_cores is not None and not _limit_cpu(uid, run, cpu_cores):
-        failed.append("cpu")
-    return failed
+
+    def __init__(self, home: Path) -> None:
+        self._prefix = f"shallop-{zlib.crc32(os.fsencode(home.absolute())):08x}"
+
+    def limit(self, uid: str, run: str, *, memory_bytes: int | None, cpu_cores: float | None) -> list[str]:
+        """
+        Make the groups of one run of a container; ``existing`` has them.
+
+        Returns:
+            What this machine does not let us limit: ``memory``, ``cpu``.
+        """
+        failed = []
+        if memory_bytes is not None and not _limit_memory(self._name(uid, run), memory_bytes):
+            failed.append("memory")
+        if cpu_cores is not None and not _limit_cpu(self._name(uid, run), cpu_cores):
+            failed.append("cpu")
+        return failed
+
+    def existing(self, uid: str, run: str) -> list[str]:
+        """Return the groups that a run has, which its processes must join."""
+        groups = (root / self._name(uid, run) for root in (_V1_MEMORY, _V1_CPU, _V2))
+        return [str(group) for group in groups if group.is_dir()]
+
+    def ran_out_of_memory(self, uid: str, run: str) -> bool:
+        """Say whether the kernel has killed a process of this run because its limit was reached."""
+        name = self._name(uid, run)
+        for file in (_V1_MEMORY / name / "memory.oom_control", _V2 / name / "memory.events"):
+            with contextlib.suppress(OSError):
+                counts = dict(line.split() for line in file.read_text().splitlines())
+                return int(counts.get("oom_kill", 0)) > 0
+        return False
+
+    def remove(self, uid: str, run: str = "*") -> None:
+        """Remove the groups of one run, or of all runs of a Pod, whose processes have ended."""
+        for root in (_V1_MEMORY, _V1_CPU, _V2):
+            _remove(root.glob(self._name(uid, run)) if run == "*" else [root / self._name(uid, run)])
+
+    def remove_others(self, uids: Collection[str]) -> None:
+        """Remove what a killed control plane left: groups of this home's Pods that no longer exist."""
+        pattern = re.compile(rf"{self._prefix}-([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-")
+        for root in (_V1_MEMORY, _V1_CPU, _V2):
+            for group in root.glob(f"{self._prefix}-*"):
+                match = pattern.match(group.name)
+                if match is not None and match[1] not in uids:
+                    _remove([group])
+
+    def _name(self, uid: str, run: str) -> str:
+        return f"{self._prefix}-{uid}-{run}"
 
 
-def _limit_memory(uid: str, run: str, size_bytes: int) -> bool:
+def _remove(groups: Iterable[Path]) -> None:
+    for group in groups:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def _limit_memory(name: str, size_bytes: int) -> bool:
     version1 = _V1_MEMORY.is_dir()
-    group = (_V1_MEMORY if version1 else _V2) / _name(uid, run)
+    group = (_V1_MEMORY if version1 else _V2) / name
     if not _make(group, {"memory.limit_in_bytes" if version1 else "memory.max": str(size_bytes)}):
         return False
     for swap, value in (("memory.memsw.limit_in_bytes", str(size_bytes)), ("memory.swap.max", "0")):
@@ -45,12 +96,12 @@ def _limit_memory(uid: str, run: str, size_bytes: int) -> bool:
     return True
 
 
-def _limit_cpu(uid: str, run: str, cores: float) -> bool:
+def _limit_cpu(name: str, cores: float) -> bool:
     quota = max(_LEAST_QUOTA_US, round(cores * _PERIOD_US))
     if _V1_CPU.is_dir():
         files = {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": str(quota)}
-        return _make(_V1_CPU / _name(uid, run), files)
-    return _make(_V2 / _name(uid, run), {"cpu.max": f"{quota} {_PERIOD_US}"})
+        return _make(_V1_CPU / name, files)
+    return _make(_V2 / name, {"cpu.max": f"{quota} {_PERIOD_US}"})
 
 
 def _make(group: Path, files: Mapping[str, str]) -> bool:
@@ -65,30 +116,3 @@ def _make(group: Path, files: Mapping[str, str]) -> bool:
                 group.rmdir()
         return False
     return True
-
-
-def existing_groups(uid: str, run: str) -> list[str]:
-    """Return the groups that a run has, which its processes must join."""
-    groups = (root / _name(uid, run) for root in (_V1_MEMORY, _V1_CPU, _V2))
-    return [str(group) for group in groups if group.is_dir()]
-
-
-def ran_out_of_memory(uid: str, run: str) -> bool:
-    """Say whether the kernel has killed a process of this run because its limit was reached."""
-    for file in (_V1_MEMORY / _name(uid, run) / "memory.oom_control", _V2 / _name(uid, run) / "memory.events"):
-        with contextlib.suppress(OSError):
-            counts = dict(line.split() for line in file.read_text().splitlines())
-            return int(counts.get("oom_kill", 0)) > 0
-    return False
-
-
-def remove_groups(uid: str) -> None:
-    """Remove the groups of a Pod, whose processes have ended."""
-    for root in (_V1_MEMORY, _V1_CPU, _V2):
-        for group in root.glob(_name(uid, "*")):
-            with contextlib.suppress(OSError):
-                group.rmdir()
-
-
-def _name(uid: str, run: str) -> str:
-    return f"shallop-{uid}-{run}"

@@ -25,6 +25,7 @@ from shallop.embedded.kubelet.engine import find_engine
 from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.execution import dial
 from shallop.embedded.kubelet.housekeeping import clean_up
+from shallop.embedded.kubelet.limits import ControlGroups
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
 from shallop.embedded.kubelet.network import Network
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
@@ -77,6 +78,7 @@ class Node:
         self.engine = find_engine(self.settings.engine)
         self.events = EventRecorder(self.client, "kubelet", self.now, host=self.settings.node_name)
         self.environments = Environments.of(self.settings)
+        self.groups = ControlGroups(self.settings.home)
         self.zygotes = Zygotes.of(self.settings)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self._base: Environment | None = None
@@ -236,6 +238,7 @@ class Node:
             if folder.is_dir() and folder.name not in known:
                 await self._end_sandbox(folder)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(self.groups.remove_others, known)
 
     async def base(self) -> Environment:
         """Return the environment without packages."""

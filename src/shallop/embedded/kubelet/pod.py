@@ -27,7 +27,6 @@ from shallop.embedded.kubelet.execution import (
     start_execution,
 )
 from shallop.embedded.kubelet.ignored import ignored_fields
-from shallop.embedded.kubelet.limits import existing_groups, limit_resources, ran_out_of_memory, remove_groups
 from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
@@ -468,7 +467,7 @@ class PodWorker:
         plain = True
         if request.plan is not None:
             self._limit(record, container)
-            request.plan["cgroups"] = existing_groups(self._uid, record.id)
+            request.plan["cgroups"] = self._node.groups.existing(self._uid, record.id)
         program, option, module = [*request.argv, "", ""][:3]
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
@@ -506,7 +505,7 @@ class PodWorker:
     def _limit(self, record: ContainerRecord, container: Object) -> None:
         limits = (container.get("resources") or {}).get("limits") or {}
         memory, cpu = limits.get("memory"), limits.get("cpu")
-        failed = limit_resources(
+        failed = self._node.groups.limit(
             self._uid,
             record.id,
             memory_bytes=None if memory is None else int(parse_quantity(memory)),
@@ -679,7 +678,8 @@ class PodWorker:
     def _end(self, record: ContainerRecord, ended: Ended, message: str = "") -> None:
         self._stop_probes(record.name)
         record.ready = record.started = False
-        out_of_memory = ended.code == 137 and ran_out_of_memory(self._uid, record.id)
+        out_of_memory = ended.code == 137 and self._node.groups.ran_out_of_memory(self._uid, record.id)
+        self._node.groups.remove(self._uid, record.id)
         text = message or self._message(record, ended)
         record.state = terminated_state(ended, self._uid, text, out_of_memory=out_of_memory)
         policy = self._pod["spec"].get("restartPolicy", "Always")
@@ -812,7 +812,7 @@ class PodWorker:
         request = self._node.isolate(self._pod, container, mounts, argv, env)
         if self._node.isolation.level == "none":
             return request
-        return replace(request, plan={"join": pid, "cgroups": existing_groups(self._uid, record.id)})
+        return replace(request, plan={"join": pid, "cgroups": self._node.groups.existing(self._uid, record.id)})
 
     def _execute_in(self, record: ContainerRecord) -> Exec:
         async def execute(argv: list[str]) -> tuple[int, str]:
@@ -950,7 +950,7 @@ class PodWorker:
             await asyncio.to_thread(end_orphans, self._folder)
         if self._engined and self._node.engine is not None:
             await self._node.engine.remove_all(f"shallop-{self._uid}-")
-        remove_groups(self._uid)
+        self._node.groups.remove(self._uid)
         self._node.network.release(self._uid)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
