@@ -102,6 +102,9 @@ class _Connection(asyncio.Protocol):
         for line in lines[1:]:
             name, _, value = line.partition(b":")
             headers[name.lower()] = value.strip()
+        if version == "HTTP/2.0" and method == "PRI":
+            self._speak_http2()
+            return False
         if version == "HTTP/1.0":
             self._close = True
         if headers.get(b"expect", b"").lower() == b"100-continue":
@@ -117,6 +120,15 @@ class _Connection(asyncio.Protocol):
                 raise ProtocolError(f"body is larger than {_MAX_BODY >> 20} MiB", 413)
         self._head = (method, path, headers)
         return True
+
+    def _speak_http2(self) -> None:
+        """Hand the connection over, with what was read of it: its client knows that we speak HTTP/2, as gRPC's do."""
+        try:
+            from shallop_pod.modelserver.http2server import Http2Connection
+        except ModuleNotFoundError as error:
+            raise ProtocolError("HTTP/2 needs the package 'hpack' in this environment", 505) from error
+        self._server.connections.discard(self)
+        Http2Connection(self._server).start(self._transport, b"PRI * HTTP/2.0\r\n\r\n" + bytes(self._buffer))
 
     def _read_sized(self) -> bytes | None:
         if len(self._buffer) < self._length:
@@ -194,7 +206,7 @@ class ModelServer:
         self._inline = inline
         self._waiting: list[_Job] = []
         self._running = False
-        self.connections: set[_Connection] = set()
+        self.connections: set[Any] = set()
         self._requests: dict[tuple[str, int], int] = {}
         self._predict_seconds = Histogram()
         self._ready = True
@@ -420,13 +432,23 @@ def _is_fast(model: Model) -> bool:
     return time.perf_counter() - start < _INLINE_S
 
 
-async def _serve(model: Model, host: str, port: int) -> None:
+async def _listen_for_grpc(server: ModelServer, host: str, port: int) -> asyncio.Server | None:
+    """Both protocols are spoken on both ports; this one is where clients of KServe's servers expect gRPC."""
+    try:
+        return await asyncio.get_running_loop().create_server(server.connect, host, port, backlog=2048)
+    except OSError as error:
+        print(f"no gRPC on port {port}, only on the other one: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+async def _serve(model: Model, host: str, port: int, grpc_port: int) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     server = ModelServer(model, inline=_is_fast(model))
     listener = await loop.create_server(server.connect, host, port, backlog=2048)
+    also = await _listen_for_grpc(server, host, grpc_port) if grpc_port not in (0, port) else None
     print(f"model {model.name!r} ({model.platform}) is ready on port {port}", flush=True)
     await stopping.wait()
     # Who balances the load hears of our end at the same moment as we do: stay open until it must have acted.
@@ -434,6 +456,8 @@ async def _serve(model: Model, host: str, port: int) -> None:
         connection.finish_and_close()
     await asyncio.sleep(_LAME_DUCK_S)
     listener.close()
+    if also:
+        also.close()
     for connection in list(server.connections):
         connection.finish_and_close()
     deadline = loop.time() + 25
@@ -447,6 +471,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model_name", default="model")
     parser.add_argument("--model_dir", default="/mnt/models")
     parser.add_argument("--http_port", type=int, default=8080)
+    parser.add_argument("--grpc_port", type=int, default=8081)
     # uvloop binds in C, past the hook for Pods that share the machine's network.
     parser.add_argument("--host", default=os.environ.get("SHALLOP_POD_IP") or "0.0.0.0")
     parser.add_argument("--nthread", type=int, default=1)
@@ -463,9 +488,9 @@ def main(argv: list[str]) -> int:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(model, options.host, options.http_port))
+            runner.run(_serve(model, options.host, options.http_port, options.grpc_port))
     except ModuleNotFoundError:
-        asyncio.run(_serve(model, options.host, options.http_port))
+        asyncio.run(_serve(model, options.host, options.http_port, options.grpc_port))
     return 0
 
 
