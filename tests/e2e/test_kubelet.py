@@ -6,6 +6,7 @@ import ast
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from shallop.controller import Manager, Services
 from shallop.embedded import workloads
 from shallop.embedded.apiserver import ApiServer, ensure_tls
 from shallop.embedded.kubelet.node import Node
+from shallop.embedded.kubelet.outside import close_way_out, open_way_out
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, is_condition_true
@@ -486,6 +488,32 @@ def test_pods_reach_other_machines_but_not_the_other_way_round(on_node: Callable
         assert await machine.wait() == 0
 
     on_node(test)
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="own networks for Pods need root")
+def test_rules_of_others_do_not_hide_pods_from_each_other(on_node: Callable[..., None]) -> None:
+    """A network that wants the addresses of ours for itself, such as one of a cluster on this machine."""
+    stranger = f"sho{os.getpid()}"
+    program = "import socket as s; l = s.create_server(('0.0.0.0', 9000)); print(l.accept()[1][0])"
+
+    async def test(world: World) -> None:
+        ready = {"exec": {"command": ["sh", "-c", "grep -q :2328 /proc/net/tcp"]}, "periodSeconds": 1}
+        await world.run("server", "python3", "-c", program, readinessProbe=ready)
+        address = (await world.ready("server"))["status"]["podIP"]
+        open_way_out(stranger, ipaddress.ip_interface(f"{address}/22").network)
+        await world.output(
+            "client", "python3", "-c", f"import socket as s; s.create_connection(('{address}', 9000), 9)"
+        )
+        await world.ended("server")
+        assert await world.logs("server") == f"{(await world.get('client'))['status']['podIP']}\n"
+
+    with Netlink() as netlink:
+        netlink.add_bridge(stranger)
+        try:
+            on_node(test)
+        finally:
+            close_way_out(stranger)
+            netlink.delete_link(socket.if_nametoindex(stranger))
 
 
 # --- what becomes of a Pod ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from shallop.settings import Settings
 from shallop_pod.netlink import Netlink
 from shallop_pod.netshim import LOW_PORTS_AT
 
-__all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "service_ports"]
+__all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "routed_networks", "service_ports"]
 
 log = logging.getLogger(__name__)
 _SO_BINDTODEVICE = 25
@@ -179,8 +179,7 @@ class Network:
         if not self.bridge or not _exists(self.bridge):
             self.bridge = _make_bridge()
             record.write_text(json.dumps({"bridge": self.bridge}))
-        number = int(self.bridge.removeprefix("shallop"))
-        self._subnet = ipaddress.IPv4Network((int(_BRIDGED_PODS[0]) + 1024 * number, 22))
+        self._subnet = _subnet_of(int(self.bridge.removeprefix("shallop")))
         index = socket.if_nametoindex(self.bridge)
         with Netlink() as netlink:
             netlink.add_address(index, self.gateway, self.prefix)
@@ -346,13 +345,28 @@ def _exists(name: str) -> bool:
     return os.path.exists(f"/sys/class/net/{name}")
 
 
+def _subnet_of(number: int) -> ipaddress.IPv4Network:
+    return ipaddress.IPv4Network((int(_BRIDGED_PODS[0]) + 1024 * number, 22))
+
+
 def _make_bridge() -> str:
-    for number in range(255):
+    """Make a bridge, if possible one whose addresses lead nowhere else on this machine: clusters like 10.244.0.0/16."""
+    taken = routed_networks(Path("/proc/net/route").read_text())
+    numbers = sorted(range(255), key=lambda number: any(_subnet_of(number).overlaps(network) for network in taken))
+    for number in numbers:
         name = f"shallop{number}"
         with contextlib.suppress(FileExistsError), Netlink() as netlink:
             netlink.add_bridge(name)
             return name
     raise OSError("all 255 bridges of shallop are in use; 'shallop down' frees those of other homes")
+
+
+def routed_networks(table: str) -> list[ipaddress.IPv4Network]:
+    """Return the networks that a text like /proc/net/route has ways to, without default routes."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    pairs = [(int(row[1], 16).to_bytes(4, "little"), int(row[7], 16).to_bytes(4, "little")) for row in rows]
+    networks = [ipaddress.IPv4Network((address, str(ipaddress.IPv4Address(mask)))) for address, mask in pairs]
+    return [network for network in networks if network.prefixlen]
 
 
 class _Inbound(asyncio.Protocol):

@@ -5,6 +5,11 @@ Pods of a developer's machine download data and packages. The rules live in an n
 by netlink, so that neither ``iptables`` nor ``nft`` has to be installed. Nobody outside can open a connection to a Pod
 by it: what enters towards the bridge must belong to a connection that a Pod began.
 
+Pods of one bridge see each other's own addresses whatever others have set. Where the machine shows bridged frames to its
+packet rules (``bridge-nf-call-iptables``, which container engines turn on), a rule such as "masquerade what comes from
+10.244.0.0/16 and does not leave by my bridge" would hide a Pod behind the bridge's address from its neighbour, and
+OpenMPI refuses such a peer. So these packets are not tracked: what is not tracked is not translated.
+
 Source: linux/netfilter/nf_tables.h, nfnetlink.h; the masks of connection states from nf_conntrack_common.h.
 """
 
@@ -25,11 +30,11 @@ _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
 _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _NESTED = 0x8000
 _IPV4 = 2
-_FORWARD, _POSTROUTING = 2, 4
-_FILTER_PRIORITY, _SOURCE_NAT_PRIORITY = 0, 100
+_PREROUTING, _FORWARD, _POSTROUTING = 0, 2, 4
+_RAW_PRIORITY, _FILTER_PRIORITY, _SOURCE_NAT_PRIORITY = -300, 0, 100
 _EQUAL, _DIFFERENT = 0, 1
 _IN_NAME, _OUT_NAME = 6, 7
-_NETWORK_HEADER, _SOURCE_ADDRESS = 1, 12
+_NETWORK_HEADER, _SOURCE_ADDRESS, _DESTINATION_ADDRESS = 1, 12, 16
 _ESTABLISHED_OR_RELATED = 2 | 4
 _NAME_BYTES = 16
 _ANSWER_S = 5.0
@@ -51,10 +56,14 @@ def open_way_out(bridge: str, subnet: ipaddress.IPv4Network) -> None:
             _message(_NEWTABLE, _text(1, bridge), create=True),
             _message(_DELTABLE, _text(1, bridge)),
             _message(_NEWTABLE, _text(1, bridge), create=True),
+            _chain(bridge, "within", "filter", _PREROUTING, _RAW_PRIORITY),
+            _rule(bridge, "within", [*_stays_within(bridge, subnet), _expression("notrack", b"")]),
             _chain(bridge, "forward", "filter", _FORWARD, _FILTER_PRIORITY),
             _rule(bridge, "forward", [*_goes_in(bridge), *_is_new(), _drop()]),
             _chain(bridge, "leave", "nat", _POSTROUTING, _SOURCE_NAT_PRIORITY),
-            _rule(bridge, "leave", [*_comes_from(subnet), *_leaves(bridge), _expression("masq", b"")]),
+            _rule(
+                bridge, "leave", [*_has_address(_SOURCE_ADDRESS, subnet), *_leaves(bridge), _expression("masq", b"")]
+            ),
         ]
     )
     # Not the machine-wide switch: only what comes from Pods and what comes back to them is passed on.
@@ -90,9 +99,25 @@ def _default_interfaces() -> list[str]:
 # --- rules ----------------------------------------------------------------------------------------------------------
 
 
-def _comes_from(subnet: ipaddress.IPv4Network) -> list[bytes]:
-    load = _be32(1, 1) + _be32(2, _NETWORK_HEADER) + _be32(3, _SOURCE_ADDRESS) + _be32(4, 4)
-    return [_expression("payload", load), _mask(subnet.netmask.packed), _compare(_EQUAL, subnet.network_address.packed)]
+def _has_address(field: int, subnet: ipaddress.IPv4Network) -> list[bytes]:
+    address = subnet.network_address.packed
+    return [_load_address(field), _mask(subnet.netmask.packed), _compare(_EQUAL, address)]
+
+
+def _load_address(field: int) -> bytes:
+    return _expression("payload", _be32(1, 1) + _be32(2, _NETWORK_HEADER) + _be32(3, field) + _be32(4, 4))
+
+
+def _stays_within(bridge: str, subnet: ipaddress.IPv4Network) -> list[bytes]:
+    """Match packets between Pods; the bridge's own address is the machine's, whose answers do not pass here."""
+    return [
+        _expression("meta", _be32(1, 1) + _be32(2, _IN_NAME)),
+        _compare(_EQUAL, _interface(bridge)),
+        *_has_address(_SOURCE_ADDRESS, subnet),
+        *_has_address(_DESTINATION_ADDRESS, subnet),
+        _load_address(_DESTINATION_ADDRESS),
+        _compare(_DIFFERENT, subnet[1].packed),
+    ]
 
 
 def _leaves(bridge: str) -> list[bytes]:
@@ -164,7 +189,7 @@ def _text(kind: int, value: str) -> bytes:
 
 
 def _be32(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!I", value))
+    return _attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
 
 
 def _message(kind: int, payload: bytes, *, create: bool = False) -> tuple[int, int, bytes]:

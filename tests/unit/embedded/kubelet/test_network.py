@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from shallop.embedded.kubelet.network import Network, ServicePort, endpoints_of, render_hosts, service_ports
+from shallop.embedded.kubelet.network import (
+    Network,
+    ServicePort,
+    endpoints_of,
+    render_hosts,
+    routed_networks,
+    service_ports,
+)
 from shallop.embedded.kubelet.outside import reachable_resolv_conf
 from shallop.settings import Settings
 
@@ -88,3 +95,9 @@ def test_pods_get_name_servers_that_are_not_on_loopback(tmp_path: Path, texts: l
     for file, text in zip(files, texts, strict=True):
         file.write_text(text)
     assert reachable_resolv_conf([tmp_path / "absent", *files]) == (None if chosen is None else files[chosen])
+
+
+def test_networks_of_the_machine_are_read_from_its_routes() -> None:
+    head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+    rows = "eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\ncni0 0000F40A 00000000 0001 0 0 0 0000FFFF 0 0 0\n"
+    assert [str(network) for network in routed_networks(head + rows)] == ["10.244.0.0/16"]
