@@ -60,21 +60,15 @@ def train_job(name: str, runtime: str, command: list[str], nodes: int = 1, **met
 def test_an_example_of_upstream_runs_unchanged(platform: Any, namespace: str, shared: Path) -> None:
     folder = shared / "specs" / "trainer" / "legacy-v1" / "examples" / "pytorch"
     platform.kubectl("-n", namespace, "apply", "-f", str(folder / "smoke-dist" / "pytorch_job_sendrecv.yaml"))
-    # An image that nobody knows: the job waits, and an Event says what to do.
+    # An image that nobody knows: the job fails at once, and says what to do.
     platform.kubectl("-n", namespace, "apply", "-f", str(folder / "cpu-demo" / "demo.yaml"))
     job = "pytorchjob/pytorch-dist-basic-sendrecv"
     assert condition(platform, namespace, job, "Succeeded", "Failed")["reason"] == "PyTorchJobSucceeded"
     log = platform.kubectl("-n", namespace, "logs", "pytorch-dist-basic-sendrecv-master-0")
     assert [line.rpartition(" ")[2] for line in log.splitlines() if "received" in line] == ["1", "2", "3"]
 
-    def told() -> bool:
-        text = platform.kubectl("-n", namespace, "get", "events", "-o", "json")
-        return any(
-            item["reason"] == "TrainingPodNotStarted" and "no local environment for image" in item["message"]
-            for item in json.loads(text)["items"]
-        )
-
-    until(told, "an Event that names the image")
+    unknown = condition(platform, namespace, "pytorchjob/torchrun-cpu", "Succeeded", "Failed")
+    assert unknown["type"] == "Failed" and "no local environment for image" in unknown["message"]
 
 
 @pytest.mark.timeout(600)

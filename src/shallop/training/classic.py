@@ -3,7 +3,8 @@ PyTorchJob, TFJob, XGBoostJob, JAXJob, PaddleJob, MPIJob: one controller, driven
 
 Honoured: replica specs (replicas, template, restartPolicy Always, OnFailure, Never, ExitCode), runPolicy
 (cleanPodPolicy, ttlSecondsAfterFinished, activeDeadlineSeconds, backoffLimit, suspend, managedBy) and each kind's own
-fields. ``schedulingPolicy`` has no effect here (one node), nor have metrics of an elastic policy; an Event says so.
+fields. Of ``schedulingPolicy`` count ``minAvailable`` and ``minResources``: they start Pods together. ``queue`` and
+``priorityClass`` of it have no effect, nor have metrics of an elastic policy; an Event says so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shallop.training.classic_plan import ClassicPlan, plan_classic
 from shallop.training.classic_render import render_config, render_pod, render_service
 from shallop.training.classic_table import CLASSIC, ClassicKind
 from shallop.training.failures import first_failure, start_problem
+from shallop.training.gang import POD_GROUP, gang_types, render_classic_group
 from shallop.training.schemas import classic_schema
 
 __all__ = ["CLASSIC_KINDS"]
@@ -69,13 +71,16 @@ class ClassicJobs:
 
     async def _make(self, ctx: Context, raw: Object, plan: ClassicPlan) -> None:
         view = self._kind.view(raw)
+        if plan.create and (group := render_classic_group(self._kind, view)):
+            # Before any of its Pods: those that name a group wait for it.
+            await ctx.client.apply(group, owner=raw)
         if plan.create and self._kind.kind == "MPIJob":
             await self._make_mpi_files(ctx, raw)
         for type_, index in plan.create:
-            for obj in (
-                render_service(self._kind, view, type_, index),
-                render_pod(self._kind, view, type_, index),
-            ):
+            pod = render_pod(self._kind, view, type_, index)
+            if type_ in gang_types(self._kind, view):
+                pod["metadata"]["labels"][POD_GROUP] = view.name
+            for obj in (render_service(self._kind, view, type_, index), pod):
                 try:
                     await ctx.client.create(
                         obj | {"metadata": obj["metadata"] | {"ownerReferences": [owner_reference(raw)]}}
@@ -149,8 +154,10 @@ class ClassicJobs:
             return
         spec = raw["spec"]
         ignored = []
-        if (spec.get("runPolicy") or {}).get("schedulingPolicy"):
-            ignored.append("spec.runPolicy.schedulingPolicy")
+        policy = (spec.get("runPolicy") or {}).get("schedulingPolicy") or {}
+        ignored += [
+            f"spec.runPolicy.schedulingPolicy.{name}" for name in ("queue", "priorityClass") if policy.get(name)
+        ]
         if (spec.get("elasticPolicy") or {}).get("metrics"):
             ignored.append("spec.elasticPolicy.metrics")
         if ignored:

@@ -15,7 +15,7 @@ from shallop.kube.objects import Object, format_time, is_deleting, labels_of, pa
 from shallop.training.classic_render import REPLICA_INDEX, REPLICA_TYPE, labels_for
 from shallop.training.classic_table import ClassicKind
 from shallop.training.classic_view import JobView
-from shallop.training.failures import first_failure
+from shallop.training.failures import first_failure, unknown_image
 
 __all__ = ["ClassicPlan", "plan_classic"]
 
@@ -213,6 +213,9 @@ def _ending(
     left = _left_s(start, policy.get("activeDeadlineSeconds"), now)
     if left is not None and left <= 0:
         return "Failed", f"{name} has failed because it was active longer than specified deadline"
+    if problem := next(filter(None, map(unknown_image, pods)), ""):
+        # Nothing but a mapping of the image helps: say so at once, and do not keep a client waiting.
+        return "Failed", f"{name} has failed: {problem}"
     if _has_succeeded(kind, job, tallies):
         return "Succeeded", f"{name} successfully completed."
     for type_, tally in tallies.items():

@@ -39,6 +39,7 @@ from shallop.kube.objects import (
 )
 from shallop.training.admission import default, validate, validate_with_runtime
 from shallop.training.failures import first_failure, start_problem, unknown_image
+from shallop.training.gang import group_pods
 from shallop.training.policies import render_mpi_objects
 from shallop.training.progress import status_url
 from shallop.training.render import JOBSET, render_jobset, render_snapshot, train
@@ -116,13 +117,14 @@ class TrainJobs:
             await ctx.client.patch_status(raw, {"conditions": conditions})
             ctx.events.record(raw, "TrainingRuntimeNotSupported", str(error), "Warning")
             return {}
-        ignored = [f"spec.{name}" for name in ("podGroupPolicy",) if runtime["spec"].get(name)]
-        ignored += ["spec.mlPolicy.flux"] if "flux" in (runtime["spec"].get("mlPolicy") or {}) else []
-        if ignored:
-            text = f"{', '.join(ignored)} of the runtime: stored, without effect here"
+        if "flux" in (runtime["spec"].get("mlPolicy") or {}):
+            text = "spec.mlPolicy.flux of the runtime: stored, without effect here"
             self._once(ctx, raw, "NotHonoured", text, "Warning")
         try:
             training = train(raw, runtime)
+            # Before any of its Pods: those that name a group wait for it.
+            if group := group_pods(training, runtime["spec"].get("podGroupPolicy") or {}):
+                await ctx.client.apply(group, owner=raw, field_manager="trainer")
             keys = await _ssh_keys(ctx, raw) if "mpi" in training.policy else None
             for obj in render_mpi_objects(training, keys):
                 await ctx.client.apply(obj, owner=raw, field_manager="trainer")

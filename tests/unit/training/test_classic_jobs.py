@@ -13,6 +13,7 @@ from shallop.training.classic import CLASSIC_KINDS, default_job, validate_job
 from shallop.training.classic_plan import ClassicPlan, plan_classic
 from shallop.training.classic_render import render_config, render_pod, render_service
 from shallop.training.classic_table import CLASSIC, ClassicKind
+from shallop.training.gang import gang_types, render_classic_group
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KINDS = {kind.kind: kind for kind in CLASSIC}
@@ -245,3 +246,38 @@ def test_replica_types_are_spelled_as_the_table_spells_them() -> None:
     assert list(job("TFJob", {"worker": 1, "ps": 1})["spec"]["tfReplicaSpecs"]) == ["Worker", "PS"]
     assert len(CLASSIC_KINDS) == 6 and isinstance(CLASSIC[0], ClassicKind)
     assert find_condition({"status": plan(job("JAXJob", {"Worker": 1}), []).status}, "Created")
+
+
+def test_a_job_whose_image_stands_for_nothing_fails_at_once() -> None:
+    raw = job("PyTorchJob", {"Master": 1})
+    waiting = {"reason": "ErrImagePull", "message": "no local environment for image 'acme/train:7'. Map it"}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "pytorch", "state": {"waiting": waiting}}]}
+    labels = {"training.kubeflow.org/replica-type": "master", "training.kubeflow.org/replica-index": "0"}
+    pod = {"metadata": {"name": "j-master-0", "uid": "p", "labels": labels}, "spec": {}, "status": status}
+    plan = plan_classic(KINDS["PyTorchJob"], raw, [pod], NOW)
+    failed = find_condition({"status": plan.status}, "Failed")
+    assert failed and "Pod j-master-0: no local environment for image 'acme/train:7'" in failed["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "replicas", "spec", "least"),
+    [
+        ("PyTorchJob", {"Master": 1, "Worker": 2}, {}, 3),
+        ("PyTorchJob", {"Worker": 4}, {"elasticPolicy": {"minReplicas": 2}}, 2),
+        # The launcher comes when the workers run.
+        ("MPIJob", {"Launcher": 1, "Worker": 2}, {}, 2),
+    ],
+)
+def test_a_scheduling_policy_starts_replicas_together(
+    kind: str, replicas: dict[str, int], spec: dict[str, Any], least: int
+) -> None:
+    raw = job(kind, replicas, **spec)
+    table = KINDS[kind]
+    assert render_classic_group(table, table.view(raw)) is None
+    raw["spec"]["runPolicy"]["schedulingPolicy"] = {"minResources": {"cpu": "2"}, "queue": "q"}
+    group = render_classic_group(table, table.view(raw))
+    assert group is not None and group["spec"] == {"minMember": least, "minResources": {"cpu": "2"}}
+    assert ("Launcher" in gang_types(table, table.view(raw))) is False
+    raw["spec"]["runPolicy"]["schedulingPolicy"] = {"minAvailable": 1}
+    group = render_classic_group(table, table.view(raw))
+    assert group is not None and group["spec"] == {"minMember": 1}

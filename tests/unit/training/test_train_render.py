@@ -9,6 +9,7 @@ import pytest
 
 from shallop.kube.objects import Object
 from shallop.training.admission import default, validate, validate_with_runtime
+from shallop.training.gang import group_pods
 from shallop.training.podsets import NODE, TRAINER, container_named
 from shallop.training.policies import render_mpi_objects
 from shallop.training.render import CHECKPOINT_CLAIM, render_jobset, train
@@ -197,3 +198,21 @@ def test_shipped_runtimes_are_valid_and_a_step_needs_its_container() -> None:
         f"{path}.replicas",
         f"{path}.template.spec.template.spec.containers",
     ]
+
+
+def test_pods_that_start_together_carry_their_group() -> None:
+    trainer = {"numNodes": 3, "resourcesPerNode": {"requests": {"cpu": "500m"}}}
+    training = train(train_job("mpi-distributed", trainer=trainer), RUNTIMES["mpi-distributed"])
+    assert group_pods(training, {}) is None
+    group = group_pods(training, {"coscheduling": {}})
+    assert group is not None and group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
+    # The launcher starts when the two others run: room for it counts, its start does not.
+    spec = {"minMember": 2, "minResources": {"cpu": "1.5"}, "scheduleTimeoutSeconds": 60}
+    assert group["spec"] == spec and group["metadata"]["name"] == "t"
+    marks = {
+        pods.name: (pods.job["template"]["spec"]["template"].get("metadata") or {}).get("labels")
+        for pods in training.pod_sets
+    }
+    assert marks == {"node": {"scheduling.x-k8s.io/pod-group": "t"}, "launcher": None}
+    volcano = group_pods(training, {"volcano": {}})
+    assert volcano is not None and volcano["apiVersion"] == "scheduling.volcano.sh/v1beta1"

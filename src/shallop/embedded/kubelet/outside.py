@@ -5,9 +5,9 @@ Pods of a developer's machine download data and packages. The rules live in an n
 by netlink, so that neither ``iptables`` nor ``nft`` has to be installed. Nobody outside can open a connection to a Pod
 by it: what enters towards the bridge must belong to a connection that a Pod began.
 
-Pods of one bridge see each other's own addresses whatever others have set. Where the machine shows bridged frames to its
-packet rules (``bridge-nf-call-iptables``, which container engines turn on), a rule such as "masquerade what comes from
-10.244.0.0/16 and does not leave by my bridge" would hide a Pod behind the bridge's address from its neighbour, and
+Pods of one bridge see each other's own addresses whatever others have set. Where the machine shows bridged frames to
+its packet rules (``bridge-nf-call-iptables``, which container engines turn on), a rule such as "masquerade what comes
+from 10.244.0.0/16 and does not leave by my bridge" would hide a Pod behind the bridge's address from its neighbour, and
 OpenMPI refuses such a peer. So these packets are not tracked: what is not tracked is not translated.
 
 Source: linux/netfilter/nf_tables.h, nfnetlink.h; the masks of connection states from nf_conntrack_common.h.

@@ -17,6 +17,7 @@ from shallop.embedded.workloads.namespace import NAMESPACE
 from shallop.embedded.workloads.persistentvolume import PERSISTENTVOLUME
 from shallop.embedded.workloads.persistentvolumeclaim import PERSISTENTVOLUMECLAIM, STANDARD_CLASS
 from shallop.embedded.workloads.poddisruptionbudget import PODDISRUPTIONBUDGET
+from shallop.embedded.workloads.podgroup import POD_GROUPS
 from shallop.embedded.workloads.replicaset import REPLICASET
 from shallop.embedded.workloads.scheduler import SCHEDULER
 from shallop.embedded.workloads.serviceaccount import NAMESPACE_DEFAULTS
@@ -47,6 +48,7 @@ PART = Part(
         NAMESPACE,
         NAMESPACE_DEFAULTS,
         SCHEDULER,
+        *POD_GROUPS,
     ),
     objects=(STANDARD_CLASS,),
     tasks=_tasks,

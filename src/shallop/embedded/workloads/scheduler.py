@@ -4,8 +4,10 @@ The scheduler: gives every Pod a node.
 Honours requests (cpu, memory, ephemeral-storage, Pods per node, extended resources such as nvidia.com/gpu),
 nodeSelector, the required terms of node affinity and of affinity between Pods, taints and tolerations, claims that
 must exist, schedulingGates, spec.unschedulable of nodes, and priorities: who waits is served by priority, and Pods of a
-lower one are ended where that makes room. Preferred terms and topologySpreadConstraints have no effect: there is one
-node. Nothing is promised twice: a node that overcommits its CPU says so in ``status.allocatable``.
+lower one are ended where that makes room. Pods of a PodGroup get their nodes together or none; a waiting group holds
+nothing, so that two of which each half fits never block each other, and nobody is ended for one. Preferred terms and
+topologySpreadConstraints have no effect: there is one node. Nothing is promised twice: a node that overcommits its CPU
+says so in ``status.allocatable``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
 from shallop.embedded.workloads.podaffinity import affinity_problem, has_pod_terms, keeps_others_away
+from shallop.embedded.workloads.podgroup import GANG_SCHEDULERS, POD_GROUPS, Gang, gang_of, lacking_in_all, members_of
 from shallop.embedded.workloads.pods import POD, is_terminal, requests_of
 from shallop.embedded.workloads.preemption import Candidate, choose_victims
 from shallop.errors import ConflictError, NotFoundError
@@ -30,6 +33,7 @@ from shallop.kube.objects import (
     key_of,
     labels_of,
     parse_quantity,
+    parse_time,
     set_condition,
 )
 
@@ -39,6 +43,8 @@ _NODE = Gvk("v1", "Node")
 _CLAIM = Gvk("v1", "PersistentVolumeClaim")
 _NAME = "default-scheduler"
 _DEFAULT_PODS = Decimal(110)
+# Members of a group are created one after the other; only who misses some after this says so.
+_GATHERING_S = 2.0
 _ZERO = Decimal(0)
 
 Amounts = Mapping[str, Decimal]
@@ -227,9 +233,9 @@ class Scheduler:
     async def reconcile(self, ctx: Context, resource: Resource[dict[str, Any]]) -> Result:
         """Account for a placed Pod, or place it; then place who waited for what became free."""
         self._open_books(ctx)
-        await self._settle(ctx, resource.raw)
+        look_again_s = await self._settle(ctx, resource.raw)
         await self._serve_waiting(ctx)
-        return Result()
+        return Result(look_again_s)
 
     async def on_gone(self, ctx: Context, key: Key) -> None:
         self._release(key)
@@ -237,29 +243,35 @@ class Scheduler:
         await self._serve_waiting(ctx)
 
     def keys_to_wake(self, _: Object) -> Iterable[Key]:
-        """Return the first waiting Pod of each group when a node or a claim changes."""
+        """Return the first waiting Pod of each group when a node, a claim or a PodGroup changes."""
         return [next(iter(group)) for group in self._waiting.values()]
 
-    async def _settle(self, ctx: Context, pod: Object) -> None:
+    async def _settle(self, ctx: Context, pod: Object) -> float | None:
+        """Place a Pod if that is due; returns after how many seconds it has to be looked at again by itself."""
         key, spec = key_of(pod), pod["spec"]
         if spec.get("nodeName") or is_terminal(pod):
             self._account(pod)
             self._stop_waiting(key)
-            return
+            return None
         taken = self._taken.get(key)
         if taken and taken.uid == pod["metadata"]["uid"]:
             # Placed by us a moment ago.
-            return
+            return None
+        gang = gang_of(pod)
+        scheduler = spec.get("schedulerName", _NAME)
         if is_deleting(pod):
             self._stop_waiting(key)
-        elif spec.get("schedulerName", _NAME) != _NAME:
+        elif scheduler != _NAME and (gang is None or scheduler not in GANG_SCHEDULERS):
             if not find_condition(pod, "PodScheduled"):
-                text = f'spec.schedulerName: "{spec["schedulerName"]}" does not run here; use "{_NAME}" or leave it out'
+                text = f'spec.schedulerName: "{scheduler}" does not run here; use "{_NAME}" or leave it out'
                 ctx.events.record(pod, "FailedScheduling", text, "Warning")
         elif spec.get("schedulingGates"):
             await _report(ctx, pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
+        elif gang is not None:
+            return await self._place_gang(ctx, pod, gang)
         else:
             await self._place(ctx, pod)
+        return None
 
     async def _serve_waiting(self, ctx: Context) -> None:
         if self._has_freed:
@@ -275,22 +287,21 @@ class Scheduler:
             self._has_freed = False
 
     async def _place(self, ctx: Context, pod: Object) -> None:
-        key = key_of(pod)
         nodes = ctx.cache(_NODE).list()
         placement = self._choose(ctx, pod, nodes)
         if not placement.node:
-            signature = signature_of(pod, labelled=bool(self._aloof))
-            if self._groups.get(key) != signature:
-                self._stop_waiting(key)
-            self._groups[key] = signature
-            self._priorities[signature] = priority_of(pod)
-            self._waiting.setdefault(signature, {})[key] = None
+            self._wait(pod, signature_of(pod, labelled=bool(self._aloof)))
             await _report(ctx, pod, "Unschedulable", placement.message)
             await self._make_room(ctx, pod, nodes)
             return
         self._take(pod, placement.node)
+        await self._bind_taken(ctx, pod, placement.node)
+
+    async def _bind_taken(self, ctx: Context, pod: Object, node: str) -> None:
+        """Make known that a Pod has what the books say it has."""
+        key = key_of(pod)
         try:
-            await self._bind(ctx, pod, placement.node)
+            await self._bind(ctx, pod, node)
         except (ConflictError, NotFoundError):
             # Placed by somebody else or deleted meanwhile: its next event tells.
             self._release(key)
@@ -302,6 +313,65 @@ class Scheduler:
             self._has_freed = True
         # A Pod that waits for company may have waited for this one.
         self._has_freed = self._has_freed or any('"podAffinity"' in signature for signature in self._waiting)
+
+    async def _place_gang(self, ctx: Context, pod: Object, gang: Gang) -> float | None:
+        """Place all members that wait, or none of them; those beyond ``minMember`` as they fit."""
+        signature = f"PodGroup {gang.gvk.api_version} {gang.key}"
+        self._wait(pod, signature)
+        group = ctx.cache(gang.gvk).get(gang.key)
+        members = members_of(gang, ctx.cache(POD).list(gang.key.namespace))
+        waiting = [member for member in members if self._is_waiting(member)]
+        least = int(group["spec"].get("minMember") or 0) if group else 0
+        if group is None or len(members) < least:
+            left_s = _GATHERING_S - (ctx.now() - parse_time(pod["metadata"]["creationTimestamp"])).total_seconds()
+            if left_s > 0:
+                return left_s
+            text = f"starts {least} Pods together; {len(members)} are there" if group else "is not there"
+            await _report(ctx, pod, "Unschedulable", f"PodGroup {gang.key} {text}")
+            return None
+        freed, nodes = self._has_freed, ctx.cache(_NODE).list()
+        placed = len(members) - len(waiting)
+        message = "" if placed else self._lacking(group, nodes)
+        chosen: list[tuple[Object, str]] = []
+        for member in [] if message else waiting:
+            placement = self._choose(ctx, member, nodes)
+            if placement.node:
+                self._take(member, placement.node)
+                chosen.append((member, placement.node))
+            else:
+                message = placement.message
+        if placed + len(chosen) < least:
+            for member, _ in chosen:
+                self._release(key_of(member))
+            chosen, self._has_freed = [], freed
+            message += f" PodGroup {gang.key} starts {least} Pods together or none."
+        for member, node in chosen:
+            await self._bind_taken(ctx, member, node)
+        done = {key_of(member) for member, _ in chosen}
+        for member in waiting:
+            if key_of(member) not in done:
+                self._wait(member, signature)
+                await _report(ctx, member, "Unschedulable", message)
+        return None
+
+    def _is_waiting(self, pod: Object) -> bool:
+        taken = self._taken.get(key_of(pod))
+        is_ours = taken is not None and taken.uid == pod["metadata"]["uid"]
+        spec = pod["spec"]
+        return not (is_ours or spec.get("nodeName") or spec.get("schedulingGates") or is_terminal(pod))
+
+    def _lacking(self, group: Object, nodes: Sequence[Object]) -> str:
+        wanted = group["spec"].get("minResources") or {}
+        names = lacking_in_all(wanted, map(_allocatable, nodes), self._usage.values())
+        return f"Insufficient {', '.join(names)} for minResources." if names else ""
+
+    def _wait(self, pod: Object, signature: str) -> None:
+        key = key_of(pod)
+        if self._groups.get(key) != signature:
+            self._stop_waiting(key)
+        self._groups[key] = signature
+        self._priorities[signature] = priority_of(pod)
+        self._waiting.setdefault(signature, {})[key] = None
 
     def _choose(self, ctx: Context, pod: Object, nodes: Sequence[Object]) -> Placement:
         for name in _claims_of(pod):
@@ -445,6 +515,6 @@ SCHEDULER = Kind(
     plural="pods",
     reconcile=_CONTROLLER.reconcile,
     on_gone=_CONTROLLER.on_gone,
-    watches=(Watch(_NODE, _CONTROLLER.keys_to_wake), Watch(_CLAIM, _CONTROLLER.keys_to_wake)),
+    watches=tuple(Watch(gvk, _CONTROLLER.keys_to_wake) for gvk in (_NODE, _CLAIM, *(kind.gvk for kind in POD_GROUPS))),
     workers=1,
 )

@@ -43,6 +43,7 @@ KINDS = {
     "PodDisruptionBudget": "policy/v1",
     "EndpointSlice": "discovery.k8s.io/v1",
     "StorageClass": "storage.k8s.io/v1",
+    "PodGroup": "scheduling.x-k8s.io/v1alpha1",
 }
 DEADLINE_S = 5.0
 
@@ -216,8 +217,7 @@ def fresh_kinds() -> list[Kind]:
                 watches = (Watch(POD, controller.keys_of_orphan), Watch(Gvk("v1", "Node"), controller.keys_of_node))
                 kind = replace(kind, watches=watches)
             elif isinstance(controller, Scheduler):
-                woken_by = (Gvk("v1", "Node"), Gvk("v1", "PersistentVolumeClaim"))
-                kind = replace(kind, watches=tuple(Watch(gvk, controller.keys_to_wake) for gvk in woken_by))
+                kind = replace(kind, watches=tuple(Watch(w.gvk, controller.keys_to_wake) for w in kind.watches))
         kinds.append(kind)
     return kinds
 
