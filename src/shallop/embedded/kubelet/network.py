@@ -12,17 +12,18 @@ import logging
 import os
 import socket
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from shallop.embedded.kubelet.hosts import HostsFiles
 from shallop.embedded.kubelet.outside import close_way_out, open_way_out, reachable_resolv_conf
 from shallop.kube.objects import Object, labels_of
 from shallop.settings import Settings
 from shallop_pod.netlink import Netlink
 from shallop_pod.netshim import LOW_PORTS_AT
 
-__all__ = ["Network", "ServicePort", "endpoints_of", "render_hosts", "routed_networks", "service_ports"]
+__all__ = ["Network", "ServicePort", "endpoints_of", "routed_networks", "service_ports", "slices_by_service"]
 
 log = logging.getLogger(__name__)
 _SO_BINDTODEVICE = 25
@@ -62,14 +63,9 @@ def service_ports(services: Iterable[Object]) -> list[ServicePort]:
 
 
 def endpoints_of(slices: Iterable[Object], service: ServicePort) -> list[tuple[str, int]]:
-    """Return the ready endpoints behind a Service port."""
+    """Return the ready endpoints behind a Service port; ``slices`` are those of its Service."""
     found = []
     for item in slices:
-        metadata = item["metadata"]
-        if metadata["namespace"] != service.namespace:
-            continue
-        if labels_of(item).get("kubernetes.io/service-name") != service.service:
-            continue
         ports = item.get("ports") or []
         chosen = [p for p in ports if (p.get("name") or "") == service.name] or (ports if len(ports) == 1 else [])
         for endpoint in item.get("endpoints") or ():
@@ -78,57 +74,13 @@ def endpoints_of(slices: Iterable[Object], service: ServicePort) -> list[tuple[s
     return found
 
 
-def render_hosts(
-    namespace: str, services: Iterable[Object], pods: Iterable[Object], addresses: Mapping[tuple[str, str], str]
-) -> str:
-    """
-    Write ``/etc/hosts`` as Pods of one namespace see it.
-
-    Args:
-        services, pods: of all namespaces.
-        addresses: (namespace, service) -> address, for Services with a cluster IP.
-    """
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-    headless: set[tuple[str, str]] = set()
-    for service in services:
-        metadata = service["metadata"]
-        key = (metadata["namespace"], metadata["name"])
-        if address := addresses.get(key):
-            lines.append(f"{address} {' '.join(_service_names(*key, namespace))}")
-        else:
-            headless.add(key)
-    for pod in pods:
-        metadata, spec, address = pod["metadata"], pod["spec"], (pod.get("status") or {}).get("podIP")
-        if not address:
-            continue
-        names = []
-        subdomain, hostname = spec.get("subdomain"), spec.get("hostname") or metadata["name"]
-        if subdomain:
-            names += [f"{hostname}.{name}" for name in _service_names(metadata["namespace"], subdomain, namespace)]
-        if metadata["namespace"] == namespace:
-            names += dict.fromkeys([metadata["name"], hostname])
-        if names:
-            lines.append(f"{address} {' '.join(names)}")
-        lines += [
-            f"{address} {' '.join(_service_names(*key, namespace))}"
-            for key in headless
-            if key[0] == metadata["namespace"] and _selects(services, key, pod)
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _service_names(namespace: str, service: str, seen_from: str) -> list[str]:
-    full = f"{service}.{namespace}"
-    names = [full, f"{full}.svc", f"{full}.svc.cluster.local"]
-    return [service, *names] if namespace == seen_from else names
-
-
-def _selects(services: Iterable[Object], key: tuple[str, str], pod: Object) -> bool:
-    for service in services:
-        if (service["metadata"]["namespace"], service["metadata"]["name"]) == key:
-            selector = (service.get("spec") or {}).get("selector") or {}
-            return bool(selector) and selector.items() <= labels_of(pod).items()
-    return False
+def slices_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list[Object]]:
+    """Sort EndpointSlices by the namespace and name of their Service."""
+    found: dict[tuple[str, str], list[Object]] = {}
+    for item in slices:
+        name = labels_of(item).get("kubernetes.io/service-name", "")
+        found.setdefault((item["metadata"]["namespace"], name), []).append(item)
+    return found
 
 
 class Network:
@@ -155,9 +107,7 @@ class Network:
         self._listeners: dict[tuple[str, int], asyncio.Server] = {}
         self._targets: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self._service_addresses: dict[tuple[str, str], str] = {}
-        # What the file of each namespace holds; those of an earlier run are found when the node starts.
-        self._hosts: dict[str, str] = {}
-        self._known: tuple[list[Object], list[Object], dict[tuple[str, str], str]] = ([], [], {})
+        self.hosts = HostsFiles(settings.run / "hosts")
 
     @property
     def gateway(self) -> str:
@@ -169,7 +119,7 @@ class Network:
 
     def start(self) -> None:
         """Make the bridge, or find the one of this home's last run: Pods that go on are connected to it."""
-        self._hosts = {path.name: path.read_text() for path in (self._settings.run / "hosts").glob("*")}
+        self.hosts.start()
         if not self.own_network:
             self._claim_share()
             return
@@ -245,29 +195,26 @@ class Network:
     def release(self, uid: str) -> None:
         self._used.pop(uid, None)
 
-    async def update(self, services: list[Object], slices: list[Object], pods: list[Object]) -> None:
-        """Make listeners and hosts files match."""
+    async def update(self, services: list[Object], slices: list[Object]) -> None:
+        """Make listeners match, and the names of Services."""
         wanted: dict[tuple[str, int], list[tuple[str, int]]] = {}
         addresses: dict[tuple[str, str], str] = {}
+        by_service = slices_by_service(slices)
         for port in service_ports(services):
             address = self._address_of(port)
             addresses[port.namespace, port.service] = address
-            wanted[address, port.port] = endpoints_of(slices, port)
+            wanted[address, port.port] = endpoints_of(by_service.get((port.namespace, port.service), ()), port)
         self._targets = wanted
-        for key in [key for key in self._listeners if key not in wanted]:
+        gone = [key for key in self._listeners if key not in wanted]
+        used = {address for address, _ in wanted}
+        for key in gone:
             self._listeners.pop(key).close()
-            self._drop_address(key[0], wanted)
+            if key[0] not in used:
+                self._drop_address(key[0])
         for key in wanted:
             if key not in self._listeners:
                 await self._listen(key)
-        self._known = (services, pods, addresses)
-        self._write_hosts(services, pods, addresses)
-
-    def name_pods(self, pods: list[Object]) -> None:
-        """Make the hosts files show these Pods, at once."""
-        services, _, addresses = self._known
-        self._known = (services, pods, addresses)
-        self._write_hosts(*self._known)
+        self.hosts.set_services(services, addresses)
 
     def _address_of(self, port: ServicePort) -> str:
         if self.own_network:
@@ -303,8 +250,8 @@ class Network:
         loop = asyncio.get_running_loop()
         self._listeners[key] = await loop.create_server(lambda: _Inbound(self, key), sock=sock)
 
-    def _drop_address(self, address: str, wanted: Mapping[tuple[str, int], object]) -> None:
-        if self.own_network and not any(address == other for other, _ in wanted) and _exists(self.bridge):
+    def _drop_address(self, address: str) -> None:
+        if self.own_network and _exists(self.bridge):
             with Netlink() as netlink:
                 netlink.delete_address(socket.if_nametoindex(self.bridge), address, 32)
 
@@ -312,26 +259,6 @@ class Network:
         """Return an endpoint for a new connection, in turn."""
         targets = self._targets.get(key)
         return targets[next(self._next) % len(targets)] if targets else None
-
-    def hosts_file(self, namespace: str) -> Path:
-        """Return the file that is ``/etc/hosts`` in Pods of a namespace; it exists."""
-        path = self._settings.run / "hosts" / namespace
-        if namespace not in self._hosts:
-            path.parent.mkdir(mode=0o755, exist_ok=True)
-            path.touch()
-            self._hosts[namespace] = ""
-            self._write_hosts(*self._known)
-        return path
-
-    def _write_hosts(self, services: list[Object], pods: list[Object], addresses: dict[tuple[str, str], str]) -> None:
-        for namespace, known in self._hosts.items():
-            text = render_hosts(namespace, services, pods, addresses)
-            if text != known:
-                # In place, not by rename: Pods have this very file mounted.
-                with open(self._settings.run / "hosts" / namespace, "r+") as file:
-                    file.write(text)
-                    file.truncate()
-                self._hosts[namespace] = text
 
     def close(self) -> None:
         for listener in self._listeners.values():

@@ -176,21 +176,24 @@ class Node:
         if change.old is not None and change.old["metadata"]["uid"] != uid:
             self._note_name(Change(change.old, None))
         known = self._named.get(uid)
-        if pod is not None and _names_of(pod):
-            self._named[uid] = pod
-            if known is None or _names_of(known) != _names_of(pod):
+        if pod is not None and known is not None and not (pod.get("status") or {}).get("podIP"):
+            # Announced, and changed by somebody before its status says so.
+            pod = _with_address(pod, known["status"]["podIP"])
+        if pod is not None and (names := _names_of(pod)):
+            # Who has the same names stays the same object: it is known to the hosts files.
+            if known is None or _names_of(known) != names:
+                self._named[uid] = pod
                 self._network_changed.set()
         elif self._named.pop(uid, None) is not None:
             self._network_changed.set()
 
     def announce(self, pod: Object, address: str) -> None:
         """Let a Pod be found by its names before it runs: what trains looks up its own name first."""
-        uid = pod["metadata"]["uid"]
-        pod = {**pod, "status": {**(pod.get("status") or {}), "podIP": address}}
+        uid, pod = pod["metadata"]["uid"], _with_address(pod, address)
         known = self._named.get(uid)
         if known is None or _names_of(known) != _names_of(pod):
             self._named[uid] = pod
-            self.network.name_pods(list(self._named.values()))
+            self.network.hosts.set_pods(self._named)
 
     def _pod_changed(self, change: Change) -> None:
         self._note_name(change)
@@ -339,7 +342,7 @@ class Node:
         return Request("shallop_pod.execute", argv, env, folder, plan)
 
     def _shim_variables(self, pod: Object, env: Mapping[str, str]) -> dict[str, str]:
-        hosts = self.network.hosts_file(pod["metadata"]["namespace"])
+        hosts = self.network.hosts.of(pod["metadata"]["namespace"])
         return {"SHALLOP_POD_IP": env.get("POD_IP", ""), "SHALLOP_HOSTS": str(hosts)}
 
     # Network ----------------------------------------------------------------------------------------------------
@@ -349,7 +352,8 @@ class Node:
             await self._network_changed.wait()
             self._network_changed.clear()
             services, slices = (self._informers[kind].store.list() for kind in ("Service", "EndpointSlice"))
-            await self.network.update(services, slices, list(self._named.values()))
+            await self.network.update(services, slices)
+            self.network.hosts.set_pods(self._named)
             # Changes come in bursts; one update for all of a burst.
             await asyncio.sleep(0.01)
 
@@ -547,6 +551,10 @@ def _restarts(pod: Object, container: str) -> int:
     status = pod.get("status") or {}
     listed = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     return next((int(entry.get("restartCount", 0)) for entry in listed if entry["name"] == container), 0)
+
+
+def _with_address(pod: Object, address: str) -> Object:
+    return {**pod, "status": {**(pod.get("status") or {}), "podIP": address}}
 
 
 def _names_of(pod: Object) -> tuple[object, ...]:

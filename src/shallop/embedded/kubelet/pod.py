@@ -87,6 +87,7 @@ class PodWorker:
     def __init__(self, node: Node, pod: Object) -> None:
         self._node = node
         self._pod = pod
+        self._references = references(pod)
         self._uid = str(pod["metadata"]["uid"])
         self._folder = node.settings.pods / self._uid
         self._wake = asyncio.Event()
@@ -128,7 +129,7 @@ class PodWorker:
 
     def refresh(self, kind: str, key: Key) -> None:
         """A ConfigMap or Secret has changed: bring files up to date, and try again what it was missing for."""
-        if key.namespace != self._pod["metadata"]["namespace"] or (kind, key.name) not in references(self._pod):
+        if key.namespace != self._pod["metadata"]["namespace"] or (kind, key.name) not in self._references:
             return
         for record in self._records:
             if (record.state.get("waiting") or {}).get("reason") == "CreateContainerConfigError":
@@ -490,7 +491,7 @@ class PodWorker:
         expanded = {**container, **{k: expand_all(container[k], env) for k in ("command", "args") if container.get(k)}}
         kind = "initContainers" if record.init else "containers"
         mounts = container_mounts(container, self._volumes, env, f"spec.{kind}[{record.name}]")
-        hosts = node.network.hosts_file(self._pod["metadata"]["namespace"])
+        hosts = node.network.hosts.of(self._pod["metadata"]["namespace"])
         mounts.append({"target": "/etc/hosts", "source": str(hosts), "readonly": True})
         path = container.get("terminationMessagePath") or "/dev/termination-log"
         mounts.append({"target": path, "source": str(self._message_file(record.name))})
@@ -582,7 +583,7 @@ class PodWorker:
             if target not in taken:
                 mounts.append({"target": target, "source": folder})
         if "/etc/hosts" not in taken:
-            hosts = self._node.network.hosts_file(self._pod["metadata"]["namespace"])
+            hosts = self._node.network.hosts.of(self._pod["metadata"]["namespace"])
             mounts.append({"target": "/etc/hosts", "source": str(hosts)})
         if self._node.network.resolv_conf and not self._pod["spec"].get("hostNetwork"):
             mounts.append({"target": "/etc/resolv.conf", "source": str(self._node.network.resolv_conf)})

@@ -11,9 +11,9 @@ from shallop.embedded.kubelet.network import (
     Network,
     ServicePort,
     endpoints_of,
-    render_hosts,
     routed_networks,
     service_ports,
+    slices_by_service,
 )
 from shallop.embedded.kubelet.outside import reachable_resolv_conf
 from shallop.settings import Settings
@@ -27,27 +27,6 @@ def pod(name: str, address: str, namespace: str = "team", **spec: Any) -> dict[s
     labels = {"app": "job"}
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     return {"metadata": metadata, "spec": spec, "status": {"podIP": address} if address else {}}
-
-
-def names(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        address, *rest = line.split()
-        for name in rest:
-            found.setdefault(name, address)
-    return found
-
-
-def test_a_pod_finds_services_of_all_namespaces_and_the_short_names_of_its_own() -> None:
-    services = [service("web"), service("web", "other"), service("job", clusterIP="None", selector={"app": "job"})]
-    pods = [pod("job-node-0-0", "10.244.0.2", subdomain="job"), pod("later", ""), pod("x", "10.244.0.9", "other")]
-    text = render_hosts("team", services, pods, {("team", "web"): "10.96.0.1", ("other", "web"): "10.96.0.2"})
-    found = names(text)
-    assert found["localhost"] == "127.0.0.1"
-    assert found["web"] == found["web.team.svc.cluster.local"] == "10.96.0.1"
-    assert found["web.other"] == found["web.other.svc"] == "10.96.0.2"
-    assert found["job-node-0-0.job"] == found["job-node-0-0.job.team.svc.cluster.local"] == found["job"] == "10.244.0.2"
-    assert "later" not in found and "x" not in found
 
 
 def test_service_ports_are_tcp_ports_with_a_cluster_ip() -> None:
@@ -67,7 +46,7 @@ def test_only_ready_endpoints_of_the_named_port_are_used() -> None:
     }
     assert endpoints_of([item], ServicePort("team", "web", "", 80, "grpc")) == [("10.244.0.2", 9000)]
     assert endpoints_of([item], ServicePort("team", "web", "", 80, "other")) == []
-    assert endpoints_of([item], ServicePort("else", "web", "", 80, "http")) == []
+    assert slices_by_service([item]) == {("team", "web"): [item]}
 
 
 def test_addresses_are_unique_and_kept(tmp_path: Path) -> None:
