@@ -50,7 +50,8 @@ def ignored_fields(pod: Object) -> Iterator[str]:
             if "ephemeral-storage" in limits:
                 yield f"{where}.resources.limits: ephemeral-storage is not measured and not enforced"
             if any(port.get("hostPort") for port in container.get("ports") or ()) and not spec.get("hostNetwork"):
-                yield f"{where}.ports: hostPort has no effect: reach the Pod by its address or a Service"
+                why = "it is kept free of other Pods and leads nowhere"
+                yield f"{where}.ports: hostPort is not served: {why}; reach the Pod by its address or a Service"
 
 
 def _volumes_in_memory(spec: Mapping[str, Any]) -> Iterator[str]:

@@ -5,9 +5,9 @@ Honours requests (cpu, memory, ephemeral-storage, Pods per node, extended resour
 nodeSelector, the required terms of node affinity and of affinity between Pods, taints and tolerations, claims that
 must exist, schedulingGates, spec.unschedulable of nodes, and priorities: who waits is served by priority, and Pods of a
 lower one are ended where that makes room. Pods of a PodGroup get their nodes together or none; a waiting group holds
-nothing, so that two of which each half fits never block each other, and nobody is ended for one. Preferred terms and
-topologySpreadConstraints have no effect: there is one node. Nothing is promised twice: a node that overcommits its CPU
-says so in ``status.allocatable``.
+nothing, so that two of which each half fits never block each other, and nobody is ended for one. A hostPort is given
+once; topologySpreadConstraints that must hold do. Preferred terms have no effect: there is one node. Nothing is
+promised twice: a node that overcommits its CPU says so in ``status.allocatable``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
+from shallop.embedded.workloads.hostports import host_ports_of, is_host_port, offered_host_ports
 from shallop.embedded.workloads.podaffinity import affinity_problem, has_pod_terms, keeps_others_away
 from shallop.embedded.workloads.podgroup import GANG_SCHEDULERS, POD_GROUPS, Gang, gang_of, lacking_in_all, members_of
 from shallop.embedded.workloads.pods import POD, is_terminal, requests_of
 from shallop.embedded.workloads.preemption import Candidate, choose_victims
+from shallop.embedded.workloads.topologyspread import has_spread, spread_problem
 from shallop.errors import ConflictError, NotFoundError
 from shallop.kube.objects import (
     Gvk,
@@ -69,14 +71,17 @@ def place(
     """
     if not nodes:
         return Placement("", "no nodes available to schedule pods")
-    requests = {**requests_of(pod), "pods": Decimal(1)}
+    requests = needs_of(pod)
     fitting: list[tuple[Decimal, str]] = []
     reasons: Counter[str] = Counter()
     for node in nodes:
         name = node["metadata"]["name"]
         used = usage.get(name, {})
-        free = {resource: amount - used.get(resource, _ZERO) for resource, amount in _allocatable(node).items()}
+        offered = _allocatable(node) | offered_host_ports(requests)
+        free = {resource: amount - used.get(resource, _ZERO) for resource, amount in offered.items()}
         refused = _refusals(pod, node, requests, free)
+        if not refused and has_spread(pod) and (problem := _spread_problem(pod, node, nodes, placed)):
+            refused = [problem]
         if not refused and (problem := affinity_problem(pod, node, nodes, placed)):
             refused = [problem]
         if refused:
@@ -87,6 +92,21 @@ def place(
         return Placement(min(fitting)[1])
     why = ", ".join(sorted(f"{count} {reason}" for reason, count in reasons.items()))
     return Placement("", f"0/{len(nodes)} nodes are available: {why}.")
+
+
+def needs_of(pod: Object) -> dict[str, Decimal]:
+    """Return all that a Pod takes of its node: what it requests, its place, and ports of the machine."""
+    return {**requests_of(pod), "pods": Decimal(1), **host_ports_of(pod)}
+
+
+def _spread_problem(pod: Object, node: Object, nodes: Sequence[Object], placed: Sequence[Object]) -> str:
+    def tolerated(other: Object) -> bool:
+        taints = (other.get("spec") or {}).get("taints") or ()
+        return all(_tolerates(pod["spec"], taint) for taint in taints if taint["effect"] != "PreferNoSchedule")
+
+    return spread_problem(
+        pod, node, nodes, placed, affine=lambda other: _affine(pod["spec"], other), tolerated=tolerated
+    )
 
 
 def _allocatable(node: Object) -> dict[str, Decimal]:
@@ -108,6 +128,8 @@ def _refusals(pod: Object, node: Object, requests: Amounts, free: Amounts) -> li
     if not _affine(spec, node):
         return ["node(s) didn't match Pod's node affinity/selector"]
     lacking = [name for name, amount in requests.items() if amount > 0 and amount > free.get(name, _ZERO)]
+    if any(is_host_port(name) for name in lacking):
+        return ["node(s) didn't have free ports for the requested pod ports"]
     return ["Too many pods" if name == "pods" else f"Insufficient {name}" for name in lacking]
 
 
@@ -162,8 +184,8 @@ def _holds(expression: Mapping[str, Any], value: str | None) -> bool:
 
 def lacking_resources(pod: Object, node: Object, used: Amounts) -> dict[str, Decimal] | None:
     """Return how much of what a node lacks for a Pod; None when nobody's end would make it fit."""
-    requests = {**requests_of(pod), "pods": Decimal(1)}
-    allocatable = _allocatable(node)
+    requests = needs_of(pod)
+    allocatable = _allocatable(node) | offered_host_ports(requests)
     if _refusals(pod, node, requests, requests):
         return None
     if any(amount > allocatable.get(name, _ZERO) for name, amount in requests.items()):
@@ -190,13 +212,14 @@ def signature_of(pod: Object, *, labelled: bool = False) -> str:
     """
     spec = pod["spec"]
     own: list[Any] = []
-    if labelled or has_pod_terms(pod) or _claims_of(pod):
+    if labelled or has_pod_terms(pod) or has_spread(pod) or _claims_of(pod):
         own = [pod["metadata"].get("namespace"), labels_of(pod), _claims_of(pod)]
-    requests = sorted((name, str(amount.normalize())) for name, amount in requests_of(pod).items())
+    requests = sorted((name, str(amount.normalize())) for name, amount in needs_of(pod).items())
     decisive = [
         requests,
         spec.get("nodeSelector"),
         spec.get("affinity"),
+        spec.get("topologySpreadConstraints"),
         spec.get("tolerations"),
         priority_of(pod),
         own,
@@ -312,7 +335,7 @@ class Scheduler:
             self._stop_waiting(key)
             self._has_freed = True
         # A Pod that waits for company may have waited for this one.
-        self._has_freed = self._has_freed or any('"podAffinity"' in signature for signature in self._waiting)
+        self._has_freed = self._has_freed or any('"topologyKey"' in signature for signature in self._waiting)
 
     async def _place_gang(self, ctx: Context, pod: Object, gang: Gang) -> float | None:
         """Place all members that wait, or none of them; those beyond ``minMember`` as they fit."""
@@ -379,8 +402,8 @@ class Scheduler:
                 text = f'persistentvolumeclaim "{name}" not found'
                 return Placement("", f"0/{len(nodes)} nodes are available: {text}.")
         placed: Sequence[Object] = ()
-        if self._aloof or has_pod_terms(pod):
-            keys = self._taken if has_pod_terms(pod) else self._aloof
+        if self._aloof or has_pod_terms(pod) or has_spread(pod):
+            keys = self._taken if has_pod_terms(pod) or has_spread(pod) else self._aloof
             # The cache shows a placement a moment late.
             found = [(key, ctx.cache(POD).get(key)) for key in keys]
             placed = [_on(other, self._taken[key].node) for key, other in found if other is not None]
@@ -458,7 +481,7 @@ class Scheduler:
         if known and (known.uid, known.node) == (uid, node):
             return
         self._release(key)
-        amounts = {**requests_of(pod), "pods": Decimal(1)}
+        amounts = needs_of(pod)
         self._taken[key] = _Taken(uid, node, amounts, priority_of(pod))
         if keeps_others_away(pod):
             self._aloof.add(key)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shallop.embedded.workloads.pods import requests_of
-from shallop.embedded.workloads.scheduler import Placement, place, signature_of
+from shallop.embedded.workloads.scheduler import Placement, needs_of, place, signature_of
 
 Object = dict[str, Any]
 
@@ -135,3 +135,73 @@ def test_nothing_is_promised_twice(wanted: list[dict[str, int]], capacities: lis
 def test_pods_that_fit_alike_wait_together() -> None:
     assert signature_of(pod({"cpu": "1"})) == signature_of(pod({"cpu": "1000m"}) | {"metadata": {"name": "other"}})
     assert signature_of(pod({"cpu": "1"})) != signature_of(pod({"cpu": "2"}))
+
+
+def with_port(port: int, address: str = "", protocol: str = "TCP") -> Object:
+    wanted = {"containerPort": port, "hostPort": port, "protocol": protocol, "hostIP": address}
+    return {**pod(), "spec": {"containers": [{"name": "a", "ports": [wanted]}]}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        (with_port(80), with_port(80), False),
+        (with_port(80), with_port(81), True),
+        (with_port(80), with_port(80, protocol="UDP"), True),
+        (with_port(80), with_port(80, "127.0.0.1"), False),
+        (with_port(80, "127.0.0.1"), with_port(80, "0.0.0.0"), False),
+        (with_port(80, "127.0.0.1"), with_port(80, "127.0.0.2"), True),
+        (with_port(80, "127.0.0.1"), with_port(80, "127.0.0.1"), False),
+    ],
+)
+def test_a_port_of_the_machine_is_given_once(first: Object, second: Object, fits: bool) -> None:
+    placement = place(second, [node()], {"n": needs_of(first)})
+    said = "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."
+    assert placement == (Placement("n") if fits else Placement("", said))
+
+
+def spread(key: str, selector: Object | None = None, **fields: Any) -> Object:
+    constraint = {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule", **fields}
+    constraint["labelSelector"] = {"matchLabels": {"app": "web"}} if selector is None else selector
+    wanted = pod(topologySpreadConstraints=[constraint])
+    return {**wanted, "metadata": {**wanted["metadata"], "labels": {"app": "web"}}}
+
+
+def on(name: str, wanted: Object) -> Object:
+    return {**wanted, "spec": {**wanted["spec"], "nodeName": name}}
+
+
+HOST = "kubernetes.io/hostname"
+
+
+def test_pods_of_one_node_are_spread_over_it_however_many_they_are() -> None:
+    here = node(labels={HOST: "n"})
+    others = [on("n", spread(HOST)) for _ in range(5)]
+    assert place(spread(HOST), [here], {}, others).node == "n"
+    # There should be two domains, and one has five already.
+    assert place(spread(HOST, minDomains=2), [here], {}, others) == Placement(
+        "", "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints."
+    )
+    assert place(spread(HOST, minDomains=2), [here], {}, []).node == "n"
+
+
+def test_a_node_without_the_label_of_a_constraint_cannot_take_the_pod() -> None:
+    wanted = spread("topology.kubernetes.io/zone")
+    assert place(wanted, [node(labels={HOST: "n"})], {}).message == (
+        "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints (missing required label)."
+    )
+    assert place(spread("topology.kubernetes.io/zone", whenUnsatisfiable="ScheduleAnyway"), [node()], {}).node == "n"
+
+
+def test_pods_are_spread_over_several_nodes() -> None:
+    nodes = [node("a", labels={HOST: "a"}), node("b", labels={HOST: "b"}, memory="1Gi")]
+    assert place(spread(HOST), nodes, {}, [on("a", spread(HOST))]).node == "b"
+    leaving = on("a", spread(HOST))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    other_namespace = on("a", spread(HOST))
+    other_namespace["metadata"] = {**other_namespace["metadata"], "namespace": "other"}
+    assert place(spread(HOST), nodes, {}, [leaving, other_namespace]).node == "a"
+    # A node that the Pod may not use at all is no domain.
+    pinned = spread(HOST)
+    pinned["spec"]["nodeSelector"] = {HOST: "a"}
+    assert place(pinned, nodes, {}, [on("a", spread(HOST))]).node == "a"

@@ -104,3 +104,17 @@ def test_pods_keep_away_from_each_other_or_wait_for_company(run: Callable[..., N
         await placed(world, "second")
 
     run(scenario)
+
+
+def test_a_pod_waits_until_its_port_of_the_machine_is_free(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        ports = [{"containerPort": 80, "hostPort": 8080}]
+        wanted = {**spec(), "containers": [{"name": "a", "image": "i", "ports": ports}]}
+        await world.create("Pod", "first", spec=wanted)
+        await placed(world, "first")
+        await world.create("Pod", "second", spec=wanted)
+        assert "didn't have free ports for the requested pod ports" in await message_of(world, "second")
+        await world.delete("Pod", "first")
+        await placed(world, "second")
+
+    run(scenario)
