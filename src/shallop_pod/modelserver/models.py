@@ -1,18 +1,20 @@
-"""Loading a model from a folder and predicting with it."""
+"""What a loaded model is to the protocols, and which format a folder has."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["LoadError", "Model", "load_model"]
+from shallop_pod.modelserver.protocol import Tensor
 
-_SKLEARN = (".joblib", ".pkl", ".pickle")
-_XGBOOST = (".bst", ".ubj", ".json", ".xgb")
-# Files that describe a model without being one.
-_NOT_MODELS = ("metadata.json", "model-settings.json", "result.json", "config.json")
+if TYPE_CHECKING:
+    from shallop_pod.modelserver.language import Language
+
+__all__ = ["LoadError", "LoadOptions", "Model", "find_model", "find_models", "load_model"]
 
 
 class LoadError(Exception):
@@ -21,37 +23,89 @@ class LoadError(Exception):
 
 class Model(NamedTuple):
     """
-    A loaded model.
+    A loaded model; knows nothing of the protocols that ask it.
 
     Args:
-        predict: takes an array ``(rows, ...)`` or a DataFrame, returns an array with one entry per row.
+        predict: takes an array ``(rows, ...)`` or a DataFrame, or when ``named`` a dict of arrays; returns an array or
+            a list with one entry per row, a DataFrame, or a dict of such arrays by the names of outputs.
         features: how many numbers a row has; 0 when the model does not know.
+        inputs: what it says of its inputs; may be empty.
+        named: its inputs have names.
+        batches: rows of several requests may be predicted in one call: what they give does not depend on each other.
+        methods: further ways to predict, by the name of the output that asks for them (MLServer).
+        language: what generates or embeds texts, for the OpenAI API.
     """
 
     name: str
     platform: str
     predict: Callable[[Any], Any]
-    features: int
+    features: int = 0
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    named: bool = False
+    batches: bool = True
+    methods: Mapping[str, Callable[[Any], Any]] = {}
+    language: Language | None = None
+
+    @property
+    def tensors(self) -> Sequence[Tensor] | None:
+        """The inputs as parsers of requests want them: None for a model that takes rows."""
+        return self.inputs if self.named else None
 
 
-def load_model(name: str, folder: str | Path, *, env: Mapping[str, str] = os.environ, threads: int = 1) -> Model:
+class LoadOptions(NamedTuple):
     """
-    Load the one model file of a folder, or the file itself.
+    How to load models.
 
     Args:
-        env: ``PREDICT_PROBA=true`` makes a classifier answer with probabilities.
-        threads: used by XGBoost and LightGBM for one prediction.
+        env: ``PREDICT_PROBA=true`` makes a classifier answer with probabilities; ``MODEL_CLASS_NAME`` names the class
+            of a PyTorch state dict.
+        threads: for one prediction.
+        framework: of ``modelFormat``; decides where the files could be read in two ways.
+        mlserver: answer as MLServer does: scikit-learn's output is called ``predict``, one column wide.
+        arguments: those of the Hugging Face server, by name: ``task``, ``return_probabilities``, ...
+    """
+
+    env: Mapping[str, str] = os.environ
+    threads: int = 1
+    framework: str = ""
+    mlserver: bool = False
+    arguments: Mapping[str, str] = {}
+
+
+class _Format(NamedTuple):
+    module: str
+    suffixes: tuple[str, ...]
+
+
+# In this order: a pickle beside a booster is the model, the booster a part of it.
+_FORMATS = (
+    _Format("sklearn", (".joblib", ".pkl", ".pickle")),
+    _Format("boosters", (".bst", ".ubj", ".json", ".xgb")),
+    _Format("onnxruntime", (".onnx",)),
+    _Format("torch", (".pt", ".pth", ".pt2", ".mar")),
+    _Format("tensorflow", (".keras", ".h5", ".hdf5")),
+)
+# Files that describe a model without being one.
+_NOT_MODELS = (
+    *("metadata.json", "model-settings.json", "result.json", "config.json", "signature_def.json", "settings.json"),
+    *("input_example.json", "serving_input_example.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+)
+_WITHOUT_SERVER = {".pmml": "PMML needs a Java machine", ".pdmodel": "PaddlePaddle", ".plan": "TensorRT needs a GPU"}
+
+
+def load_model(name: str, folder: str | Path, options: LoadOptions | None = None) -> Model:
+    """
+    Load the model of a folder, or the file itself.
 
     Raises:
         LoadError: none or several candidates, a broken file, a library that is missing or of another version.
     """
-    path = _find(Path(folder))
+    options = options or LoadOptions()
+    module, path = find_model(Path(folder), options)
     try:
-        if path.suffix in _SKLEARN:
-            return _load_sklearn(name, path, env)
-        if _is_lightgbm(path):
-            return _load_lightgbm(name, path, threads)
-        return _load_xgboost(name, path, threads)
+        loaded: Model = import_module(f"shallop_pod.modelserver.formats.{module}").load(name, path, options)
+        return loaded
     except ModuleNotFoundError as error:
         raise LoadError(
             f"{path.name}: the model needs the package {error.name!r}, which its environment lacks. "
@@ -60,73 +114,95 @@ def load_model(name: str, folder: str | Path, *, env: Mapping[str, str] = os.env
     except LoadError:
         raise
     except Exception as error:
-        # Unpickling runs code of the model's authors, so that anything may be raised here.
+        # Loading runs code of the model's authors, so that anything may be raised here.
         raise LoadError(f"{path.name}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _find(folder: Path) -> Path:
+def find_model(folder: Path, options: LoadOptions) -> tuple[str, Path]:
+    """Return the module of ``formats`` that loads a folder, and what it shall load."""
     if folder.is_file():
-        return folder
+        return _module_of(folder), folder
     if not folder.is_dir():
         raise LoadError(f"model folder {folder} does not exist.")
+    if uri := _settings_uri(folder):
+        return find_model(uri, options)
+    if (folder / "MLmodel").is_file():
+        return "mlflow", folder
+    if (folder / "saved_model.pb").is_file():
+        return "tensorflow", folder
+    if _is_transformer(folder, options):
+        return "transformers", folder
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in _NOT_MODELS]
-    for suffixes in (_SKLEARN, _XGBOOST):
-        found = [path for path in files if path.suffix in suffixes]
+    for format_ in _FORMATS:
+        found = [path for path in files if path.suffix in format_.suffixes]
         if len(found) == 1:
-            return found[0]
+            return format_.module, found[0]
         if found:
             names = ", ".join(path.name for path in found)
             raise LoadError(f"more than one model file in the folder: {names}. Leave the one to serve.")
+    if newest := _newest_version(folder):
+        return find_model(newest, options)
+    if (folder / "model-store").is_dir():
+        return find_model(folder / "model-store", options)
+    raise LoadError(_nothing_found(files))
+
+
+def find_models(folder: Path, options: LoadOptions) -> dict[str, Path]:
+    """
+    Return the models of a repository, name -> folder, when a folder has no model itself but folders with some.
+
+    Source: KServe's scikit-learn server (multi-model mode) and Triton's model repository: ``MODEL/VERSION/model.onnx``.
+    """
+    if not folder.is_dir() or (folder / "config.pbtxt").exists() or _newest_version(folder):
+        return {}
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if any(path.name not in _NOT_MODELS for path in files):
+        return {}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith(".") or path.name in ("model-store", "config"):
+            continue
+        find_model(path, options)  # a folder that is no model is told of here
+        found[path.name] = path
+    return found
+
+
+def _module_of(path: Path) -> str:
+    for format_ in _FORMATS:
+        if path.suffix in format_.suffixes:
+            return format_.module
+    return "boosters"
+
+
+def _settings_uri(folder: Path) -> Path | None:
+    """Return what MLServer's ``model-settings.json`` names as the model."""
+    try:
+        settings = json.loads((folder / "model-settings.json").read_text())
+        uri = settings["parameters"]["uri"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = (folder / uri).resolve()
+    return path if path != folder.resolve() and path.exists() else None
+
+
+def _is_transformer(folder: Path, options: LoadOptions) -> bool:
+    if options.framework == "huggingface":
+        return True
+    weights = any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").is_file()
+    return weights and (folder / "config.json").is_file()
+
+
+def _newest_version(folder: Path) -> Path | None:
+    versions = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
+def _nothing_found(files: Sequence[Path]) -> str:
+    for path in files:
+        if path.suffix in _WITHOUT_SERVER:
+            return f"{path.name}: no server for it here: {_WITHOUT_SERVER[path.suffix]}."
+        if path.name == "model.py":
+            return f"{path.name}: Triton's Python backend is not there; serve it with a container of your own."
     names = ", ".join(path.name for path in files) or "nothing"
-    wanted = " ".join(_SKLEARN + _XGBOOST)
-    raise LoadError(f"no model file in the folder (looked for {wanted}; found {names}).")
-
-
-def _load_sklearn(name: str, path: Path, env: Mapping[str, str]) -> Model:
-    import joblib
-
-    estimator = joblib.load(path)
-    method = estimator.predict
-    if env.get("PREDICT_PROBA", "").lower() == "true":
-        method = getattr(estimator, "predict_proba", method)
-    return Model(name, "sklearn", _without_name_warnings(method), int(getattr(estimator, "n_features_in_", 0)))
-
-
-def _without_name_warnings(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    import warnings
-
-    # Fitted on a DataFrame, asked with an array: correct by position, and no news on every request.
-    warnings.filterwarnings("ignore", message="X does not have valid feature names")
-    return method
-
-
-def _load_xgboost(name: str, path: Path, threads: int) -> Model:
-    import numpy as np
-    import xgboost
-
-    booster = xgboost.Booster({"nthread": threads})
-    booster.load_model(path)
-
-    def predict(rows: Any) -> Any:
-        if isinstance(rows, np.ndarray) and rows.dtype != object:
-            return booster.inplace_predict(rows, validate_features=False)
-        return booster.predict(xgboost.DMatrix(rows, nthread=threads))
-
-    return Model(name, "xgboost", predict, int(booster.num_features()))
-
-
-def _is_lightgbm(path: Path) -> bool:
-    """Tell the text of a LightGBM booster from XGBoost's files, which may have the same suffix."""
-    with path.open("rb") as file:
-        return file.read(5) in (b"tree\n", b"tree\r")
-
-
-def _load_lightgbm(name: str, path: Path, threads: int) -> Model:
-    import lightgbm
-
-    booster = lightgbm.Booster(model_file=str(path))
-
-    def predict(rows: Any) -> Any:
-        return booster.predict(rows, num_threads=threads)
-
-    return Model(name, "lightgbm", predict, int(booster.num_feature()))
+    wanted = " ".join(suffix for format_ in _FORMATS for suffix in format_.suffixes)
+    return f"no model file in the folder (looked for {wanted}, MLmodel, saved_model.pb; found {names})."

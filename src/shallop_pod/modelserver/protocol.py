@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,10 +27,24 @@ except ModuleNotFoundError:  # the environment of a custom image may lack it
         return json.dumps(value, default=_plain).encode()
 
 
-__all__ = ["ProtocolError", "Request", "dumps", "parse_v1", "parse_v2", "render_v1", "render_v2"]
+__all__ = [
+    "DTYPES",
+    "ProtocolError",
+    "Request",
+    "Tensor",
+    "arrange",
+    "datatype_of",
+    "dumps",
+    "loads",
+    "named_arrays",
+    "parse_v1",
+    "parse_v2",
+    "render_v1",
+    "render_v2",
+]
 
 # V2 datatype -> numpy; BYTES and FP16 have rules of their own below.
-_DTYPES = {
+DTYPES = {
     "BOOL": "?",
     "UINT8": "u1",
     "UINT16": "<u2",
@@ -42,7 +58,7 @@ _DTYPES = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
-_DATATYPES = {code.lstrip("<"): name for name, code in _DTYPES.items()} | {"b1": "BOOL"}
+_DATATYPES = {code.lstrip("<"): name for name, code in DTYPES.items()} | {"b1": "BOOL"}
 
 
 class ProtocolError(Exception):
@@ -53,19 +69,31 @@ class ProtocolError(Exception):
         self.status = status
 
 
+class Tensor(NamedTuple):
+    """What a model says of an input or output; ``datatype`` in V2's words, a size of -1 is any."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 class Request(NamedTuple):
     """
     What to predict.
 
     Args:
-        rows: array ``(rows, ...)`` or DataFrame.
+        rows: array ``(rows, ...)``, DataFrame, or for a model of named tensors a dict of arrays.
         id: V2 request id, echoed.
         binary: V2: answer with binary tensors.
+        outputs: V2: names of the outputs that are wanted; empty for all.
+        columns: V1: the request was in TensorFlow's column form, and so is the answer.
     """
 
     rows: Any
     id: str = ""
     binary: bool = False
+    outputs: tuple[str, ...] = ()
+    columns: bool = False
 
 
 def _plain(value: Any) -> Any:
@@ -82,11 +110,18 @@ def _body(body: bytes) -> Any:
         raise ProtocolError(f"Unrecognized request format: {error}") from error
 
 
-def parse_v1(body: bytes) -> Request:
-    """Read ``{"instances": [...]}``; ``inputs`` is accepted too."""
+def parse_v1(body: bytes, inputs: Sequence[Tensor] | None = None) -> Request:
+    """
+    Read ``{"instances": [...]}``; ``inputs`` is accepted too.
+
+    Args:
+        inputs: of a model of named tensors; None for one that takes rows.
+    """
     payload = _body(body)
     if not isinstance(payload, dict):
         raise ProtocolError('Expected an object with "instances", a list of rows')
+    if inputs is not None:
+        return _parse_named_v1(payload, inputs)
     rows = payload.get("instances", payload.get("inputs"))
     if not isinstance(rows, list):
         raise ProtocolError('Expected "instances" to be a list')
@@ -95,6 +130,75 @@ def parse_v1(body: bytes) -> Request:
     if isinstance(rows[0], dict):
         return Request(_frame(rows))
     return Request(_array(rows, '"instances"'))
+
+
+def _parse_named_v1(payload: dict[str, Any], inputs: Sequence[Tensor]) -> Request:
+    if "instances" not in payload and "inputs" in payload:
+        given = payload["inputs"]
+        columns = given if isinstance(given, dict) else {_only(inputs): given}
+        tensors = [(name, _column(values, f'"inputs".{name}')) for name, values in columns.items()]
+        return Request(arrange(tensors, inputs=inputs), columns=True)
+    rows = payload.get("instances")
+    if not isinstance(rows, list):
+        raise ProtocolError('Expected "instances" to be a list')
+    if not rows:
+        raise ProtocolError('"instances" is empty; send at least one row')
+    if not isinstance(rows[0], dict) or set(rows[0]) == {"b64"}:
+        return Request({_only(inputs): _column(rows, '"instances"')})
+    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        raise ProtocolError('"instances": every row must be an object with the same names')
+    tensors = [(name, _column([row[name] for row in rows], f'"instances".{name}')) for name in rows[0]]
+    return Request(arrange(tensors, inputs=inputs))
+
+
+def _only(inputs: Sequence[Tensor]) -> str:
+    if len(inputs) > 1:
+        names = ", ".join(tensor.name for tensor in inputs)
+        raise ProtocolError(f"the model has several inputs; send objects with the names {names}")
+    return inputs[0].name if inputs else "input-0"
+
+
+def _column(values: Any, what: str) -> np.ndarray[Any, Any]:
+    """Return an array; ``{"b64": text}`` in it, TensorFlow's way to send bytes, is decoded."""
+    import numpy as np
+
+    if isinstance(values, list) and values and isinstance(values[0], dict):
+        try:
+            return np.array([base64.b64decode(value["b64"]) for value in values], dtype=object)
+        except (KeyError, TypeError, binascii.Error) as error:
+            raise ProtocolError(f'{what}: expected {{"b64": text}}') from error
+    return _array(values, what)
+
+
+def arrange(tensors: Sequence[tuple[str, Any]], *, frame: bool = False, inputs: Sequence[Tensor] | None = None) -> Any:
+    """
+    Make what a model takes of the tensors of a request, which REST and gRPC have read.
+
+    Args:
+        tensors: names and arrays, in the order of the request; at least one.
+        frame: the request asks for columns of a DataFrame.
+        inputs: of a model of named tensors, empty when it does not know them; None for one that takes rows.
+
+    Returns:
+        The first array, a DataFrame of several, or a dict of arrays. Names that the model does not know stand for its
+        inputs in their order when there are as many.
+    """
+    if inputs is not None:
+        known = [tensor.name for tensor in inputs]
+        given = [name for name, _ in tensors]
+        if not known or set(given) <= set(known):
+            return dict(tensors)
+        if len(given) != len(known):
+            raise ProtocolError(f"inputs: the model has {', '.join(known)}; the request has {', '.join(given)}")
+        return dict(zip(known, (array for _, array in tensors), strict=True))
+    if not frame and len(tensors) == 1:
+        return tensors[0][1]
+    import pandas as pd
+
+    lengths = {len(array) for _, array in tensors}
+    if len(lengths) != 1:
+        raise ProtocolError(f"inputs: columns must have the same number of rows, found {sorted(lengths)}")
+    return pd.DataFrame({name: array.reshape(len(array), -1)[:, 0] for name, array in tensors})
 
 
 def _frame(rows: list[Any]) -> Any:
@@ -114,8 +218,17 @@ def _array(values: Any, what: str, dtype: str | None = None) -> np.ndarray[Any, 
         raise ProtocolError(f"{what}: rows must all have the same length and type: {error}") from error
 
 
-def render_v1(result: Any) -> bytes:
-    """Write ``{"predictions": [...]}``."""
+def render_v1(result: Any, *, columns: bool = False) -> bytes:
+    """Write ``{"predictions": [...]}``, or for ``columns`` ``{"outputs": ...}``, TensorFlow's column form."""
+    if isinstance(result, Mapping):
+        arrays = {name: _contiguous(array) for name, array in result.items()}
+        if columns:
+            return dumps({"outputs": next(iter(arrays.values())) if len(arrays) == 1 else arrays})
+        if len(arrays) == 1:
+            return dumps({"predictions": next(iter(arrays.values()))})
+        lists = {name: array.tolist() if hasattr(array, "tolist") else array for name, array in arrays.items()}
+        rows = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+        return dumps({"predictions": rows})
     return dumps({"predictions": _contiguous(result)})
 
 
@@ -124,15 +237,35 @@ def _contiguous(result: Any) -> Any:
     flags = getattr(result, "flags", None)
     if flags is not None and flags.c_contiguous and result.dtype.kind in "biuf":
         return result
+    if flags is not None and result.dtype == object:
+        return _texts(result).tolist()
+    if hasattr(result, "columns"):
+        return result.to_dict(orient="records")
     return result.tolist() if hasattr(result, "tolist") else result
 
 
-def parse_v2(body: bytes, header_length: int | None) -> Request:
+def _texts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array of objects with bytes as texts: of UTF-8, else of base64."""
+    import numpy as np
+
+    texts = np.empty(array.shape, dtype=object)
+    for index, value in np.ndenumerate(array):
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError:
+                value = base64.b64encode(value).decode()
+        texts[index] = value
+    return texts
+
+
+def parse_v2(body: bytes, header_length: int | None, inputs: Sequence[Tensor] | None = None) -> Request:
     """
     Read an inference request of the Open Inference Protocol.
 
     Args:
         header_length: value of ``Inference-Header-Content-Length``; None when the whole body is JSON.
+        inputs: of a model of named tensors; None for one that takes rows.
     """
     payload = _body(body if header_length is None else body[:header_length])
     if not isinstance(payload, dict) or not isinstance(payload.get("inputs"), list) or not payload["inputs"]:
@@ -150,19 +283,10 @@ def parse_v2(body: bytes, header_length: int | None) -> Request:
             if len(raw) != size:
                 raise ProtocolError(f"{where}: binary_data_size is {size}, the body has {len(raw)} bytes left")
         tensors.append((str(tensor.get("name", position)), _tensor(tensor, where, raw)))
-    return Request(_rows(payload, tensors), str(payload.get("id") or ""), _wants_binary(payload))
-
-
-def _rows(payload: dict[str, Any], tensors: list[tuple[str, Any]]) -> Any:
-    columns = (payload.get("parameters") or {}).get("content_type") == "pd" or len(tensors) > 1
-    if not columns:
-        return tensors[0][1]
-    import pandas as pd
-
-    lengths = {len(array) for _, array in tensors}
-    if len(lengths) != 1:
-        raise ProtocolError(f"inputs: columns must have the same number of rows, found {sorted(lengths)}")
-    return pd.DataFrame({name: array.reshape(len(array), -1)[:, 0] for name, array in tensors})
+    frame = (payload.get("parameters") or {}).get("content_type") == "pd"
+    outputs = tuple(str(output["name"]) for output in payload.get("outputs") or () if output.get("name"))
+    rows = arrange(tensors, frame=frame, inputs=inputs)
+    return Request(rows, str(payload.get("id") or ""), _wants_binary(payload), outputs)
 
 
 def _wants_binary(payload: dict[str, Any]) -> bool:
@@ -177,19 +301,19 @@ def _tensor(tensor: dict[str, Any], where: str, raw: memoryview | None) -> np.nd
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
     if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ProtocolError(f"{where}.shape: expected a list of sizes, found {shape!r}")
-    if datatype != "BYTES" and datatype not in _DTYPES:
-        known = ", ".join([*_DTYPES, "BYTES"])
+    if datatype != "BYTES" and datatype not in DTYPES:
+        known = ", ".join([*DTYPES, "BYTES"])
         raise ProtocolError(f"{where}.datatype: {datatype!r} is not known; use one of {known}")
     if raw is not None and datatype == "BYTES":
         array: np.ndarray[Any, Any] = np.array(_split_bytes(raw, where), dtype=object)
     elif raw is not None:
-        if len(raw) % np.dtype(_DTYPES[datatype]).itemsize:
+        if len(raw) % np.dtype(DTYPES[datatype]).itemsize:
             raise ProtocolError(f"{where}: {len(raw)} bytes are no whole number of {datatype} values")
-        array = np.frombuffer(raw, _DTYPES[datatype])
+        array = np.frombuffer(raw, DTYPES[datatype])
     elif "data" not in tensor:
         raise ProtocolError(f"{where}.data: missing")
     else:
-        dtype = "O" if datatype == "BYTES" else _DTYPES[datatype]
+        dtype = "O" if datatype == "BYTES" else DTYPES[datatype]
         array = _array(tensor["data"], f"{where}.data", dtype).reshape(-1)
     wanted = int(np.prod(shape)) if shape else 1
     if array.size != wanted:
@@ -218,12 +342,9 @@ def render_v2(model: str, request: Request, result: Any) -> tuple[bytes, int | N
     """
     import numpy as np
 
-    arrays = {"output-0": np.asarray(result)}
-    if hasattr(result, "columns"):
-        arrays = {str(column): result[column].to_numpy() for column in result.columns}
     outputs, chunks = [], []
-    for name, array in arrays.items():
-        datatype = _DATATYPES.get(array.dtype.str.lstrip("<>|="), "BYTES")
+    for name, array in named_arrays(result, request.outputs).items():
+        datatype = datatype_of(array)
         output: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
         if request.binary:
             chunk = _join_bytes(array) if datatype == "BYTES" else np.ascontiguousarray(array).tobytes()
@@ -243,6 +364,41 @@ def render_v2(model: str, request: Request, result: Any) -> tuple[bytes, int | N
     return (head + b"".join(chunks), len(head)) if request.binary else (head, None)
 
 
+def named_arrays(result: Any, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
+    """
+    Return what a model answered as arrays by the names of outputs; REST and gRPC write them.
+
+    Args:
+        wanted: names of outputs; those that the model has are chosen, when it has any of them.
+    """
+    import numpy as np
+
+    if hasattr(result, "columns"):
+        arrays = {str(column): result[column].to_numpy() for column in result.columns}
+    elif isinstance(result, Mapping):
+        arrays = {str(name): np.asarray(array) for name, array in result.items()}
+    else:
+        arrays = {"output-0": _as_array(result)}
+    return {name: arrays[name] for name in wanted if name in arrays} or arrays
+
+
+def _as_array(result: Any) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    try:
+        array = np.asarray(result)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype == object and isinstance(result, list) and any(isinstance(row, list | dict) for row in result):
+        return np.array([dumps(row).decode() for row in result], dtype=object)
+    return array
+
+
+def datatype_of(array: np.ndarray[Any, Any]) -> str:
+    """Return V2's name of an array's type; texts and anything unknown are BYTES."""
+    return _DATATYPES.get(array.dtype.str.lstrip("<>|="), "BYTES")
+
+
 def _join_bytes(array: np.ndarray[Any, Any]) -> bytes:
-    encoded = [str(value).encode() for value in array.reshape(-1)]
+    encoded = [value if isinstance(value, bytes) else str(value).encode() for value in array.reshape(-1)]
     return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)

@@ -34,7 +34,7 @@ def ask(model: Any, *requests: bytes) -> list[bytes]:
     """Send each request over a connection of its own, all in one turn of the loop; return the answers."""
 
     async def session() -> list[bytes]:
-        server = ModelServer(Model("m", "sklearn", model, 2), inline=True)
+        server = ModelServer([Model("m", "sklearn", model, 2)], inline=True)
         wires = []
         for request in requests:
             wire, connection = Wire(), server.connect()

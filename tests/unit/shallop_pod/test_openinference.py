@@ -148,7 +148,7 @@ def call(path: str, message: bytes, *more: tuple[bytes, bytes]) -> list[Any]:
     """Make one call to a model server over HTTP/2; return the events that came back."""
 
     async def session() -> list[Any]:
-        server = ModelServer(Model("m", "sklearn", lambda rows: rows.sum(axis=1), 2), inline=True)
+        server = ModelServer([Model("m", "sklearn", lambda rows: rows.sum(axis=1), 2)], inline=True)
         wire, client = Wire(), Http2(client=True)
         headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", b"x")]
         number = client.open([*headers, (b"content-type", b"application/grpc"), *more], end=False)

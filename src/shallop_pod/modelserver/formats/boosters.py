@@ -1,0 +1,59 @@
+"""Boosters of XGBoost and LightGBM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shallop_pod.modelserver.models import LoadOptions, Model
+
+__all__ = ["load"]
+
+
+def load(name: str, path: Path, options: LoadOptions) -> Model:
+    """Load a booster; what its own ``predict`` answers is the answer."""
+    loaded = _load_lightgbm(name, path, options) if _is_lightgbm(path) else _load_xgboost(name, path, options)
+    if not options.mlserver:
+        return loaded
+    return loaded._replace(predict=_named(loaded.predict), batches=False)
+
+
+def _named(predict: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def predict_column(rows: Any) -> Any:
+        result = predict(rows)
+        return {"predict": result.reshape(-1, 1) if result.ndim == 1 else result}
+
+    return predict_column
+
+
+def _load_xgboost(name: str, path: Path, options: LoadOptions) -> Model:
+    import numpy as np
+    import xgboost
+
+    booster = xgboost.Booster({"nthread": options.threads})
+    booster.load_model(path)
+
+    def predict(rows: Any) -> Any:
+        if isinstance(rows, np.ndarray) and rows.dtype != object:
+            return booster.inplace_predict(rows, validate_features=False)
+        return booster.predict(xgboost.DMatrix(rows, nthread=options.threads))
+
+    return Model(name, "xgboost", predict, int(booster.num_features()))
+
+
+def _is_lightgbm(path: Path) -> bool:
+    """Tell the text of a LightGBM booster from XGBoost's files, which may have the same suffix."""
+    with path.open("rb") as file:
+        return file.read(5) in (b"tree\n", b"tree\r")
+
+
+def _load_lightgbm(name: str, path: Path, options: LoadOptions) -> Model:
+    import lightgbm
+
+    booster = lightgbm.Booster(model_file=str(path))
+
+    def predict(rows: Any) -> Any:
+        return booster.predict(rows, num_threads=options.threads)
+
+    return Model(name, "lightgbm", predict, int(booster.num_feature()))

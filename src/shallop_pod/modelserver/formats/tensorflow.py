@@ -1,0 +1,74 @@
+"""TensorFlow SavedModels, by their serving signature, and Keras models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shallop_pod.modelserver.formats.tensors import feed
+from shallop_pod.modelserver.models import LoadError, LoadOptions, Model
+from shallop_pod.modelserver.protocol import Tensor
+
+__all__ = ["load"]
+
+_SIGNATURE = "serving_default"
+_TYPES = {
+    "float32": "FP32", "float64": "FP64", "float16": "FP16", "bool": "BOOL", "string": "BYTES", "int8": "INT8",
+    "int16": "INT16", "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32",
+    "uint64": "UINT64",
+}  # fmt: skip
+
+
+def load(name: str, path: Path, options: LoadOptions) -> Model:
+    """Load a folder with ``saved_model.pb`` or a file of Keras."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, options.threads))
+    return _load_saved(name, path) if path.is_dir() else _load_keras(name, path)
+
+
+def _load_saved(name: str, path: Path) -> Model:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    if _SIGNATURE not in loaded.signatures:
+        names = ", ".join(loaded.signatures) or "none"
+        raise LoadError(f"{path.name}: no signature {_SIGNATURE}; the model has: {names}.")
+    signature = loaded.signatures[_SIGNATURE]
+    inputs = tuple(_tensor(key, spec) for key, spec in signature.structured_input_signature[1].items())
+    outputs = tuple(_tensor(key, spec) for key, spec in signature.structured_outputs.items())
+
+    # The variables live as long as the object that they were loaded with.
+    def predict(arrays: Any, _loaded: Any = loaded) -> Any:
+        tensors = {key: tf.convert_to_tensor(array) for key, array in feed(arrays, inputs).items()}
+        try:
+            result = signature(**tensors)
+        except (tf.errors.InvalidArgumentError, TypeError) as error:
+            raise ValueError(str(error).strip().splitlines()[0]) from error
+        return {key: result[key].numpy() for key in sorted(result)}
+
+    return Model(name, "tensorflow_savedmodel", predict, 0, inputs, outputs, named=True, batches=False)
+
+
+def _load_keras(name: str, path: Path) -> Model:
+    import keras
+
+    model = keras.models.load_model(path, compile=False)
+    inputs = tuple(_tensor(item.name, item) for item in model.inputs)
+    outputs = tuple(_tensor(key, item) for key, item in zip(model.output_names, model.outputs, strict=True))
+
+    def predict(arrays: Any) -> Any:
+        given = feed(arrays, inputs)
+        result = model.predict_on_batch(given if len(inputs) > 1 else next(iter(given.values())))
+        results = result if isinstance(result, list) else [result]
+        if isinstance(result, dict):
+            return result
+        return dict(zip((tensor.name for tensor in outputs), results, strict=True))
+
+    return Model(name, "keras", predict, 0, inputs, outputs, named=True, batches=False)
+
+
+def _tensor(name: str, spec: Any) -> Tensor:
+    dtype = getattr(spec.dtype, "name", spec.dtype)
+    shape = () if spec.shape is None else tuple(-1 if size is None else int(size) for size in spec.shape)
+    return Tensor(name, _TYPES.get(str(dtype), "BYTES"), shape)
