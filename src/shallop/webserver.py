@@ -7,17 +7,20 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from shallop.errors import PortTakenError
 
 __all__ = ["OriginGuard", "Server", "bind"]
 
+_Headers = list[tuple[bytes, bytes]]
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Names that Pods use for the platform. No public DNS name can end so, hence none can be rebound to us.
 _CLUSTER_SUFFIXES = (".svc", ".svc.cluster.local", ".kubeflow")
@@ -109,21 +112,39 @@ class _UpgradableHttp(HttpToolsProtocol):
     """
     HTTP/1.1 whose connection an application may take over.
 
-    A request with ``Connection: Upgrade`` has ``scope["extensions"]["shallop.upgrade"]``: called instead of ``send``,
-    it returns the reader and writer of the raw connection, on which the application answers ``101`` itself. They are
-    closed when the server stops.
+    Every request has ``scope["extensions"]["shallop.answer"]``: called with status, headers (``content-length`` among
+    them) and body instead of ``send``, it writes a whole answer at once; False = it did nothing, ``send`` must do it. A
+    request with ``Connection: Upgrade`` has ``scope["extensions"]["shallop.upgrade"]`` instead: called instead of
+    ``send``, it returns the reader and writer of the raw connection, on which the application answers ``101`` itself.
+    They are closed when the server stops.
     """
 
     _handed_over = False
 
     def on_headers_complete(self) -> None:
         upgrade = self.parser.should_upgrade()
-        if upgrade:
-            self.scope["extensions"] = {"shallop.upgrade": self._hand_over}  # type: ignore[dict-item]
+        extensions: dict[str, Any] = {"shallop.upgrade": self._hand_over} if upgrade else {}
+        self.scope["extensions"] = extensions
         super().on_headers_complete()
+        if not upgrade:
+            extensions["shallop.answer"] = partial(self._answer, self.cycle)
         if upgrade:
             # The parser reads nothing more: without an upgrade this was the connection's last request.
             self.cycle.keep_alive = False
+
+    def _answer(self, cycle: RequestResponseCycle, status: int, headers: _Headers, body: bytes) -> bool:
+        if cycle.disconnected or cycle.response_started or self.flow.write_paused or not cycle.keep_alive:
+            return False
+        parts: list[bytes] = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            if b"\n" in value or b"\r" in value:
+                raise ValueError(f"a line break in the header {name!r}")
+            parts += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join((*parts, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def _unsupported_upgrade_warning(self) -> None:
         """Whether it is supported the application decides."""
@@ -163,6 +184,7 @@ class Server:
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=65,
             ws="none",

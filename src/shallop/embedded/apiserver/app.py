@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import platform
-import uuid
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -187,9 +187,12 @@ class App:
         if not any(name == b"cache-control" for name, _ in out):
             out += _COMMON
         out += [_warning(text) for text in dict.fromkeys(warnings)]
-        out.append((b"audit-id", uuid.uuid4().hex.encode()))
-        await send({"type": "http.response.start", "status": answer.status, "headers": out})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        out.append((b"audit-id", b"%032x" % random.getrandbits(128)))
+        body = b"" if scope["method"] == "HEAD" else body
+        whole = scope.get("extensions", {}).get("shallop.answer")
+        if whole is None or not whole(answer.status, out, body):
+            await send({"type": "http.response.start", "status": answer.status, "headers": out})
+            await send({"type": "http.response.body", "body": body})
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], warnings: list[str]

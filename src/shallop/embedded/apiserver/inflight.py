@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from shallop.embedded.apiserver.requests import MASTERS, User
 from shallop.errors import TimeoutStatusError, TooManyRequestsError
@@ -30,29 +30,28 @@ class InFlight:
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._total = 0
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
 
-    @asynccontextmanager
-    async def request(self, user: User) -> AsyncIterator[None]:
+    def request(self, user: User) -> AbstractAsyncContextManager[None]:
         """
+        Enter it with the task that answers the request.
+
         Raises:
             TooManyRequestsError: too many are under way; the client should wait a second.
             TimeoutStatusError: the request took longer than a minute.
         """
+        return _Request(self, user)
+
+    def begin(self, user: User) -> None:
         mine = self._requests[user.name]
         if self._total >= _MAX_REQUESTS or (mine >= _MAX_REQUESTS_PER_USER and MASTERS not in user.groups):
             raise _too_many("requests", user)
         self._total += 1
         self._requests[user.name] += 1
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
-        except TimeoutError as error:
-            message = f"Timeout: request did not complete within {self._timeout_s:g} s"
-            raise TimeoutStatusError(message, details={}) from error
-        finally:
-            self._total -= 1
-            _release(self._requests, user.name)
+
+    def end(self, user: User) -> None:
+        self._total -= 1
+        _release(self._requests, user.name)
 
     @asynccontextmanager
     async def stream(self, user: User) -> AsyncIterator[None]:
@@ -67,6 +66,34 @@ class InFlight:
             yield
         finally:
             _release(self._streams, user.name)
+
+
+class _Request:
+    """One request under way. As asyncio.timeout in a generator, at a fifth of its price: every request pays it."""
+
+    __slots__ = ("_cancelling", "_expired", "_limits", "_task", "_timer", "_user")
+
+    def __init__(self, limits: InFlight, user: User) -> None:
+        self._limits, self._user = limits, user
+        self._expired = False
+
+    async def __aenter__(self) -> None:
+        self._limits.begin(self._user)
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._timer = task.get_loop().call_later(self._limits.timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+    async def __aexit__(self, type_: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._timer.cancel()
+        self._limits.end(self._user)
+        if self._expired and self._task.uncancel() <= self._cancelling and type_ is asyncio.CancelledError:
+            message = f"Timeout: request did not complete within {self._limits.timeout_s:g} s"
+            raise TimeoutStatusError(message, details={}) from error
 
 
 def _release(counter: Counter[str], name: str) -> None:

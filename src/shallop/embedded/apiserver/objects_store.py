@@ -18,8 +18,8 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +51,14 @@ CREATE TABLE IF NOT EXISTS versions (
 );
 CREATE TABLE IF NOT EXISTS horizon (revision INTEGER NOT NULL);
 """
-_INSERT = "INSERT INTO versions (revision, resource, namespace, name, deleted, object) VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT INTO versions (revision, resource, namespace, name, deleted, object) VALUES "
+_ROW = "(?, ?, ?, ?, ?, ?)"
+# Rows of one INSERT: each statement gives up the interpreter's lock once, and may wait long to get it again.
+_ROWS = 50
+# Pages of the write-ahead log between two checkpoints, and how long it may grow under writes that never pause.
+_PAGE = 4096
+_CHECKPOINT_PAGES = 1000
+_MAX_LOG_PAGES = 16_000
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -132,9 +139,31 @@ class Subscription:
 
 
 class _KeyLock:
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
+    """One key, held by one at a time; known to the store as long as somebody holds it or waits."""
+
+    __slots__ = ("_key", "_lock", "_locks", "_users")
+
+    def __init__(self, locks: dict[tuple[str, str, str], _KeyLock], key: tuple[str, str, str]) -> None:
+        self._locks, self._key = locks, key
+        self._lock = asyncio.Lock()
+        self._users = 0
+
+    async def __aenter__(self) -> None:
+        self._users += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self._lock.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            del self._locks[self._key]
 
 
 class _Write(NamedTuple):
@@ -157,8 +186,11 @@ class ObjectsStore:
         """Open or create the database; None keeps everything in memory only; for ``synchronous`` see Settings."""
         if path is not None:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._path = path
         self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
+        # A checkpoint waits for the disk: another thread does it, beside the writes.
+        self._db.execute("PRAGMA wal_autocheckpoint=0")
         # A commit survives the end of this process at any moment; "full" adds an fsync for the end of the machine.
         self._db.execute(f"PRAGMA synchronous={synchronous}")
         self._db.executescript(_SCHEMA)
@@ -173,6 +205,9 @@ class ObjectsStore:
         self._next = self.revision + 1
         self._queue: queue.SimpleQueue[_Write | list[int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._checkpointer: threading.Thread | None = None
+        self._unchecked = 0
+        self._log_pages = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self.listeners: list[Callable[[Change], None]] = []
 
@@ -303,19 +338,13 @@ class ObjectsStore:
 
     # ---- writing
 
-    @asynccontextmanager
-    async def lock(self, resource: str, namespace: str, name: str) -> AsyncIterator[None]:
-        """Hold one key: what is read inside stays the newest version until ``put`` or ``remove`` returns."""
+    def lock(self, resource: str, namespace: str, name: str) -> AbstractAsyncContextManager[None]:
+        """Hold one key (enter at once): what is read inside stays the newest until ``put`` or ``remove`` returns."""
         key = (resource, namespace, name)
-        lock = self._locks.setdefault(key, _KeyLock())
-        lock.users += 1
-        try:
-            async with lock.lock:
-                yield
-        finally:
-            lock.users -= 1
-            if not lock.users:
-                del self._locks[key]
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = _KeyLock(self._locks, key)
+        return lock
 
     async def put(self, resource: str, namespace: str, name: str, obj: Object) -> Stored:
         """
@@ -369,17 +398,37 @@ class ObjectsStore:
                 error = caught
             if writes and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._publish, writes, error)
+            self._unchecked += sum(1 + len(write.change.new.raw) // _PAGE for write in writes)
+            if self._unchecked > _CHECKPOINT_PAGES:
+                self._check_point()
+        if self._checkpointer is not None:
+            self._checkpointer.join()
+
+    def _check_point(self) -> None:
+        """Start to move what the log has into the database, unless that is under way."""
+        if self._path is None or (self._checkpointer is not None and self._checkpointer.is_alive()):
+            return
+        self._unchecked = 0
+        if self._log_pages > _MAX_LOG_PAGES:
+            # The log starts over only where a checkpoint finds no write behind it: for once the writer does it itself.
+            self._log_pages = _checkpoint(self._db, "RESTART")
+            return
+        self._checkpointer = threading.Thread(target=self._checkpoint_beside, name="objects-checkpoint", daemon=True)
+        self._checkpointer.start()
+
+    def _checkpoint_beside(self) -> None:
+        with closing(sqlite3.connect(self._path or "", isolation_level=None)) as db:
+            self._log_pages = _checkpoint(db, "PASSIVE")
 
     def _transact(self, writes: builtins.list[_Write], obsolete: builtins.list[int]) -> None:
+        if len(writes) <= _ROWS and not obsolete:
+            if writes:
+                self._insert(writes)
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._db.executemany(
-                _INSERT,
-                [
-                    (c.revision, c.new.resource, c.new.namespace, c.new.name, c.deleted, c.new.raw)
-                    for c in (write.change for write in writes)
-                ],
-            )
+            for begin in range(0, len(writes), _ROWS):
+                self._insert(writes[begin : begin + _ROWS])
             if obsolete:
                 horizon, *revisions = obsolete
                 self._db.execute("DELETE FROM horizon")
@@ -389,6 +438,12 @@ class ObjectsStore:
         except sqlite3.Error:
             self._db.execute("ROLLBACK")
             raise
+
+    def _insert(self, writes: builtins.list[_Write]) -> None:
+        values: builtins.list[Any] = []
+        for (revision, _, new, deleted, _), _ in writes:
+            values += (revision, new.resource, new.namespace, new.name, deleted, new.raw)
+        self._db.execute(_INSERT + ", ".join([_ROW] * len(writes)), values)
 
     def _publish(self, writes: builtins.list[_Write], error: Exception | None) -> None:
         for change, done in writes:
@@ -458,6 +513,16 @@ class ObjectsStore:
                 obsolete.append(change.revision)
         if obsolete:
             self._queue.put([self._horizon, *obsolete])
+
+
+def _checkpoint(db: sqlite3.Connection, mode: str) -> int:
+    """Checkpoint; return the pages that are in the log, -1 = it failed and is tried again with the next."""
+    try:
+        _, pages, _ = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    except sqlite3.Error:
+        log.exception("checkpoint of the object store failed")
+        return -1
+    return int(pages)
 
 
 def encode_object(obj: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from decimal import Decimal
 
 from shallop.embedded.apiserver import failures
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 QUOTAS = "resourcequotas"
 # Under a quota of one of these, every container must say how much it wants.
 _COMPUTE = ("cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory")
+_NOTHING = nullcontext()
 
 
 class _Quota:
@@ -114,19 +115,19 @@ class Quotas:
         self.dirty[(namespace, name)] = None
         self.changed.set()
 
-    @asynccontextmanager
-    async def reserved(
+    def reserved(
         self, resource: Resource, namespace: str, obj: Object, old: Object | None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """
         Check a write and hold what it needs until it is stored.
 
         Raises:
             ForbiddenError: a quota would be exceeded, or a container does not say what it needs.
         """
-        if not self._grows(resource, namespace, obj, old):
-            yield
-            return
+        return self._held(resource, namespace, obj, old) if self._grows(resource, namespace, obj, old) else _NOTHING
+
+    @asynccontextmanager
+    async def _held(self, resource: Resource, namespace: str, obj: Object, old: Object | None) -> AsyncIterator[None]:
         lock = self._locks.setdefault(namespace, asyncio.Lock())
         async with lock:
             for name, quota in sorted(self._quotas.get(namespace, {}).items()):

@@ -299,6 +299,7 @@ class Registry:
         self._resources: dict[tuple[str, str, str], Resource] = {}
         self._by_gvk: dict[Gvk, Resource] = {}
         self.serial = 0
+        self._paths: tuple[int, set[tuple[str, str]], set[str]] = (-1, set(), set())
         self.admission: dict[Gvk, tuple[Any, Any]] = {}
         # Changes to new objects that parts make, see ``controller.Part.admission``.
         self.mutating: dict[Gvk, list[Admission]] = {}
@@ -334,9 +335,10 @@ class Registry:
 
     def has_path(self, group: str, version: str) -> bool:
         """Whether anything answers below a version: built-in groups always do, custom ones for what they serve."""
-        return any(
-            key[0] == group and (key[1] == version or not resource.custom) for key, resource in self._resources.items()
-        )
+        if self._paths[0] != self.serial:
+            found = {key[:2] for key in self._resources}
+            self._paths = (self.serial, found, {key[0] for key, known in self._resources.items() if not known.custom})
+        return (group, version) in self._paths[1] or group in self._paths[2]
 
     def add_crd(self, crd: Object) -> None:
         """Serve the versions of an established CRD, instead of what it declared before."""

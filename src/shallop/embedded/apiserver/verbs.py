@@ -44,6 +44,7 @@ _CRDS = "customresourcedefinitions.apiextensions.k8s.io"
 # Holds a deleted CRD until its objects are gone.
 CRD_CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 _GENERATE_ATTEMPTS = 8
+_NOTHING = nullcontext()
 
 
 class Page(NamedTuple):
@@ -227,7 +228,7 @@ class Verbs:
 
     def _allocating(self, resource: Resource) -> AbstractAsyncContextManager[None]:
         """Held from the choice of an address until it is stored: no two Services may get the same."""
-        return self._addresses if resource.storage == "services" else nullcontext()
+        return self._addresses if resource.storage == "services" else _NOTHING
 
     async def _admit_new(self, resource: Resource, namespace: str, draft: Object, options: WriteOptions) -> Object:
         """Let everybody who has a say change or refuse a new object, in the order of a real server."""
