@@ -18,32 +18,42 @@ _REQUESTS = "shallop_gateway_requests_total"
 _DURATION = "shallop_gateway_request_duration_seconds"
 
 
+class Series:
+    """The counts of one route."""
+
+    __slots__ = ("buckets", "codes", "total")
+
+    def __init__(self) -> None:
+        self.codes: dict[int, int] = {}
+        self.buckets = [0] * (len(_BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, code: int, seconds: float) -> None:
+        self.codes[code] = self.codes.get(code, 0) + 1
+        self.buckets[bisect_left(_BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
 class Metrics:
     """Counts per route (``namespace/name``); one event loop writes and reads."""
 
     def __init__(self) -> None:
-        self._requests: dict[tuple[str, int], int] = {}
-        self._buckets: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+        self._series: dict[str, Series] = {}
 
     def observe(self, route: str, code: int, seconds: float) -> None:
-        key = (route, code)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        buckets = self._buckets.get(route)
-        if buckets is None:
-            buckets = self._buckets[route] = [0] * (len(_BUCKETS) + 1)
-            self._sums[route] = 0.0
-        buckets[bisect_left(_BUCKETS, seconds)] += 1
-        self._sums[route] += seconds
+        series = self._series.get(route)
+        if series is None:
+            series = self._series[route] = Series()
+        series.observe(code, seconds)
 
     def render(self) -> bytes:
         """Write all metrics in the text format 0.0.4."""
         lines = [f"# HELP {_REQUESTS} Requests by route and status code.", f"# TYPE {_REQUESTS} counter"]
-        for (route, code), count in sorted(self._requests.items()):
-            lines.append(f'{_REQUESTS}{{{_labels(route)},code="{code}"}} {count}')
+        for route, series in sorted(self._series.items()):
+            lines += [f'{_REQUESTS}{{{_labels(route)},code="{c}"}} {n}' for c, n in sorted(series.codes.items())]
         lines += [f"# HELP {_DURATION} Head of the request to end of the answer.", f"# TYPE {_DURATION} histogram"]
-        for route, buckets in sorted(self._buckets.items()):
-            lines += self._histogram(_labels(route), buckets, self._sums[route])
+        for route, series in sorted(self._series.items()):
+            lines += self._histogram(_labels(route), series.buckets, series.total)
         return ("\n".join(lines) + "\n").encode()
 
     def _histogram(self, labels: str, buckets: list[int], total: float) -> list[str]:

@@ -6,6 +6,9 @@ over a fresh connection when a backend closed one that was kept from an earlier 
 it, once to another endpoint when a backend died over a prediction.
 
 A request for an autoscaled Service without a Pod that can take it waits here until one can, up to its route's timeout.
+
+The common case, a request and an answer that each arrive in one piece with a head that was seen before, is a look-up
+and a write each way; what follows only happens where that is not so.
 """
 
 from __future__ import annotations
@@ -20,35 +23,24 @@ from typing import cast
 from shallop.gateway.http1 import Body, Head, MessageError, parse_request, parse_response
 from shallop.gateway.load import Load
 from shallop.gateway.metrics import Metrics
-from shallop.gateway.routes import Backend, Endpoint, Route, RouteTable, ServiceKey, draw
+from shallop.gateway.placement import MAX_REPLAY, MAX_WAITING, Placed
+from shallop.gateway.plan import Plan, hop_headers, plan_request
+from shallop.gateway.routes import Endpoint, RouteTable, ServiceKey
 
-__all__ = ["Gateway"]
+__all__ = ["CONNECT_S", "Gateway"]
 
 _MAX_HEAD = 64 * 1024
 _MAX_IDLE_PER_ENDPOINT = 64
-_HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te"})
-# No "Connection: Content-Length" may take away what tells where a message ends.
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 _CLOSE = (b"connection: close",)
-# A request up to this size is kept until the answer starts, so that a backend that closed a kept-alive connection
-# under our hands costs nobody an error.
-_MAX_REPLAY = 1 << 20
-_MAX_ATTEMPTS = 4
-_CONNECT_S = 5.0
+CONNECT_S = 5.0
 # How long the rest of a refused request is read and thrown away: closing at once would reset the connection, and the
 # client might lose the answer that says why.
 _LINGER_S = 2.0
 _CLIENT_LEFT = 499
-# Requests of one Service that wait for a Pod; as many as Knative's activator holds.
-_MAX_WAITING = 10_000
 # A Pod that refuses connections and is still listed as ready has just died: it is asked again until it is found out.
 _ASK_AGAIN_S = 0.2
-# What asks a model and changes nothing, so that it may be asked twice.
-_PREDICTIONS = (b":predict", b"/infer", b":explain")
-
-
-def _hop_headers(head: Head) -> frozenset[bytes]:
-    return _HOP_HEADERS | (head.hop - _FRAMING) if head.hop else _HOP_HEADERS
+# Heads, of requests and of answers, that are remembered with what they mean.
+_MAX_REMEMBERED, _MAX_REMEMBERED_HEAD = 1024, 2048
 
 
 class _Backend(asyncio.Protocol):
@@ -118,7 +110,7 @@ class _Backend(asyncio.Protocol):
                 raise MessageError("the response head is longer than 64 KiB")
             self._buffer = data
             return
-        head = parse_response(data[:end], self._method)
+        head = self._gateway.parse_answer(data[:end], self._method)
         self._buffer = b""
         if head.start[1].startswith(b"1"):
             # 100 Continue and its like announce the answer proper.
@@ -126,15 +118,18 @@ class _Backend(asyncio.Protocol):
             if rest := data[end + 4 :]:
                 self._pass_on(client, rest)
             return
-        self._head, self._body = head, Body(head.length)
-        taken = end + 4 + self._body.feed(data[end + 4 :])
+        self._head = head
+        taken = end + 4 + head.length
+        if taken != len(data) or head.length < 0:
+            self._body = Body(head.length)
+            taken = end + 4 + self._body.feed(data[end + 4 :])
         if client.begin_answer(head) and head.keep_alive:
             client.transport.write(data[:taken] if taken < len(data) else data)
         else:
             # The client's connection may live on although the backend's does not, and the other way round.
             add = () if client.keep_alive else _CLOSE
-            client.transport.write(head.render(drop=_hop_headers(head), add=add) + data[end + 4 : taken])
-        if self._body.done:
+            client.transport.write(head.render(drop=hop_headers(head), add=add) + data[end + 4 : taken])
+        if self._body is None or self._body.done:
             self._end(client, surplus=taken < len(data))
 
     def _end(self, client: _Client, *, surplus: bool) -> None:
@@ -149,27 +144,20 @@ class _Backend(asyncio.Protocol):
         client.finish(keep_alive=client.keep_alive)
 
 
-class _Client(asyncio.Protocol):
+class _Client(Placed, asyncio.Protocol):
     """A connection of a client; requests one after the other."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
         self._loop = asyncio.get_running_loop()
+        super().__init__(gateway, self._loop.time)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self._buffer = bytearray()
         self._body: Body | None = None
-        self._route: Route | None = None
         self._backend: _Backend | None = None
-        self._replay: bytearray | None = None
+        self._replay: bytes | bytearray | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._refused: set[Endpoint] = set()
-        self._attempts = 0
         self._lost = 0
         self._repeatable = False
-        self._number = 0.0
-        self._target: Backend | None = None
-        self._load: Load | None = None
-        self._endpoint: Endpoint | None = None
         self._method = b""
         self._code = 0
         self._since = 0.0
@@ -192,7 +180,7 @@ class _Client(asyncio.Protocol):
         if self.busy:
             self._count(_CLIENT_LEFT)
         self._drop_backend()
-        self._leave()
+        self.leave()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -206,9 +194,18 @@ class _Client(asyncio.Protocol):
         self._next()
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering:
+        if not self.busy and not self._buffer and not self._paused and not self._lingering:
+            end = data.find(b"\r\n\r\n")
+            plan = self._gateway.plans().get(data[:end]) if end > 0 else None
+            if plan is not None and plan.length == len(data) - end - 4:
+                self._begin(plan)
+                self.sent_all = True
+                self._replay = plan.head + data[end + 4 :]
+                self.place()
+                return
+        elif self._lingering:
             return
-        if not self.sent_all:
+        elif not self.sent_all:
             try:
                 self._send_body(data)
             except MessageError as error:
@@ -237,51 +234,61 @@ class _Client(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 and len(self._buffer) <= _MAX_HEAD:
             return
-        self.busy, self.sent_all, self._code, self._attempts, self._lost = True, False, 0, 0, 0
+        self.busy, self.sent_all, self._code, self._route, self._method = True, False, 0, None, b""
         self._since = self._loop.time()
-        self._refused.clear()
         try:
             if not 0 <= end <= _MAX_HEAD:
                 raise MessageError("the request head is longer than 64 KiB", 431)
-            head = parse_request(bytes(self._buffer[:end]))
-            del self._buffer[: end + 4]
-            self._start(head)
+            self._start(bytes(self._buffer[:end]))
         except MessageError as error:
             self.fail(error.status, str(error))
 
-    def _start(self, head: Head) -> None:
-        self._method, self._body = head.start[0], Body(head.length)
-        self.persistent = head.start[2] == b"HTTP/1.1"
-        self.keep_alive = self.keep_alive and head.keep_alive
-        self.sent_all = self._body.done
-        path = head.start[1].partition(b"?")[0]
-        if path == b"/-/metrics" and self._method in (b"GET", b"HEAD") and self.sent_all:
-            self._answer(200, "text/plain; version=0.0.4", self._gateway.metrics.render())
-            return
-        if path.startswith(b"/-/"):
-            raise MessageError("paths under /-/ belong to the gateway; there is 'GET /-/metrics'", 404)
-        for route in self._gateway.table.find(head.host, path):
-            if not route.conditional or route.accepts(self._method, head.start[1], head.lines):
-                self._route = route
-                break
+    def _start(self, raw: bytes) -> None:
+        """Begin with the request of this head; what of its body is here follows in the buffer."""
+        plan = self._gateway.plans().get(raw)
+        if plan is None:
+            request = parse_request(raw)
+            if self._is_for_gateway(request, len(raw) + 4):
+                return
+            plan = plan_request(request, self._gateway.table)
+            self._gateway.remember(raw, plan)
         else:
-            raise MessageError(
-                f"no route for host {head.host.decode('latin-1')!r} and path {path.decode('latin-1')!r}; "
-                "see 'kubectl get inferenceservices -A' for the URLs",
-                404,
-            )
-        start = (head.start[0], route.rewrite(head.start[1]), head.start[2])
-        drop = _hop_headers(head) | route.remove
-        self._replay = bytearray(head._replace(start=start).render(drop=drop, add=route.headers))
-        self._number = draw(head.lines) if len(route.backends) > 1 else 0.0
-        self._repeatable = route.repeat and (path.endswith(_PREDICTIONS) or self._method in (b"GET", b"HEAD"))
-        if self._route.timeout_s and not self._timer:
-            self._timer = self._loop.call_later(self._route.timeout_s, self._time_out)
+            del self._buffer[: len(raw) + 4]
+        self._begin(plan)
+        self._body = Body(plan.length)
+        self.sent_all = self._body.done
+        self._replay = bytearray(plan.head)
         if self._buffer and not self.sent_all:
             data = bytes(self._buffer)
             self._buffer.clear()
             self._send_body(data)
-        self._connect()
+        self.place()
+
+    def _is_for_gateway(self, request: Head, size: int) -> bool:
+        """Answer what the gateway is asked about itself."""
+        self._method, self.sent_all = request.start[0], request.length == 0
+        self._body = Body(request.length)
+        self.keep_alive = self.keep_alive and request.keep_alive
+        del self._buffer[:size]
+        path = request.start[1].partition(b"?")[0]
+        if path == b"/-/metrics" and self._method in (b"GET", b"HEAD") and self.sent_all:
+            self._answer(200, "text/plain; version=0.0.4", self._gateway.metrics.render())
+            return True
+        if path.startswith(b"/-/"):
+            raise MessageError("paths under /-/ belong to the gateway; there is 'GET /-/metrics'", 404)
+        return False
+
+    def _begin(self, plan: Plan) -> None:
+        self.busy, self._code, self._lost = True, 0, 0
+        self._since = self._loop.time()
+        self._method, self._repeatable = plan.method, plan.repeatable
+        self.persistent = plan.persistent
+        self.keep_alive = self.keep_alive and plan.keep_alive
+        route = plan.route
+        number = plan.number
+        self.begin_placement(route, self._gateway.table.draw(route) if number is None else number)
+        if route.timeout_s and not self._timer:
+            self._timer = self._loop.call_later(route.timeout_s, self._time_out)
 
     def _time_out(self) -> None:
         """Fail a request that took too long; one timer serves all requests of a connection."""
@@ -304,82 +311,32 @@ class _Client(asyncio.Protocol):
             part = data[:taken]
             self._buffer += data[taken:]
         if self._replay is not None:
-            self._replay += part
+            cast(bytearray, self._replay).extend(part)
         if self._backend is not None:
             self._backend.transport.write(part)
-            if self._replay is not None and len(self._replay) > _MAX_REPLAY:
+            if self._replay is not None and len(self._replay) > MAX_REPLAY:
                 self._replay = None
-        elif self._replay is not None and len(self._replay) > _MAX_REPLAY:
+        elif self._replay is not None and len(self._replay) > MAX_REPLAY:
             self.transport.pause_reading()
 
-    def _connect(self) -> None:
-        assert self._route is not None
-        table = self._gateway.table
-        target = table.choose(self._route, self._number, self._refused)
-        if target is None:
-            self.fail(503, f"no ready endpoint behind route {self._owner()}; see 'kubectl get pods,isvc -A'")
-            return
-        if target is not self._target:
-            self._leave()
-            self._target, self._load = target, self._gateway.loads.get(target.key)
-            if self._load:
-                self._load.enter(self._loop.time())
-        avoid = self._refused | self._load.full() if self._load and self._load.limit else self._refused
-        endpoint = table.pick(target, avoid)
-        if endpoint is None:
-            self._wait(target)
-            return
-        self._endpoint = endpoint
-        if self._load:
-            self._load.begin(endpoint)
+    def ask(self, endpoint: Endpoint) -> None:
         backend = self._gateway.take(endpoint) if not self._attempts else None
         if backend is not None:
             self._attach(backend)
         else:
             self._connecting = self._loop.create_task(self._open(endpoint))
 
-    def _wait(self, target: Backend) -> None:
-        """Stand in line until a Pod of ``target`` can take the request."""
-        if not self._gateway.wait(self, target.key, ask_again=bool(self._refused)):
-            said = f"{_MAX_WAITING} requests wait for {target.namespace}/{target.service} already; try again later"
-            self.fail(503, said, extra="retry-after: 1\r\n")
-
-    def go_on(self) -> None:
-        """A Pod may be able to take the request now."""
-        self._refused.clear()
-        self._attempts = 0
-        self._connect()
-
-    def _release_endpoint(self) -> None:
-        if self._endpoint and self._load and self._target:
-            self._load.end(self._endpoint)
-            if self._load.limit:
-                self._gateway.admit_soon(self._target.key)
-        self._endpoint = None
-
-    def _leave(self) -> None:
-        """The request is over for its target."""
-        if self._target is None:
-            return
-        self._release_endpoint()
-        self._gateway.stop_waiting(self, self._target.key)
-        if self._load:
-            self._load.leave(self._loop.time())
-        self._target = self._load = None
-
     async def _open(self, endpoint: Endpoint) -> None:
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with asyncio.timeout(CONNECT_S):
                 _, backend = await self._loop.create_connection(lambda: _Backend(self._gateway, endpoint), *endpoint)
         except (OSError, TimeoutError) as error:
             self._connecting = None
-            self._refused.add(endpoint)
-            self._retry(f"backend {endpoint[0]}:{endpoint[1]} cannot be reached: {error or 'timed out'}")
+            self.retry(f"backend {endpoint[0]}:{endpoint[1]} cannot be reached: {error or 'timed out'}", endpoint)
             return
         self._connecting = None
         if backend.transport.is_closing():
-            self._refused.add(endpoint)
-            self._retry(f"backend {endpoint[0]}:{endpoint[1]} closed the connection at once")
+            self.retry(f"backend {endpoint[0]}:{endpoint[1]} closed the connection at once", endpoint)
         else:
             self._attach(backend)
 
@@ -399,24 +356,13 @@ class _Client(asyncio.Protocol):
         if not answered and self._replay is not None and (backend.used or self._may_repeat()):
             if not backend.used:
                 self._lost += 1
-                self._refused.add(backend.endpoint)
-            self._retry("the backend closed the connection")
+            self.retry("the backend closed the connection", None if backend.used else backend.endpoint)
         else:
             self.fail(502, f"backend {backend.endpoint[0]}:{backend.endpoint[1]} ended before its answer was complete")
 
     def _may_repeat(self) -> bool:
         """Once: a request that kills what reads it must not go round."""
         return self._repeatable and self.sent_all and not self._lost
-
-    def _retry(self, why: str) -> None:
-        self._attempts += 1
-        self._release_endpoint()
-        if self._attempts < _MAX_ATTEMPTS:
-            self._connect()
-        elif self._target and self._load:
-            self._wait(self._target)
-        else:
-            self.fail(503, why)
 
     def begin_answer(self, head: Head) -> bool:
         """Note that an answer starts; return whether this connection lives on after it."""
@@ -425,20 +371,21 @@ class _Client(asyncio.Protocol):
         self.keep_alive = self.keep_alive and self.sent_all and head.length != -2
         return self.keep_alive
 
-    def fail(self, status: int, message: str, *, extra: str = "") -> None:
+    def fail(self, status: int, message: str, *, retry_after_s: int = 0) -> None:
         """Answer with an error of ours; a half-sent answer can only be cut off."""
         self._drop_backend()
-        self._leave()
+        self.leave()
         if self._code:
             self._count(502)
             self.busy = False
             self.transport.abort()
             return
         self.keep_alive = self.keep_alive and self.sent_all
-        self._answer(status, "application/json", json.dumps({"error": message}).encode(), extra)
+        self._answer(status, "application/json", json.dumps({"error": message}).encode(), retry_after_s)
 
-    def _answer(self, status: int, content_type: str, body: bytes, extra: str = "") -> None:
+    def _answer(self, status: int, content_type: str, body: bytes, retry_after_s: int = 0) -> None:
         self._code = status
+        extra = f"retry-after: {retry_after_s}\r\n" if retry_after_s else ""
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n"
             f"content-length: {len(body)}\r\n{extra}"
@@ -450,7 +397,7 @@ class _Client(asyncio.Protocol):
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is complete; go on with the next request."""
         self._count(self._code)
-        self._leave()
+        self.leave()
         self._backend = self._replay = self._route = self._body = None
         self.busy = False
         if not keep_alive:
@@ -498,13 +445,40 @@ class Gateway:
         self.clients: set[_Client] = set()
         self.loads: dict[ServiceKey, Load] = {}
         self.wake: Callable[[], None] = lambda: None
-        self._waiting: dict[ServiceKey, dict[_Client, None]] = {}
+        self._waiting: dict[ServiceKey, dict[Placed, None]] = {}
         self._idle: dict[Endpoint, deque[_Backend]] = {}
+        self._plans: dict[bytes, Plan] = {}
+        self._planned = table.generation
+        self._answers: dict[bytes, Head] = {}
+
+    def plans(self) -> dict[bytes, Plan]:
+        """Return what is known of requests, by the bytes of their heads."""
+        if self._planned != self.table.generation:
+            self._planned = self.table.generation
+            self._plans.clear()
+        return self._plans
+
+    def remember(self, raw: bytes, plan: Plan) -> None:
+        if len(raw) <= _MAX_REMEMBERED_HEAD:
+            if len(self._plans) >= _MAX_REMEMBERED:
+                self._plans.clear()
+            self._plans[raw] = plan
+
+    def parse_answer(self, raw: bytes, method: bytes) -> Head:
+        head = self._answers.get(raw)
+        # An answer to HEAD says what it does not have.
+        if head is None or method == b"HEAD":
+            head = parse_response(raw, method)
+            if len(raw) <= _MAX_REMEMBERED_HEAD and method != b"HEAD":
+                if len(self._answers) >= _MAX_REMEMBERED:
+                    self._answers.clear()
+                self._answers[raw] = head
+        return head
 
     def connect(self) -> asyncio.Protocol:
         return _Client(self)
 
-    def wait(self, client: _Client, key: ServiceKey, *, ask_again: bool) -> bool:
+    def wait(self, client: Placed, key: ServiceKey, *, ask_again: bool) -> bool:
         """
         Let a request stand in line for a Pod; False when the line is too long.
 
@@ -512,7 +486,7 @@ class Gateway:
             ask_again: not only when endpoints change: the ones that are listed refuse connections.
         """
         line = self._waiting.setdefault(key, {})
-        if len(line) >= _MAX_WAITING:
+        if len(line) >= MAX_WAITING:
             return False
         line[client] = None
         if ask_again:
@@ -520,7 +494,7 @@ class Gateway:
         self.wake()
         return True
 
-    def stop_waiting(self, client: _Client, key: ServiceKey) -> None:
+    def stop_waiting(self, client: Placed, key: ServiceKey) -> None:
         line = self._waiting.get(key)
         if line is not None:
             line.pop(client, None)

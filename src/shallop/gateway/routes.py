@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
 import zlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -20,8 +19,8 @@ __all__ = [
     "Route",
     "RouteTable",
     "ServiceKey",
-    "draw",
     "endpoints_by_service",
+    "fixed_draw",
     "parse_duration",
     "parse_routes",
 ]
@@ -33,6 +32,7 @@ ServiceKey = tuple[str, str]
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(\d{1,5})(ms|h|m|s)")
 _MAX_REMEMBERED = 4096
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class Backend(NamedTuple):
@@ -243,17 +243,16 @@ def _filters(
     return replace, full, tuple(headers), frozenset(remove)
 
 
-def draw(lines: Sequence[bytes]) -> float:
+def fixed_draw(lines: Sequence[bytes]) -> float | None:
     """
-    Return a number of [0, 1) that decides a request's share of a split.
+    Return the number of [0, 1) that a request's ``X-Request-Id`` decides its share of a split by; None without one.
 
-    A request with an ``X-Request-Id`` draws the same number each time: it, its retries and the calls it causes stay
-    with one revision, and who is in a canary of 10 % is in it at 20 % too.
+    It, its retries and the calls it causes stay with one revision, and who is in a canary of 10 % is in it at 20 % too.
     """
     for line in lines:
         if len(line) > 12 and line[12:13] == b":" and line[:12].lower() == b"x-request-id":
             return zlib.crc32(line[13:].strip(b" \t")) / 2**32
-    return random.random()
+    return None
 
 
 def endpoints_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list[tuple[str, dict[str, int]]]]:
@@ -271,25 +270,71 @@ def endpoints_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list
     return found
 
 
-@dataclass
 class RouteTable:
     """
     The routes and endpoints in force; replaced piece by piece as objects change.
 
-    Args:
+    Attributes:
         scalable: Services whose Pods an autoscaler starts when a request waits for them.
+        generation: counts the replacements of ``routes``, so that what was decided by them can be forgotten.
     """
 
-    routes: list[Route] = field(default_factory=list)
-    endpoints: dict[ServiceKey, list[tuple[str, dict[str, int]]]] = field(default_factory=dict)
-    port_names: dict[tuple[str, str, int], str] = field(default_factory=dict)
-    scalable: set[ServiceKey] = field(default_factory=set)
-    _found: dict[tuple[bytes, bytes], tuple[Route, ...]] = field(default_factory=dict)
-    _turn: int = 0
+    def __init__(
+        self,
+        routes: Sequence[Route] = (),
+        endpoints: Mapping[ServiceKey, Sequence[tuple[str, dict[str, int]]]] | None = None,
+        *,
+        scalable: Collection[ServiceKey] = (),
+    ) -> None:
+        self.routes = list(routes)
+        self.scalable = set(scalable)
+        self.generation = 0
+        self._endpoints = dict(endpoints or {})
+        self._port_names: Mapping[tuple[str, str, int], str] = {}
+        self._found: dict[tuple[bytes, bytes], tuple[Route, ...]] = {}
+        self._addresses: dict[Backend, list[Endpoint]] = {}
+        self._draws: dict[str, float] = {}
+        self._turn = 0
+
+    @property
+    def endpoints(self) -> Mapping[ServiceKey, Sequence[tuple[str, dict[str, int]]]]:
+        """Ready addresses of each Service, with their ports by name."""
+        return self._endpoints
+
+    @endpoints.setter
+    def endpoints(self, endpoints: Mapping[ServiceKey, Sequence[tuple[str, dict[str, int]]]]) -> None:
+        self._endpoints = dict(endpoints)
+        self._addresses.clear()
+
+    @property
+    def port_names(self) -> Mapping[tuple[str, str, int], str]:
+        """Names of the ports of Services, by namespace, name and number."""
+        return self._port_names
+
+    @port_names.setter
+    def port_names(self, names: Mapping[tuple[str, str, int], str]) -> None:
+        self._port_names = names
+        self._addresses.clear()
 
     def replace_routes(self, routes: list[Route]) -> None:
         self.routes = routes
+        self.generation += 1
         self._found.clear()
+        owners = {route.owner for route in routes}
+        self._draws = {owner: number for owner, number in self._draws.items() if owner in owners}
+
+    def draw(self, route: Route) -> float:
+        """
+        Return a number of [0, 1) that decides a request's share of a split.
+
+        Numbers of one route fill the interval evenly, so that shares are met much closer than by chance: of any run of
+        requests, each backend gets its share up to a few.
+
+        Source: additive recurrence of the golden ratio, a low-discrepancy sequence.
+        """
+        number = (self._draws.get(route.owner, 0.0) + _GOLDEN) % 1.0
+        self._draws[route.owner] = number
+        return number
 
     def find(self, host: bytes, path: bytes) -> tuple[Route, ...]:
         """
@@ -319,7 +364,7 @@ class RouteTable:
         Choose a backend by weight among those that can answer, now or once a Pod of theirs is started.
 
         Args:
-            number: of [0, 1), from ``draw``.
+            number: of [0, 1), from ``draw`` or ``fixed_draw``.
         """
         if len(route.backends) == 1:
             only = route.backends[0]
@@ -350,11 +395,17 @@ class RouteTable:
         }
 
     def addresses_of(self, backend: Backend, avoid: Collection[Endpoint] = ()) -> list[Endpoint]:
-        name = self.port_names.get((backend.namespace, backend.service, backend.port), "")
+        found = self._addresses.get(backend)
+        if found is None:
+            found = self._addresses[backend] = self._resolve(backend)
+        return [endpoint for endpoint in found if endpoint not in avoid] if avoid else found
+
+    def _resolve(self, backend: Backend) -> list[Endpoint]:
+        name = self._port_names.get((backend.namespace, backend.service, backend.port), "")
         found = []
-        for address, ports in self.endpoints.get(backend.key, ()):
+        for address, ports in self._endpoints.get(backend.key, ()):
             if name in ports:
                 found.append((address, ports[name]))
             elif len(ports) == 1:
                 found.append((address, next(iter(ports.values()))))
-        return [endpoint for endpoint in found if endpoint not in avoid] if avoid else found
+        return found

@@ -1,0 +1,83 @@
+"""
+What to do with a request, decided from its head alone; pure.
+
+Clients send the same head again and again over a connection, so that plans are kept by the head's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shallop.gateway.http1 import Head, MessageError
+from shallop.gateway.routes import Route, RouteTable, fixed_draw
+
+__all__ = ["HOP_HEADERS", "Plan", "find_route", "hop_headers", "is_repeatable", "plan_request"]
+
+HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te"})
+# No "Connection: Content-Length" may take away what tells where a message ends.
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
+# What asks a model and changes nothing, so that it may be asked twice.
+_PREDICTIONS = (b":predict", b"/infer", b":explain", b".GRPCInferenceService/ModelInfer")
+
+
+class Plan:
+    """
+    One kind of request.
+
+    Args:
+        head: as the backend gets it, with its final empty line.
+        length: of the body, as in ``Head``.
+        persistent: the client speaks HTTP/1.1, and so may a backend's connection be kept.
+        keep_alive: the client wants to send more requests.
+        number: decides the share of a split; None where each request draws its own.
+        repeatable: may be asked again when its backend died over it.
+    """
+
+    __slots__ = ("head", "keep_alive", "length", "method", "number", "persistent", "repeatable", "route")
+
+    def __init__(self, request: Head, route: Route, head: bytes) -> None:
+        self.head, self.route, self.length, self.method = head, route, request.length, request.start[0]
+        self.persistent, self.keep_alive = request.start[2] == b"HTTP/1.1", request.keep_alive
+        self.number = fixed_draw(request.lines) if len(route.backends) > 1 else 0.0
+        self.repeatable = is_repeatable(route, self.method, request.start[1].partition(b"?")[0])
+
+
+def plan_request(request: Head, table: RouteTable) -> Plan:
+    """
+    Decide where a request goes.
+
+    Raises:
+        MessageError: nowhere.
+    """
+    method, target, version = request.start
+    route = find_route(table, request.host, method, target, request.lines)
+    drop = hop_headers(request) | route.remove
+    start = (method, route.rewrite(target), version)
+    return Plan(request, route, request._replace(start=start).render(drop=drop, add=route.headers))
+
+
+def find_route(table: RouteTable, host: bytes, method: bytes, target: bytes, lines: Sequence[bytes]) -> Route:
+    """
+    Return the route of a request; ``host`` as in ``Head``, ``lines`` are header lines.
+
+    Raises:
+        MessageError: there is none.
+    """
+    path = target.partition(b"?")[0]
+    for route in table.find(host, path):
+        if not route.conditional or route.accepts(method, target, lines):
+            return route
+    raise MessageError(
+        f"no route for host {host.decode('latin-1')!r} and path {path.decode('latin-1')!r}; "
+        "see 'kubectl get inferenceservices -A' for the URLs",
+        404,
+    )
+
+
+def is_repeatable(route: Route, method: bytes, path: bytes) -> bool:
+    return route.repeat and (path.endswith(_PREDICTIONS) or method in (b"GET", b"HEAD"))
+
+
+def hop_headers(head: Head) -> frozenset[bytes]:
+    """Return the names of the headers that are for this connection only."""
+    return HOP_HEADERS | (head.hop - _FRAMING) if head.hop else HOP_HEADERS
