@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from shallop.pipelines import tables
 from shallop.pipelines.claims import tidy_workspaces
 from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.messages import to_micros
+from shallop.pipelines.places import Places
 from shallop.pipelines.podends import NAMESPACE, is_over
 from shallop.pipelines.render import RUN_LABEL
 from shallop.pipelines.run import POD, PodChange, RunDriver
@@ -38,6 +40,8 @@ _ACTIVE = ("PENDING", "RUNNING", "CANCELING")
 # Finished Pods stay visible, but not for ever; their logs and records do.
 _KEPT_PODS = 100
 _STOP_GRACE_S = 10
+# Pods that are being started at once, all runs together: more only make each other slow.
+_STARTS_PER_CORE, _FEWEST_STARTS = 4, 8
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 
 
@@ -50,6 +54,7 @@ class Driver:
         self.database = services.database
         self.signals = signals_of(services.database)
         self.pods = Informer(services.client, POD)
+        self.places = Places(max(_FEWEST_STARTS, _STARTS_PER_CORE * (os.cpu_count() or 1)))
         self._runs: dict[str, RunDriver] = {}
         self._finished: deque[Key] = deque()
         self._too_many = asyncio.Event()

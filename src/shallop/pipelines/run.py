@@ -28,6 +28,7 @@ from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
 from shallop.pipelines.messages import format_micros, parse_micros
 from shallop.pipelines.placeholders import WORKSPACE_PATH, local_path
+from shallop.pipelines.places import RunPlaces
 from shallop.pipelines.plan import (
     Action,
     CancelRequested,
@@ -118,7 +119,12 @@ class Stored:
     error: str = ""
 
 
-Item = PodChange | Due | DeadlineReached | Fetched | Stored | None
+@dataclass(frozen=True)
+class PlaceGranted:
+    """Another Pod of the run may start."""
+
+
+Item = PodChange | Due | DeadlineReached | Fetched | Stored | PlaceGranted | None
 
 
 class RunDriver:
@@ -136,7 +142,8 @@ class RunDriver:
         self._service_account = ""
         self._earlier: Earlier | None = None
         self._running: dict[str, StartTask] = {}  # by the name of the Pod
-        self._waiting: deque[StartTask] = deque()  # for room
+        self._waiting: deque[tuple[StartTask, StartTask]] = deque()  # for room: see _start_pod
+        self._places = RunPlaces(driver.places, lambda: self.inbox.put_nowait(PlaceGranted()))
         self._delayed: dict[str, asyncio.TimerHandle] = {}  # by path, or by name of a stuck Pod
         self._stuck: set[str] = set()  # names of Pods that wait for something
         self._transfers: dict[str, asyncio.Task[None]] = {}  # by path: inputs or outputs on their way
@@ -163,6 +170,7 @@ class RunDriver:
             await delete_workspace(self._driver.client, self._pipeline, self._info)
             await self._staging.clear()
         finally:
+            self._places.close()
             for transfer in self._transfers.values():
                 transfer.cancel()
             for handle in self._delayed.values():
@@ -247,6 +255,8 @@ class RunDriver:
             elif isinstance(item, Due):
                 if self._delayed.pop(item.action.path, None):
                     events += await self._start(item.action)
+            elif isinstance(item, PlaceGranted):
+                events += await self._start_waiting()
             elif isinstance(item, Fetched):
                 events += await self._fetched(item)
             elif isinstance(item, Stored):
@@ -349,15 +359,28 @@ class RunDriver:
     # ---- Pods
 
     async def _start(self, action: StartTask) -> list[Event]:
-        if len(self._running) >= _PODS_PER_RUN:
-            self._waiting.append(action)
-            return []
         if image := built_in_image(self._pipeline, action):
             return [await run_claim_task(self._driver.client, self._info, action, image)]
         if self._staging.is_remote(action.inputs):
             self._transfers[action.path] = asyncio.create_task(self._fetch(action))
             return []
-        return await self._start_pod(action, action)
+        return await self._queue(action, action)
+
+    async def _queue(self, action: StartTask, staged: StartTask) -> list[Event]:
+        """Start the Pod of a task when it is its turn; ``staged`` as in ``_start_pod``."""
+        self._waiting.append((action, staged))
+        return await self._start_waiting()
+
+    async def _start_waiting(self) -> list[Event]:
+        events: list[Event] = []
+        while self._waiting and len(self._running) < _PODS_PER_RUN:
+            action, staged = self._waiting[0]
+            if not self._places.take(pod_name(self._info, action)):
+                return events
+            self._waiting.popleft()
+            events += await self._start_pod(action, staged)
+        self._places.release()
+        return events
 
     async def _start_pod(self, action: StartTask, staged: StartTask) -> list[Event]:
         """Create the Pod; ``staged`` is the action with the paths of inputs that came from an object store."""
@@ -373,6 +396,7 @@ class RunDriver:
             pod = await self._driver.client.get(POD, name, NAMESPACE)
         except ApiError as error:
             del self._running[name]
+            self._places.give_back(name)
             message = f"Pod {name} cannot be created: {error}"
             return [TaskFailed(action.path, action.attempt, TaskError(message), retryable=error.code >= 500)]
         return await self._pod_events(PodChange(name, pod)) if is_over(pod) else []
@@ -392,7 +416,7 @@ class RunDriver:
             return [self._failure(item)]
         if item.note:
             self._journal.set_note(item.action.path, item.note)
-        return await self._start_pod(item.action, msgspec.structs.replace(item.action, inputs=item.inputs))
+        return await self._queue(item.action, msgspec.structs.replace(item.action, inputs=item.inputs))
 
     async def _store(self, action: StartTask, result: TaskResult) -> None:
         try:
@@ -433,7 +457,7 @@ class RunDriver:
             transfer.cancel()
             return [stopped]
         for waiting in self._waiting:
-            if waiting.path == action.path:
+            if waiting[0].path == action.path:
                 self._waiting.remove(waiting)
                 return [stopped]
         for name, running in list(self._running.items()):
@@ -446,15 +470,15 @@ class RunDriver:
     async def _pod_events(self, change: PodChange) -> list[Event]:
         """Turn a change of a Pod into what it means for the task, and start what waited for room."""
         action = self._running.get(change.name)
+        if change.pod is None or (change.pod.get("status") or {}).get("phase", "Pending") != "Pending":
+            self._places.give_back(change.name)
         if change.was_stuck:
             change = PodChange(change.name, self._driver.pods.store.get(Key(NAMESPACE, change.name)), was_stuck=True)
         if action is None or (change.pod is not None and not self._is_over(change.name, change.pod, change.was_stuck)):
             return []
         del self._running[change.name]
         events = await self._end_of(action, change)
-        if self._waiting and len(self._running) < _PODS_PER_RUN:
-            events += await self._start(self._waiting.popleft())
-        return events
+        return events + await self._start_waiting() if self._waiting else events
 
     def _is_over(self, name: str, pod: Object, was_stuck: bool) -> bool:
         if is_stuck(pod) and not was_stuck and name not in self._stuck:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
@@ -28,7 +27,7 @@ def task_id(run_id: str, path: str) -> str:
 
 def to_json(value: Any) -> Any:
     """Turn Structs into what JSON columns take."""
-    return json.loads(msgspec.json.encode(value))
+    return msgspec.to_builtins(value, str_keys=True)
 
 
 class Journal:
@@ -57,6 +56,7 @@ class Journal:
         self._next_execution = next_execution
         self._rows = {row["path"]: row for row in known}
         self._stored = set(self._rows)
+        self._inputs: dict[str, Values] = {}  # by path, as they were written last
         self._seq = seq
         self._is_first = True
         self._clear()
@@ -103,6 +103,7 @@ class Journal:
         row = self._rows.pop(path, None)
         if row is not None:
             self._changed.pop(path, None)
+            self._inputs.pop(path, None)
             self._dropped.append(row["id"])
             self._stored.discard(path)
 
@@ -165,11 +166,14 @@ class Journal:
 
     def take(self) -> Callable[[sa.Connection], None]:
         """Return a function that writes all that was collected, and start afresh."""
-        for path in self._changed:
-            self._fill(self._rows[path], self._plan.tasks[path])
+        same_inputs = {path for path in self._changed if self._fill(self._rows[path], self._plan.tasks[path])}
         new = [dict(self._rows[path]) for path in self._changed if path not in self._stored]
         changed = {
-            self._rows[path]["id"]: {k: v for k, v in self._rows[path].items() if k not in _FIXED}
+            self._rows[path]["id"]: {
+                name: value
+                for name, value in self._rows[path].items()
+                if name not in _FIXED and not (name == "inputs" and path in same_inputs)
+            }
             for path in self._changed
             if path in self._stored
         }
@@ -219,12 +223,16 @@ class Journal:
             "usage": None,
         }
 
-    @staticmethod
-    def _fill(row: Row, instance: TaskInstance) -> None:
-        row["attempt"] = instance.attempt
-        row["inputs"], row["outputs"] = to_json(instance.inputs), to_json(instance.outputs)
+    def _fill(self, row: Row, instance: TaskInstance) -> bool:
+        """Bring a row up to date; say whether its inputs, which may be large, are those of the last time."""
+        row["attempt"], row["outputs"] = instance.attempt, to_json(instance.outputs)
         row["error"] = to_json(instance.error) if instance.error else None
         row["note"] = instance.reason or row["note"]
+        if self._inputs.get(instance.path) is instance.inputs:
+            return True
+        row["inputs"] = to_json(instance.inputs)
+        self._inputs[instance.path] = instance.inputs
+        return False
 
 
 _FIXED = ("id", "execution", "run_id", "path", "parent_id", "name", "display_name", "kind", "created_at")

@@ -594,26 +594,34 @@ class Step(NamedTuple):
 
 def write_step(connection: sa.Connection, step: Step) -> None:
     if step.events:
-        rows = [{"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events]
-        connection.execute(events.insert(), rows)
+        connection.execute(
+            events.insert(), [{"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events]
+        )
     if step.dropped:
         connection.execute(artifact_tasks.delete().where(artifact_tasks.c.task_id.in_(step.dropped)))
         connection.execute(tasks.delete().where(tasks.c.id.in_(step.dropped)))
     if step.new_tasks:
         connection.execute(tasks.insert(), list(step.new_tasks))
+    # One statement for all that change the same columns.
+    alike: dict[tuple[str, ...], list[Row]] = {}
     for id_, values in step.tasks.items():
-        connection.execute(tasks.update().where(tasks.c.id == id_).values(**values))
+        alike.setdefault(tuple(values), []).append({"changed_id": id_, **values})
+    for columns, rows in alike.items():
+        update = tasks.update().where(tasks.c.id == sa.bindparam("changed_id"))
+        connection.execute(update.values({name: sa.bindparam(name) for name in columns}), rows)
     if step.artifacts:
         connection.execute(artifacts.insert(), list(step.artifacts))
     if step.links:
         # A task that is started again has its links already.
-        for task, type_ in {(link["task_id"], link["type"]) for link in step.links}:
-            connection.execute(artifact_tasks.delete().filter_by(task_id=task, type=type_))
+        known = artifact_tasks.c.task_id == sa.bindparam("of"), artifact_tasks.c.type == sa.bindparam("as")
+        ends = {(link["task_id"], link["type"]) for link in step.links}
+        connection.execute(artifact_tasks.delete().where(*known), [{"of": task, "as": type_} for task, type_ in ends])
         connection.execute(artifact_tasks.insert(), list(step.links))
-    for entry in step.cache:
-        known_entry = cache_entries.delete().filter_by(pipeline_name=entry["pipeline_name"], key=entry["key"])
-        connection.execute(known_entry)
-        connection.execute(cache_entries.insert(), entry)
+    if step.cache:
+        entries = {(entry["pipeline_name"], entry["key"]): entry for entry in step.cache}
+        known = cache_entries.c.pipeline_name == sa.bindparam("of"), cache_entries.c.key == sa.bindparam("as")
+        connection.execute(cache_entries.delete().where(*known), [{"of": of, "as": as_} for of, as_ in entries])
+        connection.execute(cache_entries.insert(), list(entries.values()))
 
 
 def start_run(connection: sa.Connection, id_: str, now: int) -> None:

@@ -1,0 +1,273 @@
+"""
+How the engine of pipelines behaves with many tasks and many runs, on a whole instance with a Pod per task.
+
+Run: ``python benchmarks/runs.py [large] [cached] [fair] [stored]``; without names all of them. A task is a container
+that does nothing (``true``): what is measured is the platform. ``control_plane_cpu_ms`` is the processor time of the
+control-plane process per task: engine, API and node agent together, without shims and tasks. ``large`` takes other
+sizes after ``--tasks``. Results are in ``results/runs.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from instance import running, write
+
+TASKS = (100, 1000, 10_000)
+STORED = 10_000
+_ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+
+Row = dict[str, Any]
+
+
+class Server:
+    def __init__(self, status: dict[str, Any]) -> None:
+        self.url = f"{status['web']}/apis/v2beta1"
+        self.pid = status["pid"]
+
+    def call(self, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def submit(self, spec: Any, name: str = "") -> str:
+        body = {"display_name": name or spec["pipelineInfo"]["name"], "pipeline_spec": spec}
+        return str(self.call("/runs", body)["run_id"])
+
+    def state(self, run_id: str) -> Row:
+        """Return a run without its tasks: asking must not cost what is measured."""
+        query = json.dumps({"predicates": [{"operation": "EQUALS", "key": "id", "stringValue": run_id}]})
+        return dict(self.call(f"/runs?filter={urllib.parse.quote(query)}")["runs"][0])
+
+    def ended(self, run_id: str, timeout_s: float = 1800.0) -> Row:
+        deadline = time.monotonic() + timeout_s
+        while (run := self.state(run_id))["state"] not in _ENDED:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"run {run_id} is still {run['state']}")
+            time.sleep(0.2)
+        if run["state"] != "SUCCEEDED":
+            raise SystemExit(f"run {run_id} ended {run['state']}: {run.get('error')}")
+        return run
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mib(self) -> float:
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def fan_out(count: int, *, cached: bool = False) -> Any:
+    """Tasks of one DAG that need nothing of each other."""
+    return _pipeline(f"fan-out-{count}", {f"task-{number}": _task(f"task-{number}", cached) for number in range(count)})
+
+
+def loop(count: int) -> Any:
+    """One task for every item of a list."""
+    each = {
+        **_task("each"),
+        "componentRef": {"name": "iteration"},
+        "parameterIterator": {"items": {"raw": json.dumps(list(range(count)))}, "itemInput": "item"},
+    }
+    spec = _pipeline(f"loop-{count}", {"each": each})
+    spec["components"]["iteration"] = {
+        "inputDefinitions": {"parameters": {"item": {"parameterType": "NUMBER_INTEGER"}}},
+        "dag": {"tasks": {"inner": _task("inner")}},
+    }
+    return spec
+
+
+def chain(count: int, *, cached: bool = False) -> Any:
+    tasks = {}
+    for number in range(count):
+        tasks[f"task-{number}"] = _task(f"task-{number}", cached)
+        if number:
+            tasks[f"task-{number}"]["dependentTasks"] = [f"task-{number - 1}"]
+            tasks[f"task-{number}"]["inputs"] = {
+                "parameters": {
+                    "text": {
+                        "taskOutputParameter": {"producerTask": f"task-{number - 1}", "outputParameterKey": "text"}
+                    }
+                }
+            }
+        else:
+            tasks["task-0"]["inputs"] = {"parameters": {"text": {"runtimeValue": {"constant": "0"}}}}
+        tasks[f"task-{number}"]["componentRef"] = {"name": "next"}
+    spec = _pipeline(f"chain-{count}", tasks)
+    text = {"parameters": {"text": {"parameterType": "STRING"}}}
+    spec["components"]["next"] = {"executorLabel": "next", "inputDefinitions": text, "outputDefinitions": text}
+    script = 'mkdir -p "$(dirname "$0")"; printf "%s+" "$1" > "$0"'
+    spec["deploymentSpec"]["executors"]["next"] = {
+        "container": {
+            "image": "alpine",
+            "command": ["sh", "-c", script],
+            "args": ["{{$.outputs.parameters['text'].output_file}}", "{{$.inputs.parameters['text']}}"],
+        }
+    }
+    return spec
+
+
+def _task(name: str, cached: bool = False) -> Any:
+    return {
+        "componentRef": {"name": "nothing"},
+        "taskInfo": {"name": name},
+        "cachingOptions": {"enableCache": cached},
+    }
+
+
+def _pipeline(name: str, tasks: Any) -> Any:
+    return {
+        "pipelineInfo": {"name": name},
+        "schemaVersion": "2.1.0",
+        "root": {"dag": {"tasks": tasks}},
+        "components": {"nothing": {"executorLabel": "nothing"}},
+        "deploymentSpec": {"executors": {"nothing": {"container": {"image": "alpine", "command": ["true"]}}}},
+    }
+
+
+def _percentile(samples: list[float], share: float) -> float:
+    ordered = sorted(samples)
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 2)
+
+
+def _listing(server: Server, count: int, pause_s: float = 0.0) -> list[float]:
+    samples = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        server.call("/runs?page_size=20&sort_by=created_at%20desc")
+        samples.append(time.perf_counter() - begun)
+        time.sleep(pause_s)
+    return samples
+
+
+def large(server: Server, sizes: tuple[int, ...]) -> list[Row]:
+    """Runs of more and more tasks; the list of runs is asked for all the while."""
+    rows = []
+    server.ended(server.submit(chain(2)))
+    for shape in (fan_out, loop):
+        for count in sizes:
+            cpu, begun = server.cpu_s(), time.perf_counter()
+            run_id = server.submit(shape(count))
+            created = time.perf_counter() - begun
+            samples = []
+            while server.state(run_id)["state"] not in _ENDED:
+                samples += _listing(server, 1)
+                time.sleep(0.2)
+            server.ended(run_id)
+            seconds, cpu = time.perf_counter() - begun, server.cpu_s() - cpu
+            rows.append(
+                {
+                    "what": shape.__name__.replace("_", "-"),
+                    "tasks": count,
+                    "seconds": round(seconds, 2),
+                    "ms_per_task": round(seconds * 1000 / count, 2),
+                    "control_plane_cpu_ms": round(cpu * 1000 / count, 2),
+                    "submit_ms": round(created * 1000, 1),
+                    "list_p95_ms": _percentile(samples, 0.95) if samples else None,
+                    "rss_mib": server.rss_mib(),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def cached(server: Server) -> list[Row]:
+    """The same 100 steps twice: a chain in which each step needs the output of the one before, and a fan-out."""
+    rows = []
+    for shape in (chain, fan_out):
+        server.ended(server.submit(shape(100, cached=True)))
+        samples = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            server.ended(server.submit(shape(100, cached=True)))
+            samples.append(time.perf_counter() - begun)
+        seconds = statistics.median(samples)
+        rows.append({"what": f"cached {shape.__name__.replace('_', '-')}", "tasks": 100, "seconds": round(seconds, 3)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def fair(server: Server) -> list[Row]:
+    """Fifty runs of three steps that are submitted while one of a thousand tasks runs; and the fifty alone."""
+    rows = []
+    for beside in (0, 1000):
+        whole = server.submit(fan_out(beside)) if beside else ""
+        time.sleep(2.0 if beside else 0.0)
+        with ThreadPoolExecutor(10) as pool:
+            ids = list(pool.map(lambda _: server.submit(chain(3)), range(50)))
+        durations = []
+        for id_ in ids:
+            server.ended(id_)
+        for id_ in ids:
+            durations.append(_duration_s(server.state(id_)))
+        row: Row = {"what": f"50 runs beside {beside} tasks", "tasks": 150, "seconds": round(max(durations), 2)}
+        row["median_s"] = round(statistics.median(durations), 2)
+        if whole:
+            row["large_still_ran"] = server.state(whole)["state"] not in _ENDED
+            server.ended(whole)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def _duration_s(run: Row) -> float:
+    begun, ended = (datetime.fromisoformat(run[key].replace("Z", "+00:00")) for key in ("created_at", "finished_at"))
+    return (ended - begun).total_seconds()
+
+
+def stored(server: Server) -> list[Row]:
+    """The list of runs, first page and last, when many runs are stored."""
+    spec = _pipeline("empty", {})
+
+    def submit(number: int) -> None:
+        server.submit(spec, f"run {number}")
+
+    begun, cpu = time.perf_counter(), server.cpu_s()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(submit, range(STORED)))
+    seconds, cpu = time.perf_counter() - begun, server.cpu_s() - cpu
+    samples = _listing(server, 200)
+    row = {"what": "list of runs", "tasks": STORED, "list_p95_ms": _percentile(samples, 0.95)}
+    row |= {"list_p50_ms": _percentile(samples, 0.5), "submit_ms": round(seconds * 1000 / STORED, 2)}
+    row["control_plane_cpu_ms"] = round(cpu * 1000 / STORED, 2)
+    print(row, flush=True)
+    return [row]
+
+
+LOADS: dict[str, Callable[[Server, tuple[int, ...]], list[Row]]] = {
+    "large": large,
+    "cached": lambda server, _: cached(server),
+    "fair": lambda server, _: fair(server),
+    "stored": lambda server, _: stored(server),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("loads", nargs="*", metavar="|".join(LOADS))
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(TASKS))
+    options = parser.parse_args()
+    names = options.loads or list(LOADS)
+    rows: list[Row] = []
+    with running() as status:
+        server = Server(status)
+        for name in names:
+            rows += LOADS[name](server, tuple(options.tasks))
+    write("runs", rows)
+
+
+if __name__ == "__main__":
+    main()
