@@ -129,6 +129,11 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         help="only a small Kubernetes: API, built-in controllers and node, to try 'shallop install' and 'controllers'",
     )
     up.add_argument(
+        "--multi-user",
+        action="store_true",
+        help="callers of the pipelines API need a token of the Kubernetes API; RBAC says which namespaces they see",
+    )
+    up.add_argument(
         "--synchronous",
         choices=["normal", "full"],
         default=Settings.synchronous,
@@ -222,7 +227,13 @@ def _up(options: argparse.Namespace) -> int:
     names = ("api_port", "web_port", "gateway_port", "content_port", "katib_port")
     automatic = 0 if options.port == "auto" else None
     settings = replace(settings, host=options.host, isolation=options.isolation, cache_max_age_s=options.cache_max_age)
-    settings = replace(settings, bare=options.bare, synchronous=options.synchronous, engine=options.engine)
+    settings = replace(
+        settings,
+        bare=options.bare,
+        multi_user=options.multi_user,
+        synchronous=options.synchronous,
+        engine=options.engine,
+    )
     settings = replace(settings, **{name: getattr(options, name) for name in _LIMITS})
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}

@@ -37,6 +37,7 @@ class Settings:
         bare: whether only Kubernetes itself runs: API, built-in controllers and node, as a small cluster for tests.
         gateway_base: URL of the gateway where it is not ``gateway_port`` of this machine; empty = there is none, models
             are reached by their Services.
+        multi_user: whether callers of the pipelines API need a token, and see the namespaces that RBAC lets them.
         synchronous: ``normal`` (a killed process loses nothing) or ``full`` (a power cut loses nothing either: every
             commit waits for the disk).
         katib_port: Katib's database manager, gRPC.
@@ -63,6 +64,7 @@ class Settings:
     content_port: int = 8082
     bare: bool = False
     gateway_base: str | None = None
+    multi_user: bool = False
     synchronous: str = "normal"
     katib_port: int = 6789
     node_name: str = "shallop"

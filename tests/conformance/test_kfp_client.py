@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Platform
 
 HERE = Path(__file__).parent
 
@@ -76,6 +77,16 @@ def server(tmp_path: Path, kfp_python: str) -> Iterator[Server]:
 def test_sdk_and_cli(server: Server, kfp_python: str) -> None:
     command = [kfp_python, "-W", "ignore", str(HERE / "kfp_session.py"), server.url]
     env = {"PATH": os.environ["PATH"], "HOME": str(server.home)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip().endswith("ok")
+
+
+def test_several_users(own_platform: Platform, kfp_python: str, tmp_path: Path) -> None:
+    own_platform.up("--multi-user")
+    script = HERE / "kfp_users_session.py"
+    command = [kfp_python, "-W", "ignore", str(script), own_platform.web, own_platform.kubeconfig]
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from shallop.controller import Part, Services
+from shallop.pipelines.access import ROLES
 from shallop.pipelines.api import routes
 from shallop.pipelines.driver import Driver
 from shallop.pipelines.podends import NAMESPACE
@@ -20,7 +21,7 @@ def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
 
 PART = Part(
     "pipelines",
-    objects=({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},),
+    objects=({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *ROLES),
     migrations=MIGRATIONS,
     routes=routes,
     tasks=_tasks,

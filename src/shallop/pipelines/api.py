@@ -1,20 +1,23 @@
 """
 The KFP v2beta1 REST API: what it serves, put together.
 
-The server is single-user: the namespace in requests is accepted and ignored. Not served, and answered with 501:
-reports of a workflow controller, which does not exist here, and the retired visualization service.
+A single-user server, the default, accepts and ignores the namespace in requests; see ``access`` for the other. Not
+served, and answered with 501: reports of a workflow controller, which does not exist here, and the retired
+visualization service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
-from shallop.errors import NotFoundError
+from shallop.errors import BadRequestError, NotFoundError
+from shallop.pipelines.access import Access
 from shallop.pipelines.artifacts_api import ArtifactsApi
 from shallop.pipelines.cache_api import CacheApi
 from shallop.pipelines.compare import CompareApi
@@ -23,7 +26,6 @@ from shallop.pipelines.experiments_api import ExperimentsApi
 from shallop.pipelines.http import empty
 from shallop.pipelines.logs import LogsApi
 from shallop.pipelines.pipelines_api import PipelinesApi
-from shallop.pipelines.podends import NAMESPACE
 from shallop.pipelines.recurring_api import RecurringRunsApi
 from shallop.pipelines.runs_api import RunsApi
 from shallop.pipelines.watch import WatchApi
@@ -36,34 +38,50 @@ _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 def routes(services: Services) -> Sequence[BaseRoute]:
     """Return the routes for the web origin; the first that matches answers."""
-    return [
-        Route(f"{_BASE}/healthz", endpoint(_healthz), methods=["GET"]),
-        Route(f"{_BASE}/auth", endpoint(_auth), methods=["GET"]),
-        # Clients older than 2.0 ask here whether the server lives.
-        Route("/apis/v1beta1/healthz", endpoint(_healthz), methods=["GET"]),
+    access = Access(services)
+    health = endpoint(partial(_healthz, access))
+    known = [
+        Route(f"{_BASE}/auth", endpoint(partial(_auth, access)), methods=["GET"]),
         Route(f"{_BASE}/filters", endpoint(_filters), methods=["GET"]),
         Route(f"{_BASE}/workflows", endpoint(_report), methods=["POST"]),
         Route(f"{_BASE}/scheduledworkflows", endpoint(_report), methods=["POST"]),
         Route(f"{_BASE}/visualizations/{{namespace}}", endpoint(_visualization), methods=["POST"]),
-        *RecurringRunsApi(services).routes(),
-        *ExperimentsApi(services).routes(),
-        *PipelinesApi(services).routes(),
-        *LogsApi(services, NAMESPACE).routes(),
-        *WatchApi(services).routes(),
-        *CompareApi(services).routes(),
-        *RunsApi(services).routes(),
-        *ArtifactsApi(services).routes(),
-        *CacheApi(services).routes(),
+        *RecurringRunsApi(services, access).routes(),
+        *ExperimentsApi(services, access).routes(),
+        *PipelinesApi(services, access).routes(),
+        *LogsApi(services, access).routes(),
+        *WatchApi(services, access).routes(),
+        *CompareApi(services, access).routes(),
+        *RunsApi(services, access).routes(),
+        *ArtifactsApi(services, access).routes(),
+        *CacheApi(services, access).routes(),
         Route(f"{_BASE}/{{rest:path}}", endpoint(_unknown), methods=_METHODS),
+    ]
+    return [
+        Route(f"{_BASE}/healthz", health, methods=["GET"]),
+        # Clients older than 2.0 ask here whether the server lives.
+        Route("/apis/v1beta1/healthz", health, methods=["GET"]),
+        *(map(partial(_for_known, access), known) if access.is_multi_user else known),
     ]
 
 
-async def _healthz(request: Request) -> Response:
+def _for_known(access: Access, route: BaseRoute) -> BaseRoute:
+    assert isinstance(route, Route)
+    return Route(route.path, endpoint(access.authenticated(route.endpoint)), methods=list(route.methods or ()))
+
+
+async def _healthz(access: Access, request: Request) -> Response:
     # False is sent although proto JSON leaves it out: clients ask for this field.
-    return JSONResponse({"multi_user": False, "pipeline_store": "database", "tag_name": "2.17.0"})
+    return JSONResponse({"multi_user": access.is_multi_user, "pipeline_store": "database", "tag_name": "2.17.0"})
 
 
-async def _auth(request: Request) -> Response:
+async def _auth(access: Access, request: Request) -> Response:
+    query = request.query_params
+    if access.is_multi_user:
+        for name in ("namespace", "resources", "verb"):
+            if not query.get(name) or query[name].startswith("UNASSIGNED"):
+                raise BadRequestError(f"{name}: required; such as ?namespace=team&resources=VIEWERS&verb=GET.")
+        await access.check(request, query["verb"].lower(), query["resources"].lower(), query["namespace"])
     return empty()
 
 

@@ -26,11 +26,12 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError, ForbiddenError, NotFoundError, ObjectStoreError, UnavailableError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import reply
 from shallop.pipelines.listing import ARTIFACT_KEYS, parse_page
 from shallop.pipelines.messages import ARTIFACT, ARTIFACT_LIST, ARTIFACT_TASK_LIST
-from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.podends import pod_namespace
 from shallop.pipelines.providers import access_to
 from shallop.store.objects import download, is_object_uri
 
@@ -67,10 +68,11 @@ def artifact_path(uri: str, roots: tuple[Path, ...]) -> Path:
 class ArtifactsApi:
     """Handlers over the rows and the artifact directory of ``services``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
+        self._access = access
         self._database = services.database
         self._client = services.client
-        self._roots = (services.settings.artifacts,)
+        self._root = services.settings.artifacts
 
     def routes(self) -> list[BaseRoute]:
         base = "/apis/v2beta1/artifacts"
@@ -84,7 +86,8 @@ class ArtifactsApi:
     async def list(self, request: Request) -> Response:
         page = parse_page(request.query_params, ARTIFACT_KEYS)
         run_id = request.query_params.get("run_id", "")
-        listed = await self._database.read(lambda c: tables.list_artifacts(c, page, run_id))
+        namespace = await self._selected(request)
+        listed = await self._database.read(lambda c: tables.list_artifacts(c, page, run_id, namespace))
         return reply(
             ARTIFACT_LIST,
             {
@@ -104,8 +107,9 @@ class ArtifactsApi:
             equals["artifact_id"] = _parse_id(str(equals["artifact_id"]))
         after = _parse_link_token(query.get("page_token", ""))
         size = min(_parse_id(query.get("page_size") or "0") or _MAX_LINKS, _MAX_LINKS)
+        namespace = await self._selected(request)
         rows, total = await self._database.read(
-            lambda c: tables.list_links(c, after=after, limit=size + 1, equals=equals)
+            lambda c: tables.list_links(c, after=after, limit=size + 1, equals=equals, namespace=namespace)
         )
         token = ""
         if len(rows) > size:
@@ -120,9 +124,9 @@ class ArtifactsApi:
         if is_object_uri(row["uri"]):
             folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="download-")
             cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
-            path = await self._bring(row["uri"], Path(folder))
+            path = await self._bring(row, Path(folder))
         else:
-            path = await asyncio.to_thread(artifact_path, row["uri"], self._roots)
+            path = await asyncio.to_thread(artifact_path, row["uri"], (self._root / row["namespace"],))
         # Content is written by users' code: never rendered by a browser on this origin.
         headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
         name = path.name or "artifact"
@@ -138,11 +142,12 @@ class ArtifactsApi:
             return Response(content, media_type="application/octet-stream", headers=headers, background=cleanup)
         return FileResponse(path, media_type="application/octet-stream", headers=headers, background=cleanup)
 
-    async def _bring(self, uri: str, folder: Path) -> Path:
+    async def _bring(self, row: Mapping[str, Any], folder: Path) -> Path:
         """Bring an artifact out of its object store for the time of an answer."""
+        uri = row["uri"]
         path = folder / (uri.partition("?")[0].rstrip("/").rpartition("/")[2] or "artifact")
         try:
-            access = await access_to(self._client, NAMESPACE, uri)
+            access = await access_to(self._client, pod_namespace(row), uri)
             if not await asyncio.to_thread(download, uri, path, access):
                 raise NotFoundError(f"uri: nothing is at {uri!r}: the task wrote nothing, or it was removed.")
         except (ObjectStoreError, NotFoundError) as error:
@@ -155,7 +160,24 @@ class ArtifactsApi:
         row = await self._database.read(lambda c: tables.get_artifact(c, id_))
         if row is None:
             raise NotFoundError(f"artifact_id: no artifact {id_}; list them with GET /apis/v2beta1/artifacts.")
+        await self._access.allow(request, "readArtifact", "runs", row)
         return row
+
+    async def _selected(self, request: Request) -> str | None:
+        """Return the namespace whose artifacts are listed, by what the query names; None = all."""
+        query = request.query_params
+        if not self._access.is_multi_user:
+            return None
+        row: Mapping[str, Any] | None = None
+        if query.get("artifact_id"):
+            id_ = _parse_id(query["artifact_id"])
+            row = await self._database.read(lambda c: tables.get_artifact(c, id_))
+        elif run_id := query.get("run_id"):
+            row = await self._database.read(lambda c: tables.get_run(c, run_id))
+        elif task_id := query.get("task_id"):
+            row = await self._database.read(lambda c: tables.get_run_of_task(c, task_id))
+        namespace = query.get("namespace", "") if row is None else row["namespace"]
+        return await self._access.selection(request, "runs", namespace)
 
 
 def _message(row: Mapping[str, Any]) -> dict[str, Any]:

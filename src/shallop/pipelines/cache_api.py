@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint
 from shallop.pipelines.messages import format_micros
 
@@ -29,7 +30,8 @@ _FILTERS = ("pipeline_name", "component", "run_id", "task_id", "key")
 class CacheApi:
     """Handlers over the rows of ``services``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
+        self._access = access
         self._database = services.database
 
     def routes(self) -> list[BaseRoute]:
@@ -42,6 +44,7 @@ class CacheApi:
     async def list(self, request: Request) -> Response:
         """List entries, the newest first; ``pipeline_name``, ``component``, ``run_id``, ``task_id``, ``key`` select."""
         equals, before = _equals(request), _parse_token(request.query_params.get("page_token", ""))
+        await self._own(request, "list", equals)
         rows, total = await self._database.read(
             lambda c: tables.list_cache_entries(c, before=before, limit=_MAX_ENTRIES, equals=equals)
         )
@@ -56,8 +59,15 @@ class CacheApi:
         equals = _equals(request)
         if not equals and request.query_params.get("all", "").lower() != "true":
             raise BadRequestError(f"query: name what to remove by {', '.join(_FILTERS)}, or send all=true.")
+        await self._own(request, "delete", equals)
         deleted = await self._database.write(lambda c: tables.delete_cache_entries(c, equals))
         return JSONResponse({"deleted": deleted})
+
+    async def _own(self, request: Request, verb: str, equals: dict[str, str]) -> None:
+        """Select the entries of the namespace that a multi-user server is asked for."""
+        if self._access.is_multi_user:
+            asked = request.query_params.get("namespace", "")
+            equals["namespace"] = await self._access.place(request, verb, "runs", asked)
 
 
 def _equals(request: Request) -> dict[str, str]:
@@ -73,5 +83,5 @@ def _parse_token(token: str) -> tuple[int, str] | None:
 
 
 def _view(row: tables.Row) -> dict[str, Any]:
-    names = ("pipeline_name", "component", "key", "run_id", "task_id", "outputs", "material")
+    names = ("namespace", "pipeline_name", "component", "key", "run_id", "task_id", "outputs", "material")
     return {name: row[name] for name in names} | {"created_at": format_micros(row["created_at"])}

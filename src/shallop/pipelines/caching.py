@@ -36,12 +36,15 @@ class Answer(NamedTuple):
     note: str
 
 
-def look_up(connection: sa.Connection, services: Services, pipeline: Pipeline, action: StartTask) -> Answer:
+def look_up(
+    connection: sa.Connection, services: Services, pipeline: Pipeline, action: StartTask, namespace: str
+) -> Answer:
     """Ask the cache for a task that caching is on for; reads rows and files: call it in a reader's thread."""
     material = cache_material(pipeline, action, _environment(services, pipeline, action))
-    entry = tables.get_cache_entry(connection, pipeline.name, fingerprint(material))
+    entry = tables.get_cache_entry(connection, namespace, pipeline.name, fingerprint(material))
     if entry is None:
-        return Answer(None, f"Not from the cache: {_why_missing(connection, pipeline.name, action, material)}.")
+        newest = tables.newest_cache_entry(connection, namespace, pipeline.name, action.component)
+        return Answer(None, f"Not from the cache: {_why_missing(newest, pipeline.name, action, material)}.")
     source = f"run {entry['run_id']}, task {entry['task_id']}"
     age_s = (to_micros(services.now()) - entry["created_at"]) // 1_000_000
     if 0 < services.settings.cache_max_age_s < age_s:
@@ -63,8 +66,7 @@ def _environment(services: Services, pipeline: Pipeline, action: StartTask) -> s
     return services.environment_of(image, [*container.command, *container.args])
 
 
-def _why_missing(connection: sa.Connection, pipeline_name: str, action: StartTask, material: tables.Row) -> str:
-    earlier = tables.newest_cache_entry(connection, pipeline_name, action.component)
+def _why_missing(earlier: tables.Row | None, pipeline_name: str, action: StartTask, material: tables.Row) -> str:
     if earlier is None:
         return f"component {action.component!r} has no kept outputs in pipeline {pipeline_name!r}"
     reasons = explain_miss(material, earlier["material"] or {})

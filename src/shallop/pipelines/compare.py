@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint
 from shallop.pipelines.http import read_message, reply, warned
 from shallop.pipelines.ir import parse_pipeline
@@ -34,8 +35,9 @@ Row = dict[str, Any]
 class CompareApi:
     """Handlers over the rows of ``services``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
         self._services = services
+        self._access = access
         self._database = services.database
         self._signals = signals_of(services.database)
 
@@ -59,6 +61,7 @@ class CompareApi:
         if loaded is None:
             raise NotFoundError(f"run_id: no run {id_!r}; list them with GET /apis/v2beta1/runs.")
         earlier, document, paths = loaded
+        await self._access.allow(request, "create", "runs", earlier)
         changed = given.get("pipeline_spec", document)
         reuse: Row = {"run_id": id_, "repeated": []}
         if wanted := given.get("from_task", ""):
@@ -95,6 +98,8 @@ class CompareApi:
             return [row for row in found.values() if row], tables.get_metrics(connection, ids)
 
         rows, metrics = await self._database.read(read)
+        for row in {row["namespace"]: row for row in rows}.values():
+            await self._access.allow(request, "get", "runs", row)
         return JSONResponse(comparison(rows, metrics))
 
 

@@ -26,8 +26,8 @@ from shallop.pipelines.claims import tidy_workspaces
 from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.messages import to_micros
 from shallop.pipelines.places import Places
-from shallop.pipelines.podends import NAMESPACE, is_over
-from shallop.pipelines.render import RUN_LABEL
+from shallop.pipelines.podends import is_over
+from shallop.pipelines.render import RUN_LABEL, is_of_run
 from shallop.pipelines.run import POD, PodChange, RunDriver
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.staging import tidy_staging
@@ -85,7 +85,8 @@ class Driver:
 
     async def run(self) -> None:
         """Resume what was active, then serve requests until cancelled."""
-        await self.database.write(lambda c: ensure_default_experiment(c, self.now()))
+        if not self.services.settings.multi_user:
+            await self.database.write(lambda c: ensure_default_experiment(c, self.now()))
         self._execution, self._artifact = await self.database.read(tables.last_numbers)
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -141,39 +142,39 @@ class Driver:
     def _pod_changed(self, change: Change) -> None:
         pod = change.new or change.old or {}
         run = self._runs.get(labels_of(pod).get(RUN_LABEL, ""))
-        if run is not None and key_of(pod).namespace == NAMESPACE:
+        if run is not None and key_of(pod).namespace == run.namespace:
             run.inbox.put_nowait(PodChange(key_of(pod).name, change.new))
 
-    def retire(self, name: str) -> None:
+    def retire(self, key: Key) -> None:
         """Note that the Pod has ended and its result is stored: from now on it may be removed."""
-        self._finished.append(Key(NAMESPACE, name))
+        self._finished.append(key)
         if len(self._finished) > _KEPT_PODS:
             self._too_many.set()
 
     async def _tidy_pods(self, active: set[str]) -> None:
         """Stop Pods of runs that are over or deleted; let the others of them age."""
-        pods = [pod for pod in self.pods.store.list(NAMESPACE) if RUN_LABEL in labels_of(pod)]
+        pods = [pod for pod in self.pods.store.list() if is_of_run(pod)]
         for pod in sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", "")):
             if labels_of(pod)[RUN_LABEL] in active:
                 continue
             if is_over(pod):
-                self.retire(pod["metadata"]["name"])
+                self.retire(key_of(pod))
             else:
-                await self.delete_pod(pod["metadata"]["name"])
+                await self.delete_pod(key_of(pod))
 
     async def _prune(self) -> None:
         while True:
             await self._too_many.wait()
             self._too_many.clear()
             while len(self._finished) > _KEPT_PODS:
-                await self.delete_pod(self._finished.popleft().name)
+                await self.delete_pod(self._finished.popleft())
 
-    async def delete_pod(self, name: str) -> bool:
+    async def delete_pod(self, key: Key) -> bool:
         """Delete a Pod; False when there is none."""
         try:
-            await self.client.delete(POD, name, NAMESPACE, grace_period_s=_STOP_GRACE_S)
+            await self.client.delete(POD, key.name, key.namespace, grace_period_s=_STOP_GRACE_S)
         except NotFoundError:
             return False
         except ApiError as error:
-            log.warning("Pod %s/%s: cannot be deleted: %s", NAMESPACE, name, error)
+            log.warning("Pod %s/%s: cannot be deleted: %s", key.namespace, key.name, error)
         return True

@@ -38,7 +38,7 @@ def _identified(name: str) -> dict[str, FilterKey]:
 _COMMON = {
     "created_at": FilterKey("created_at", "time"),
     "description": FilterKey("description"),
-    "namespace": FilterKey(""),
+    "namespace": FilterKey("namespace"),
 }
 _STORAGE = {"storage_state": FilterKey("storage_state")}
 EXPERIMENT_KEYS: dict[str, FilterKey] = {
@@ -60,6 +60,7 @@ VERSION_KEYS: dict[str, FilterKey] = {
     "name": FilterKey("name"),
     "display_name": FilterKey("display_name"),
     **_COMMON,
+    "namespace": FilterKey(""),
     "tags": FilterKey("tags", "tags"),
 }
 RUN_KEYS: dict[str, FilterKey] = {
@@ -91,6 +92,7 @@ ARTIFACT_KEYS: dict[str, FilterKey] = {
     "uri": FilterKey("uri"),
     "digest": FilterKey("digest"),
     "created_at": FilterKey("created_at", "time"),
+    "namespace": FilterKey("namespace"),
     "run_id": FilterKey("run_id"),
     "task_id": FilterKey("task_id"),
 }

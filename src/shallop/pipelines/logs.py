@@ -15,7 +15,9 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint
+from shallop.pipelines.podends import pod_namespace
 from shallop.pipelines.signals import signals_of
 
 __all__ = ["LogsApi", "find_log", "read_log"]
@@ -52,11 +54,11 @@ async def read_log(logs: Path, namespace: str, pod: str) -> AsyncIterator[bytes]
 class LogsApi:
     """Handlers over the log files of ``services``."""
 
-    def __init__(self, services: Services, namespace: str) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
+        self._access = access
         self._database = services.database
         self._logs = services.settings.logs
         self._signals = signals_of(services.database)
-        self._namespace = namespace
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -68,23 +70,26 @@ class LogsApi:
         """Send the log of a task, given by its id or the name of one of its Pods; ``attempt=N`` chooses the Nth Pod."""
         run_id, task_id = request.path_params["run_id"], request.path_params["task_id"]
         follow = request.query_params.get("follow", "").lower() in ("true", "1")
-        task = await self._database.read(lambda c: _find_task(c, run_id, task_id))
-        if task is None:
+        found = await self._database.read(lambda c: _find_task(c, run_id, task_id))
+        if found is None:
             raise NotFoundError(f"task_id: no task {task_id!r} in run {run_id!r}; GET the run for its task_details.")
+        run, task = found
+        await self._access.allow(request, "get", "runs", run)
+        namespace = pod_namespace(run)
         pod = _choose_pod(task, task_id, request.query_params.get("attempt", ""))
-        text = self._follow(task, pod) if follow else read_log(self._logs, self._namespace, pod)
+        text = self._follow(namespace, task, pod) if follow else read_log(self._logs, namespace, pod)
         # Plain text that a browser must not take for HTML.
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
 
-    async def _follow(self, task: Mapping[str, Any], pod: str) -> AsyncIterator[bytes]:
+    async def _follow(self, namespace: str, task: Mapping[str, Any], pod: str) -> AsyncIterator[bytes]:
         positions: dict[int, int] = {}
         with self._signals.subscribed(task["run_id"]) as changed:
             while True:
                 changed.clear()
                 current = await self._database.read(lambda c: tables.get_task(c, task["id"]))
                 pod = pod or (current["pods"][-1]["name"] if current and current["pods"] else "")
-                for file in await asyncio.to_thread(find_log, self._logs, self._namespace, pod) if pod else ():
+                for file in await asyncio.to_thread(find_log, self._logs, namespace, pod) if pod else ():
                     position = positions.get(file.identity, 0)
                     while (chunk := await asyncio.to_thread(_read_from, file.path, position)).size:
                         position = positions[file.identity] = position + chunk.size
@@ -99,13 +104,16 @@ class LogsApi:
                     pass
 
 
-def _find_task(connection: sa.Connection, run_id: str, task_id: str) -> dict[str, Any] | None:
-    task = tables.get_task(connection, task_id)
+def _find_task(connection: sa.Connection, run_id: str, task_id: str) -> tuple[tables.Row, tables.Row] | None:
+    """Return the run and its task, given by its id or the name of one of its Pods."""
+    run, task = tables.get_run(connection, run_id), tables.get_task(connection, task_id)
+    if run is None:
+        return None
     if task:
-        return task if task["run_id"] == run_id else None
+        return (run, task) if task["run_id"] == run_id else None
     for other in tables.get_tasks(connection, run_id):
         if any(pod["name"] == task_id for pod in other["pods"]):
-            return other
+            return run, other
     return None
 
 

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition, upload_endpoint
 from shallop.pipelines.http import empty, read_body, read_message, reply
 from shallop.pipelines.ir import MAX_PACKAGE_BYTES, Pipeline, load_package, parse_pipeline
@@ -96,10 +97,11 @@ def _check_name(name: str, limit: int) -> str:
     return name
 
 
-def _pipeline_row(given: Mapping[str, Any], now: int) -> dict[str, Any]:
+def _pipeline_row(namespace: str, given: Mapping[str, Any], now: int) -> dict[str, Any]:
     name = given.get("name") or given.get("display_name", "")
     return {
         "id": str(uuid.uuid4()),
+        "namespace": namespace,
         "name": _check_name(name, _MAX_NAME),
         "display_name": given.get("display_name") or name,
         "description": given.get("description", ""),
@@ -136,8 +138,9 @@ def _version_message(row: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[s
 class PipelinesApi:
     """Handlers over the rows of ``services``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
         self._services = services
+        self._access = access
         self._database = services.database
 
     def routes(self) -> list[BaseRoute]:
@@ -167,7 +170,9 @@ class PipelinesApi:
 
     async def list(self, request: Request) -> Response:
         page = parse_page(request.query_params, PIPELINE_KEYS)
-        listed = await self._database.read(lambda c: tables.list_pipelines(c, page))
+        asked = request.query_params.get("namespace", "")
+        namespace = await self._access.share(request, "list", asked) if self._access.is_multi_user else None
+        listed = await self._database.read(lambda c: tables.list_pipelines(c, page, namespace))
         return reply(
             PIPELINE_LIST,
             {
@@ -178,23 +183,28 @@ class PipelinesApi:
         )
 
     async def create(self, request: Request) -> Response:
-        row = _pipeline_row(await read_message(request, PIPELINE), self._now())
+        given = await read_message(request, PIPELINE)
+        namespace = await self._access.share(request, "create", given.get("namespace", ""))
+        row = _pipeline_row(namespace, given, self._now())
         return reply(PIPELINE, _pipeline_message(await self._database.write(lambda c: tables.insert_pipeline(c, row))))
 
     async def create_with_version(self, request: Request) -> Response:
         given = await read_message(request, CREATE_PIPELINE_AND_VERSION)
         version = given.get("pipeline_version", {})
+        pipeline = given.get("pipeline", {})
+        namespace = await self._access.share(request, "create", pipeline.get("namespace", ""))
         document = await self._document_of_version(version, "pipeline_version")
-        row, _ = await self._insert(given.get("pipeline", {}), version, document)
+        row, _ = await self._insert(namespace, pipeline, version, document)
         return reply(PIPELINE, _pipeline_message(row))
 
     async def upload(self, request: Request) -> Response:
         query = request.query_params
+        namespace = await self._access.share(request, "create", query.get("namespace", ""))
         document, filename = await self._read_upload(request)
         given = dict(query) | {"tags": _parse_tags(query.get("tags", ""))}
         if not (given.get("name") or given.get("display_name")):
             given["name"] = filename
-        row, _ = await self._insert(given, given, document)
+        row, _ = await self._insert(namespace, given, given, document)
         return reply(PIPELINE, _pipeline_message(row))
 
     async def upload_version(self, request: Request) -> Response:
@@ -202,7 +212,7 @@ class PipelinesApi:
         id_ = query.get("pipelineid", "")
         if not id_:
             raise BadRequestError("pipelineid: required; the pipeline to which the version belongs.")
-        pipeline = await self._pipeline(id_)
+        pipeline = await self._pipeline(request, id_, "create")
         document, filename = await self._read_upload(request)
         given = dict(query) | {"tags": _parse_tags(query.get("tags", ""))}
         if not (given.get("name") or given.get("display_name")):
@@ -214,14 +224,14 @@ class PipelinesApi:
         id_ = request.path_params["pipeline_id"]
         if given.get("pipeline_id", id_) != id_:
             raise BadRequestError("pipeline_id: differs from the one in the path; leave it out.")
-        pipeline = await self._pipeline(id_)
+        pipeline = await self._pipeline(request, id_, "create")
         return await self._insert_version(pipeline["id"], given, await self._document_of_version(given, ""))
 
     async def _insert(
-        self, pipeline: Mapping[str, Any], version: Mapping[str, Any], document: dict[str, Any]
+        self, namespace: str, pipeline: Mapping[str, Any], version: Mapping[str, Any], document: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         text, now = json.dumps(document), self._now()
-        pipeline_row = _pipeline_row(pipeline, now)
+        pipeline_row = _pipeline_row(namespace, pipeline, now)
         named = dict(version)
         if not (named.get("name") or named.get("display_name")):
             named["name"] = pipeline_row["name"]
@@ -277,23 +287,26 @@ class PipelinesApi:
 
     async def get_by_name(self, request: Request) -> Response:
         name = request.path_params["name"]
-        row = await self._database.read(lambda c: tables.get_pipeline_named(c, name))
+        namespace = await self._access.share(request, "get", request.query_params.get("namespace", ""))
+        row = await self._database.read(lambda c: tables.get_pipeline_named(c, namespace, name))
         if row is None:
             raise NotFoundError(f"name: no pipeline {name!r}; list them with GET /apis/v2beta1/pipelines.")
         return reply(PIPELINE, _pipeline_message(row))
 
     async def get(self, request: Request) -> Response:
-        return reply(PIPELINE, _pipeline_message(await self._pipeline(request.path_params["pipeline_id"])))
+        return reply(
+            PIPELINE, _pipeline_message(await self._pipeline(request, request.path_params["pipeline_id"], "get"))
+        )
 
     async def update(self, request: Request) -> Response:
-        row = await self._pipeline(request.path_params["pipeline_id"])
+        row = await self._pipeline(request, request.path_params["pipeline_id"], "update")
         values = _changes(await read_message(request, PIPELINE))
         if values:
             await self._database.write(lambda c: tables.update_pipeline(c, row["id"], values))
         return reply(PIPELINE, _pipeline_message(row | values))
 
     async def delete(self, request: Request) -> Response:
-        row = await self._pipeline(request.path_params["pipeline_id"])
+        row = await self._pipeline(request, request.path_params["pipeline_id"], "delete")
         cascade = request.query_params.get("cascade", "false").lower() == "true"
 
         def delete(connection: sa.Connection) -> None:
@@ -310,6 +323,8 @@ class PipelinesApi:
     async def list_versions(self, request: Request) -> Response:
         page = parse_page(request.query_params, VERSION_KEYS)
         pipeline_id = request.path_params["pipeline_id"]
+        if self._access.is_multi_user:
+            await self._pipeline(request, pipeline_id, "list")
 
         def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
             listed = tables.list_versions(connection, page, pipeline_id)
@@ -326,18 +341,18 @@ class PipelinesApi:
         )
 
     async def get_version(self, request: Request) -> Response:
-        row = await self._version(request)
+        row = await self._version(request, "get")
         return reply(PIPELINE_VERSION, await self._full_version(row))
 
     async def update_version(self, request: Request) -> Response:
-        row = await self._version(request)
+        row = await self._version(request, "update")
         values = _changes(await read_message(request, PIPELINE_VERSION))
         if values:
             await self._database.write(lambda c: tables.update_version(c, row["id"], values))
         return reply(PIPELINE_VERSION, await self._full_version(row | values))
 
     async def delete_version(self, request: Request) -> Response:
-        row = await self._version(request)
+        row = await self._version(request, "delete")
         await self._database.write(lambda c: tables.delete_version(c, row["id"]))
         return empty()
 
@@ -345,18 +360,21 @@ class PipelinesApi:
         specs = await self._database.read(lambda c: tables.get_specs(c, [row["spec_digest"]]))
         return _version_message(row, specs)
 
-    async def _pipeline(self, id_: str) -> dict[str, Any]:
+    async def _pipeline(self, request: Request, id_: str, verb: str) -> dict[str, Any]:
         row = await self._database.read(lambda c: tables.get_pipeline(c, id_))
         if row is None:
             raise NotFoundError(f"pipeline_id: no pipeline {id_!r}; list them with GET /apis/v2beta1/pipelines.")
+        await self._access.allow_pipeline(request, verb, row)
         return row
 
-    async def _version(self, request: Request) -> dict[str, Any]:
+    async def _version(self, request: Request, verb: str) -> dict[str, Any]:
         # The pipeline's id in the path is not compared: upstream's tests rely on that.
         id_ = request.path_params["pipeline_version_id"]
         row = await self._database.read(lambda c: tables.get_version(c, id_))
         if row is None:
             raise NotFoundError(f"pipeline_version_id: no pipeline version {id_!r}; list the versions of the pipeline.")
+        if self._access.is_multi_user:
+            await self._pipeline(request, row["pipeline_id"], verb)
         return row
 
 

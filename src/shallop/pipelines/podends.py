@@ -21,10 +21,11 @@ __all__ = [
     "is_stuck",
     "is_transient",
     "pod_failure",
+    "pod_namespace",
     "read_result",
 ]
 
-# The server is single-user: the Pods of all tasks live here.
+# The Pods of a single-user server live here.
 NAMESPACE = "kubeflow"
 # A container that waits for one of the first waits for ever: a person has to change something. One of the second may
 # wait for what is only being made, such as a claim.
@@ -62,6 +63,11 @@ class TaskResult(Struct, rename="camel"):
     environment: str | None = None
     started_at: str = ""
     ended_at: str = ""
+
+
+def pod_namespace(row: Mapping[str, Any]) -> str:
+    """Return where the Pods of a run are."""
+    return row["namespace"] or NAMESPACE
 
 
 def read_result(folder: str) -> TaskResult | None:

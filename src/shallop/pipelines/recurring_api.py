@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.cron import parse_cron
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import empty, read_message, reply, warned
@@ -23,7 +24,16 @@ from shallop.pipelines.listing import RECURRING_RUN_KEYS, parse_page
 from shallop.pipelines.messages import RECURRING_RUN, RECURRING_RUN_LIST, to_micros
 from shallop.pipelines.pipelines_api import spec_digest
 from shallop.pipelines.signals import signals_of
-from shallop.pipelines.submission import Submission, check_name, new_run, open_experiment, pipeline_of
+from shallop.pipelines.submission import (
+    Submission,
+    allow_pipeline,
+    check_name,
+    namespace_listed,
+    namespace_of_experiment,
+    new_run,
+    open_experiment,
+    pipeline_of,
+)
 
 __all__ = ["RecurringRunsApi"]
 
@@ -65,8 +75,9 @@ def _check_trigger(given: Mapping[str, Any]) -> None:
 class RecurringRunsApi:
     """Handlers over the rows of ``services``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
         self._services = services
+        self._access = access
         self._database = services.database
         self._signals = signals_of(services.database)
 
@@ -85,9 +96,10 @@ class RecurringRunsApi:
     async def list(self, request: Request) -> Response:
         page = parse_page(request.query_params, RECURRING_RUN_KEYS)
         experiment = request.query_params.get("experiment_id", "")
+        namespace = await namespace_listed(request, self._services, self._access, "jobs")
 
         def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
-            listed = tables.list_recurring_runs(connection, page, experiment)
+            listed = tables.list_recurring_runs(connection, page, experiment, namespace)
             return listed, tables.get_specs(connection, [row["spec_digest"] for row in listed.rows])
 
         listed, specs = await self._database.read(read)
@@ -107,7 +119,10 @@ class RecurringRunsApi:
         limit = given.get("max_concurrency", 0)
         if not 1 <= limit <= _MAX_CONCURRENCY:
             raise BadRequestError(f"recurring_run.max_concurrency: {limit}; use 1 to {_MAX_CONCURRENCY}.")
+        experiment_id = given.get("experiment_id", "")
+        namespace = await namespace_of_experiment(request, self._services, self._access, "jobs", experiment_id)
         reference, document = await self._database.read(lambda c: pipeline_of(c, given, "recurring_run"))
+        await allow_pipeline(request, self._services, self._access, reference, namespace)
         now = to_micros(self._services.now())
         # What its runs will be checked for is checked now, where somebody reads the answer.
         trial = Submission(str(uuid.uuid4()), now, scheduled_at=now, index=1)
@@ -116,7 +131,8 @@ class RecurringRunsApi:
         text = json.dumps(document)
 
         def insert(connection: sa.Connection) -> None:
-            row["experiment_id"] = open_experiment(connection, given.get("experiment_id", ""), now, "recurring_run")
+            experiment = open_experiment(connection, experiment_id, now, "recurring_run")
+            row.update(experiment_id=experiment["id"], namespace=experiment["namespace"])
             if row["spec_digest"]:
                 tables.put_spec(connection, row["spec_digest"], text)
             tables.insert_recurring_run(connection, row)
@@ -126,18 +142,18 @@ class RecurringRunsApi:
         return warned(reply(RECURRING_RUN, _message(row, {row["spec_digest"]: document})), warnings)
 
     async def get(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "get")
         specs = await self._database.read(lambda c: tables.get_specs(c, [row["spec_digest"]]))
         return reply(RECURRING_RUN, _message(row, specs))
 
     async def delete(self, request: Request) -> Response:
         """Delete a recurring run; runs that it has started stay, whatever ``propagation_policy`` says."""
-        row = await self._find(request)
+        row = await self._find(request, "delete")
         await self._database.write(lambda c: tables.delete_recurring_run(c, row["id"]))
         return empty()
 
     async def enable(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "enable")
         now = to_micros(self._services.now())
 
         def store(connection: sa.Connection) -> None:
@@ -153,18 +169,19 @@ class RecurringRunsApi:
         return empty()
 
     async def disable(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "disable")
         values = {"status": "DISABLED", "updated_at": to_micros(self._services.now())}
         await self._database.write(lambda c: tables.update_recurring_run(c, row["id"], values))
         return empty()
 
-    async def _find(self, request: Request) -> dict[str, Any]:
+    async def _find(self, request: Request, verb: str) -> dict[str, Any]:
         id_ = request.path_params["recurring_run_id"]
         row = await self._database.read(lambda c: tables.get_recurring_run(c, id_))
         if row is None:
             raise NotFoundError(
                 f"recurring_run_id: no recurring run {id_!r}; list them with GET /apis/v2beta1/recurringruns."
             )
+        await self._access.allow(request, verb, "jobs", row)
         return row
 
 
@@ -195,4 +212,5 @@ def _new_row(
         "plugins_input": given.get("plugins_input", {}),
         "last_tick": 0,
         "last_index": 0,
+        "namespace": "",
     }

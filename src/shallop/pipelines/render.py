@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from shallop.kube.objects import Object
+from shallop.kube.objects import Object, labels_of
 from shallop.pipelines.inputs import executor_input, parameters_with_defaults, placeholder_names
 from shallop.pipelines.ir import Accelerator, Component, Container, Pipeline, ResourceSpec
 from shallop.pipelines.placeholders import WORKSPACE_PATH, Placeholders, local_path
@@ -32,6 +32,7 @@ __all__ = [
     "WORKSPACE_SUFFIX",
     "built_in_image",
     "claim_name",
+    "is_of_run",
     "pod_name",
     "render_claim",
     "render_pod",
@@ -152,6 +153,12 @@ def render_pod(
         "metadata": _render_metadata(run, action, namespace),
         "spec": _without_empty(spec),
     }
+
+
+def is_of_run(pod: Object) -> bool:
+    """Say whether a Pod is one that ``render_pod`` has made."""
+    labels = labels_of(pod)
+    return RUN_LABEL in labels and labels.get(_COMPONENT_LABEL) == "true"
 
 
 def _render_metadata(run: RunInfo, action: StartTask, namespace: str) -> dict[str, Any]:

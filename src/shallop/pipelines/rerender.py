@@ -11,7 +11,7 @@ from shallop.kube.objects import Gvk, Object
 from shallop.pipelines.ir import parse_pipeline
 from shallop.pipelines.messages import format_micros
 from shallop.pipelines.plan import StartTask
-from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.podends import pod_namespace
 from shallop.pipelines.render import render_pod
 from shallop.pipelines.reuse import component_at
 from shallop.pipelines.values import RunInfo, Values
@@ -55,4 +55,4 @@ def render_again(run: dict[str, Any], task: dict[str, Any], document: dict[str, 
         enable_cache=False,
         cache_key="",
     )
-    return render_pod(pipeline, info, action, namespace=NAMESPACE, service_account=run["service_account"])
+    return render_pod(pipeline, info, action, namespace=pod_namespace(run), service_account=run["service_account"])

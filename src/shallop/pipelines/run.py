@@ -54,6 +54,7 @@ from shallop.pipelines.podends import (
     is_stuck,
     is_transient,
     pod_failure,
+    pod_namespace,
     read_result,
 )
 from shallop.pipelines.providers import default_root
@@ -132,6 +133,7 @@ class RunDriver:
 
     def __init__(self, driver: Driver, run_id: str) -> None:
         self.run_id = run_id
+        self.namespace = NAMESPACE  # of its Pods
         self.inbox: asyncio.Queue[Item] = asyncio.Queue()
         self._driver = driver
         self._database = driver.database
@@ -140,6 +142,7 @@ class RunDriver:
         self._pipeline: Pipeline
         self._info: RunInfo
         self._service_account = ""
+        self._owner = ""  # the namespace of its rows
         self._earlier: Earlier | None = None
         self._running: dict[str, StartTask] = {}  # by the name of the Pod
         self._waiting: deque[tuple[StartTask, StartTask]] = deque()  # for room: see _start_pod
@@ -153,11 +156,12 @@ class RunDriver:
         """Drive the run until it is over or deleted."""
         self._running, self._waiting, self._delayed, self._stuck = {}, deque(), {}, set()
         self._transfers = {}
+        self.namespace, self._owner = pod_namespace(row), row["namespace"]
         current: tables.Row | None = row
         try:
             actions, events, adopted = await self._load(row)
             self._set_deadline(row)
-            await create_workspace(self._driver.client, self._pipeline, self._info)
+            await create_workspace(self._driver.client, self.namespace, self._pipeline, self._info)
             await self._advance(actions, events, adopted=adopted)
             while not self._plan.is_finished:
                 items = [await self.inbox.get()]
@@ -167,7 +171,7 @@ class RunDriver:
                     await self.stop_pods()
                     return
                 await self._advance([], await self._events_of(items, current))
-            await delete_workspace(self._driver.client, self._pipeline, self._info)
+            await delete_workspace(self._driver.client, self.namespace, self._pipeline, self._info)
             await self._staging.clear()
         finally:
             self._places.close()
@@ -185,7 +189,9 @@ class RunDriver:
         self._earlier = await self._database.read(lambda c: load_earlier(c, row["reuse"]))
         self._pipeline = await asyncio.to_thread(parse_pipeline, document)
         root = row["pipeline_root"] or await self._default_root(row)
-        self._staging = Staging(self._driver.client, self._driver.services.settings.staging / self.run_id, root)
+        self._staging = Staging(
+            self._driver.client, self.namespace, self._driver.services.settings.staging / self.run_id, root
+        )
         self._info = self._run_info(row, root)
         self._service_account = row["service_account"]
         events: list[Event] = []
@@ -205,6 +211,7 @@ class RunDriver:
             next_execution=self._driver.next_execution,
             known=known,
             seq=len(stored),
+            namespace=self._owner,
         )
         if self._must_cancel(row):
             events.append(CancelRequested())
@@ -212,10 +219,10 @@ class RunDriver:
 
     async def _default_root(self, row: dict[str, Any]) -> str:
         """Return the root of runs that name none; one from the cluster's settings is kept for this run."""
-        configured = await default_root(self._driver.client, NAMESPACE) if row["state"] == "PENDING" else ""
+        configured = await default_root(self._driver.client, self.namespace) if row["state"] == "PENDING" else ""
         if configured:
             await self._driver.store(lambda c: tables.update_run(c, self.run_id, {"pipeline_root": configured}))
-        return configured or str(self._driver.services.settings.artifacts)
+        return configured or str(self._driver.services.settings.artifacts / self._owner)
 
     def _run_info(self, row: dict[str, Any], root: str) -> RunInfo:
         created = format_micros(row["created_at"])
@@ -235,7 +242,7 @@ class RunDriver:
     async def stop_pods(self) -> None:
         """Stop what runs, for a run that was deleted or cannot go on."""
         for name in list(self._running):
-            await self._driver.delete_pod(name)
+            await self._driver.delete_pod(Key(self.namespace, name))
 
     def _set_deadline(self, row: dict[str, Any]) -> None:
         if limit_s := self._pipeline.config.active_deadline_seconds:
@@ -360,7 +367,7 @@ class RunDriver:
 
     async def _start(self, action: StartTask) -> list[Event]:
         if image := built_in_image(self._pipeline, action):
-            return [await run_claim_task(self._driver.client, self._info, action, image)]
+            return [await run_claim_task(self._driver.client, self.namespace, self._info, action, image)]
         if self._staging.is_remote(action.inputs):
             self._transfers[action.path] = asyncio.create_task(self._fetch(action))
             return []
@@ -389,11 +396,11 @@ class RunDriver:
         self._running[name] = action
         try:
             pod = render_pod(
-                self._pipeline, self._info, staged, namespace=NAMESPACE, service_account=self._service_account
+                self._pipeline, self._info, staged, namespace=self.namespace, service_account=self._service_account
             )
             pod = await self._driver.client.create(pod)
         except AlreadyExistsError:
-            pod = await self._driver.client.get(POD, name, NAMESPACE)
+            pod = await self._driver.client.get(POD, name, self.namespace)
         except ApiError as error:
             del self._running[name]
             self._places.give_back(name)
@@ -439,7 +446,7 @@ class RunDriver:
     async def _adopt(self, action: StartTask) -> list[Event]:
         """Go on with a task that was asked for before a restart."""
         name = pod_name(self._info, action)
-        pod = self._driver.pods.store.get(Key(NAMESPACE, name))
+        pod = self._driver.pods.store.get(Key(self.namespace, name))
         if pod is not None:
             self._running[name] = action
             return await self._pod_events(PodChange(name, pod))
@@ -462,7 +469,7 @@ class RunDriver:
                 return [stopped]
         for name, running in list(self._running.items()):
             if running.path == action.path and running.attempt == action.attempt:
-                if await self._driver.delete_pod(name):
+                if await self._driver.delete_pod(Key(self.namespace, name)):
                     return []
                 del self._running[name]
         return [stopped]
@@ -473,7 +480,9 @@ class RunDriver:
         if change.pod is None or (change.pod.get("status") or {}).get("phase", "Pending") != "Pending":
             self._places.give_back(change.name)
         if change.was_stuck:
-            change = PodChange(change.name, self._driver.pods.store.get(Key(NAMESPACE, change.name)), was_stuck=True)
+            change = PodChange(
+                change.name, self._driver.pods.store.get(Key(self.namespace, change.name)), was_stuck=True
+            )
         if action is None or (change.pod is not None and not self._is_over(change.name, change.pod, change.was_stuck)):
             return []
         del self._running[change.name]
@@ -495,9 +504,9 @@ class RunDriver:
             message = f"Pod {change.name} was deleted before the task ended."
             return [TaskFailed(action.path, action.attempt, TaskError(message))]
         if (change.pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-            await self._driver.delete_pod(change.name)  # it waits for what will not come
+            await self._driver.delete_pod(Key(self.namespace, change.name))  # it waits for what will not come
         else:
-            self._driver.retire(change.name)
+            self._driver.retire(Key(self.namespace, change.name))
         if result is not None:
             return self._result_events(action, result)
         error, retryable = pod_failure(change.pod)
@@ -548,7 +557,9 @@ class RunDriver:
 
         def ask(connection: sa.Connection) -> Answer:
             taken = take_over(connection, earlier, pipeline, action) if earlier and not built_in else None
-            return taken or (look_up(connection, services, pipeline, action) if may_cache else Answer(None, OFF))
+            return taken or (
+                look_up(connection, services, pipeline, action, self._owner) if may_cache else Answer(None, OFF)
+            )
 
         answer = await self._database.read(ask) if may_cache or earlier else Answer(None, OFF)
         if answer.outputs and not await self._are_there(answer.outputs):
@@ -569,7 +580,7 @@ class RunDriver:
         """Bring an artifact to where ``kfp.dsl`` looks for it below the workspace."""
         if self._pipeline.config.workspace is None:
             raise InvalidError("the pipeline has no workspace; set one with dsl.PipelineConfig(workspace=...).")
-        volume = self._driver.services.settings.volumes / NAMESPACE / workspace_claim_name(self._info)
+        volume = self._driver.services.settings.volumes / self.namespace / workspace_claim_name(self._info)
         marked = {**action.metadata, "_kfp_workspace": True}
         below = local_path(action.uri, marked).removeprefix(WORKSPACE_PATH).lstrip("/")
         await self._staging.bring_to(action.uri, volume / below)
@@ -584,7 +595,7 @@ class RunDriver:
                 return TaskFailed(action.path, action.attempt, TaskError(message, code=14))
         schema = action.type.schema_title or "system.Artifact"
         if not action.reimport:
-            for row in await self._database.read(lambda c: tables.find_imported(c, action.uri, schema)):
+            for row in await self._database.read(lambda c: tables.find_imported(c, self._owner, action.uri, schema)):
                 if row["metadata"] == action.metadata:
                     known = Artifact(
                         row["name"], row["uri"], action.type, action.metadata, str(row["id"]), row["digest"]

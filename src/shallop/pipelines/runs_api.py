@@ -15,12 +15,22 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import empty, json_text, read_message, reply, warned
 from shallop.pipelines.listing import RUN_KEYS, parse_page
 from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
 from shallop.pipelines.signals import signals_of
-from shallop.pipelines.submission import Submission, check_name, insert_run, new_run, pipeline_of
+from shallop.pipelines.submission import (
+    Submission,
+    allow_pipeline,
+    check_name,
+    insert_run,
+    namespace_listed,
+    namespace_of_experiment,
+    new_run,
+    pipeline_of,
+)
 from shallop.pipelines.taskdetails import task_messages
 
 __all__ = ["RunsApi", "run_message"]
@@ -44,8 +54,9 @@ def run_message(row: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, A
 class RunsApi:
     """Handlers over the rows of ``services``; the driver does what they ask for."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
         self._services = services
+        self._access = access
         self._database = services.database
         self._signals = signals_of(services.database)
 
@@ -69,9 +80,10 @@ class RunsApi:
     async def list(self, request: Request) -> Response:
         page = parse_page(request.query_params, RUN_KEYS)
         experiment = request.query_params.get("experiment_id", "")
+        namespace = await namespace_listed(request, self._services, self._access, "runs")
 
         def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
-            listed = tables.list_runs(connection, page, experiment)
+            listed = tables.list_runs(connection, page, experiment, namespace)
             return listed, tables.get_specs(connection, _own_specs(listed.rows))
 
         listed, specs = await self._database.read(read)
@@ -87,8 +99,10 @@ class RunsApi:
     async def create(self, request: Request) -> Response:
         given = await read_message(request, RUN)
         check_name(given, "run")
-        reference, document = await self._database.read(lambda c: pipeline_of(c, given, "run"))
         experiment_id = given.get("experiment_id") or request.query_params.get("experiment_id", "")
+        namespace = await namespace_of_experiment(request, self._services, self._access, "runs", experiment_id)
+        reference, document = await self._database.read(lambda c: pipeline_of(c, given, "run"))
+        await allow_pipeline(request, self._services, self._access, reference, namespace)
         how = Submission.at(self._services)
         row, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
         text = json.dumps(document)
@@ -98,6 +112,8 @@ class RunsApi:
 
     async def get(self, request: Request) -> Response:
         id_ = request.path_params["run_id"]
+        if self._access.is_multi_user:
+            await self._find(request, "get")
 
         # Rendered in the reader's thread: a run may have thousands of tasks.
         text = await self._database.read(lambda c: _run_text(c, id_))
@@ -106,18 +122,18 @@ class RunsApi:
         return Response(text, media_type="application/json")
 
     async def delete(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "delete")
         await self._database.write(lambda c: tables.delete_run(c, row["id"]))
         self._signals.request(row["id"])
         return empty()
 
     async def archive(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "archive")
         await self._database.write(lambda c: tables.update_run(c, row["id"], {"storage_state": "ARCHIVED"}))
         return empty()
 
     async def unarchive(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "unarchive")
 
         def store(connection: sa.Connection) -> None:
             experiment = tables.get_experiment(connection, row["experiment_id"])
@@ -131,7 +147,7 @@ class RunsApi:
         return empty()
 
     async def terminate(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "terminate")
         now = to_micros(self._services.now())
         # Terminating a run that is over changes nothing and is no error: clients do it in their clean-up.
         await self._database.write(lambda c: tables.cancel_run(c, row["id"], now))
@@ -139,7 +155,7 @@ class RunsApi:
         return empty()
 
     async def retry(self, request: Request) -> Response:
-        row = await self._find(request)
+        row = await self._find(request, "retry")
         now = to_micros(self._services.now())
 
         def restart(connection: sa.Connection) -> None:
@@ -153,11 +169,12 @@ class RunsApi:
         self._signals.request(row["id"])
         return empty()
 
-    async def _find(self, request: Request) -> dict[str, Any]:
+    async def _find(self, request: Request, verb: str) -> dict[str, Any]:
         id_ = request.path_params["run_id"]
         row = await self._database.read(lambda c: tables.get_run(c, id_))
         if row is None:
             raise _no_run(id_)
+        await self._access.allow(request, verb, "runs", row)
         return row
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from shallop.errors import ObjectStoreError
 from shallop.kube.client import Client
-from shallop.pipelines.podends import NAMESPACE, ResultArtifact, TaskResult
+from shallop.pipelines.podends import ResultArtifact, TaskResult
 from shallop.pipelines.providers import access_to
 from shallop.pipelines.values import Artifact, Values
 from shallop.store.objects import Access, download, exists, is_object_uri, upload
@@ -29,12 +29,14 @@ class Staging:
     Transfers of one run.
 
     Args:
+        namespace: of the Pods; its ConfigMap and Secrets say how object stores are reached.
         folder: of this run alone.
         root: the run's pipeline root; a plain directory needs no transfer of outputs.
     """
 
-    def __init__(self, client: Client, folder: Path, root: str) -> None:
+    def __init__(self, client: Client, namespace: str, folder: Path, root: str) -> None:
         self._client = client
+        self._namespace = namespace
         self._folder = folder
         self._root = root.partition("?")[0].rstrip("/") if is_object_uri(root) else ""
         self._query = root.partition("?")[2]
@@ -140,7 +142,7 @@ class Staging:
         return True
 
     async def _access(self, uri: str) -> Access:
-        return await access_to(self._client, NAMESPACE, uri)
+        return await access_to(self._client, self._namespace, uri)
 
     def _with_options(self, uri: str) -> str:
         """Add the bucket's options, which are in the query of the root, to a URI below it."""

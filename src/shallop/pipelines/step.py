@@ -39,6 +39,7 @@ class Journal:
         next_execution: gives the numbers that order tasks.
         known: rows of tasks that are stored already.
         seq: how many events are stored already.
+        namespace: of the run's rows.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Journal:
         next_execution: Callable[[], int],
         known: Iterable[Row] = (),
         seq: int = 0,
+        namespace: str = "",
     ) -> None:
         self._plan = plan
         self._run_id = plan.run.run_id
@@ -58,6 +60,7 @@ class Journal:
         self._stored = set(self._rows)
         self._inputs: dict[str, Values] = {}  # by path, as they were written last
         self._seq = seq
+        self._namespace = namespace
         self._is_first = True
         self._clear()
 
@@ -142,6 +145,7 @@ class Journal:
                 "created_at": self._now(),
                 "run_id": self._run_id,
                 "task_id": task_id(self._run_id, path),
+                "namespace": self._namespace,
             }
         )
 
@@ -157,6 +161,7 @@ class Journal:
     def remember(self, pipeline_name: str, material: Row, path: str, outputs: Values) -> None:
         """Keep the outputs of a task for the cache, under the key of ``material``."""
         entry: Row = {"pipeline_name": pipeline_name, "key": fingerprint(material), "run_id": self._run_id}
+        entry["namespace"] = self._namespace
         entry |= {"task_id": task_id(self._run_id, path), "outputs": to_json(outputs), "created_at": self._now()}
         self._cache.append(entry | {"component": self._plan.tasks[path].component, "material": material})
 

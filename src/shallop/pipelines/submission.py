@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from starlette.requests import Request
 
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import precondition
 from shallop.pipelines.experiments_api import ensure_default_experiment
 from shallop.pipelines.macros import MacroContext, expand_macros
@@ -21,7 +23,18 @@ from shallop.pipelines.pipelines_api import checked_pipeline, spec_digest
 from shallop.pipelines.validation import check_parameters, refuse, warnings_of
 from shallop.store.objects import is_object_uri
 
-__all__ = ["NewRun", "Submission", "check_name", "insert_run", "new_run", "open_experiment", "pipeline_of"]
+__all__ = [
+    "NewRun",
+    "Submission",
+    "allow_pipeline",
+    "check_name",
+    "insert_run",
+    "namespace_listed",
+    "namespace_of_experiment",
+    "new_run",
+    "open_experiment",
+    "pipeline_of",
+]
 
 _MAX_NAME = 255
 Row = dict[str, Any]
@@ -94,7 +107,48 @@ def pipeline_of(connection: sa.Connection, given: Mapping[str, Any], what: str) 
     return source, tables.get_specs(connection, [version["spec_digest"]])[version["spec_digest"]]
 
 
-def open_experiment(connection: sa.Connection, id_: str, now: int, what: str) -> str:
+async def namespace_of_experiment(
+    request: Request, services: Services, access: Access, resource: str, id_: str, verb: str = "create"
+) -> str:
+    """
+    Return the namespace for a new run, which is that of its experiment; empty on a single-user server.
+
+    Raises:
+        BadRequestError: a multi-user server needs an experiment.
+        ForbiddenError: the caller may not create one there.
+        NotFoundError: no such experiment.
+    """
+    if not access.is_multi_user:
+        return ""
+    if not id_:
+        raise BadRequestError("experiment_id: required, this server has several users; create an experiment first.")
+    row = await services.database.read(lambda c: tables.get_experiment(c, id_))
+    if row is None:
+        raise NotFoundError(f"experiment_id: no experiment {id_!r}; create it first.")
+    await access.allow(request, verb, resource, row)
+    return str(row["namespace"])
+
+
+async def namespace_listed(request: Request, services: Services, access: Access, resource: str) -> str | None:
+    """Return the namespace whose runs are listed, by ``experiment_id`` or ``namespace`` of the query; None = all."""
+    query = request.query_params
+    if access.is_multi_user and query.get("experiment_id"):
+        return await namespace_of_experiment(request, services, access, resource, query["experiment_id"], "list")
+    return await access.selection(request, resource, query.get("namespace", ""))
+
+
+async def allow_pipeline(
+    request: Request, services: Services, access: Access, reference: Mapping[str, str], namespace: str
+) -> None:
+    """Let a caller run a pipeline: one of the run's namespace, one that is shared, or one that the caller may get."""
+    if not access.is_multi_user or not reference:
+        return
+    row = await services.database.read(lambda c: tables.get_pipeline(c, reference["pipeline_id"]))
+    if row is not None and row["namespace"] not in ("", namespace):
+        await access.allow_pipeline(request, "get", row)
+
+
+def open_experiment(connection: sa.Connection, id_: str, now: int, what: str) -> Row:
     """Return the experiment for a new run: it must exist and not be archived."""
     if not id_:
         experiment: Row | None = ensure_default_experiment(connection, now)
@@ -106,7 +160,7 @@ def open_experiment(connection: sa.Connection, id_: str, now: int, what: str) ->
         raise precondition(
             f"{what}.experiment_id: experiment {experiment['name']!r} is archived; unarchive it or use another."
         )
-    return str(experiment["id"])
+    return experiment
 
 
 class NewRun(NamedTuple):
@@ -154,12 +208,14 @@ def new_run(
         "plugins_input": given.get("plugins_input", {}),
         "outputs": {},
         "reuse": how.reuse,
+        "namespace": "",
     }
     return NewRun(row, warnings_of(pipeline))
 
 
 def insert_run(connection: sa.Connection, row: Row, experiment_id: str, text: str) -> None:
     """Store a new run with its document as JSON ``text``."""
-    row["experiment_id"] = open_experiment(connection, experiment_id, row["created_at"], "run")
+    experiment = open_experiment(connection, experiment_id, row["created_at"], "run")
+    row |= {"experiment_id": experiment["id"], "namespace": experiment["namespace"]}
     tables.put_spec(connection, row["spec_digest"], text)
     tables.insert_run(connection, row)

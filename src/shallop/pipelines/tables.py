@@ -22,6 +22,11 @@ def _id() -> sa.Column[str]:
     return sa.Column("id", sa.String(64), primary_key=True)
 
 
+def _namespace() -> sa.Column[str]:
+    """Make the column of whose a row is: empty on a single-user server, and of what all users share."""
+    return sa.Column("namespace", sa.String(64), nullable=False, server_default="")
+
+
 def _text(name: str, length: int = 256) -> sa.Column[str]:
     return sa.Column(name, sa.String(length), nullable=False, server_default="")
 
@@ -42,22 +47,26 @@ experiments = sa.Table(
     "pipelines_experiments",
     _metadata,
     _id(),
-    sa.Column("name", sa.String(256), nullable=False, unique=True),
+    _namespace(),
+    sa.Column("name", sa.String(256), nullable=False),
     _long_text("description"),
     _time("created_at"),
     _time("last_run_created_at"),
     _text("storage_state", 16),
+    sa.UniqueConstraint("namespace", "name"),
     sa.Index("pipelines_experiments_created", "created_at", "id"),
 )
 pipelines = sa.Table(
     "pipelines_pipelines",
     _metadata,
     _id(),
-    sa.Column("name", sa.String(256), nullable=False, unique=True),
+    _namespace(),
+    sa.Column("name", sa.String(256), nullable=False),
     _text("display_name"),
     _long_text("description"),
     _time("created_at"),
     _json("tags"),
+    sa.UniqueConstraint("namespace", "name"),
     sa.Index("pipelines_pipelines_created", "created_at", "id"),
 )
 versions = sa.Table(
@@ -105,6 +114,7 @@ runs = sa.Table(
     _json("plugins_input"),
     _json("outputs"),
     sa.Column("reuse", sa.JSON(none_as_null=True)),  # of a run that repeats another
+    _namespace(),
     sa.Index("pipelines_runs_created", "created_at", "id"),
     sa.Index("pipelines_runs_storage", "storage_state", "created_at", "id"),
     sa.Index("pipelines_runs_experiment", "experiment_id", "storage_state", "created_at", "id"),
@@ -116,6 +126,7 @@ runs = sa.Table(
     sa.Index("pipelines_runs_pipeline", "pipeline_version_id", "created_at"),
     sa.Index("pipelines_runs_spec", "spec_digest"),
     sa.Index("pipelines_runs_recurring", "recurring_run_id", "state"),
+    sa.Index("pipelines_runs_namespace", "namespace", "created_at", "id"),
 )
 recurring_runs = sa.Table(
     "pipelines_recurring_runs",
@@ -140,6 +151,7 @@ recurring_runs = sa.Table(
     _json("plugins_input"),
     _time("last_tick"),
     sa.Column("last_index", sa.Integer, nullable=False, server_default="0"),
+    _namespace(),
     sa.Index("pipelines_recurring_runs_created", "created_at", "id"),
     sa.Index("pipelines_recurring_runs_experiment", "experiment_id", "created_at", "id"),
 )
@@ -189,6 +201,7 @@ artifacts = sa.Table(
     _time("created_at"),
     _text("run_id", 64),
     _text("task_id", 64),
+    _namespace(),
     sa.Index("pipelines_artifacts_created", "created_at", "id"),
     sa.Index("pipelines_artifacts_run", "run_id"),
     sa.Index("pipelines_artifacts_uri", "uri"),
@@ -209,6 +222,7 @@ artifact_tasks = sa.Table(
 cache_entries = sa.Table(
     "pipelines_cache_entries",
     _metadata,
+    sa.Column("namespace", sa.String(64), primary_key=True, server_default=""),
     sa.Column("pipeline_name", sa.String(256), primary_key=True),
     sa.Column("key", sa.String(64), primary_key=True),
     _text("run_id", 64),
@@ -242,9 +256,38 @@ def m0004_reuse_and_usage(connection: sa.Connection) -> None:
     _add_column(connection, tasks.c.usage)
 
 
+def m0005_namespaces(connection: sa.Connection) -> None:
+    for table in (runs, recurring_runs, artifacts):
+        _add_column(connection, table.c.namespace)
+    _create_index(connection, runs, "pipelines_runs_namespace")
+    for group in ((experiments,), (pipelines, versions), (cache_entries,)):
+        if not _has_column(connection, group[0].c.namespace):
+            _rebuild(connection, group)
+
+
+def _rebuild(connection: sa.Connection, group: Sequence[sa.Table]) -> None:
+    """Make tables anew with their rows, for what ALTER TABLE cannot change; those that refer to others come last."""
+    columns = {}
+    for table in group:
+        names = ", ".join(column["name"] for column in sa.inspect(connection).get_columns(table.name))
+        columns[table] = names
+        connection.exec_driver_sql(f"CREATE TEMPORARY TABLE kept_{table.name} AS SELECT {names} FROM {table.name}")
+    for table in reversed(group):
+        connection.exec_driver_sql(f"DROP TABLE {table.name}")
+    for table in group:
+        table.create(connection)
+        names = columns[table]
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM kept_{table.name}")
+        connection.exec_driver_sql(f"DROP TABLE kept_{table.name}")
+
+
+def _has_column(connection: sa.Connection, column: sa.Column[Any]) -> bool:
+    return column.name in (known["name"] for known in sa.inspect(connection).get_columns(column.table.name))
+
+
 def _add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
     """Add a column that ``m0001_tables`` did not have; on a new database it is there already."""
-    if column.name not in (known["name"] for known in sa.inspect(connection).get_columns(column.table.name)):
+    if not _has_column(connection, column):
         definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}")
 
@@ -255,7 +298,7 @@ def _create_index(connection: sa.Connection, table: sa.Table, name: str) -> None
     index.create(connection, checkfirst=True)
 
 
-MIGRATIONS = (m0001_tables, m0002_recurring_runs, m0003_cache_reasons, m0004_reuse_and_usage)
+MIGRATIONS = (m0001_tables, m0002_recurring_runs, m0003_cache_reasons, m0004_reuse_and_usage, m0005_namespaces)
 
 
 # --- lists ---
@@ -269,8 +312,11 @@ class Listed(NamedTuple):
     next_page_token: str
 
 
-def _list(connection: sa.Connection, table: sa.Table, page: Page, *where: sa.ColumnElement[bool]) -> Listed:
-    conditions = [*where, *(_clause(table, predicate) for predicate in page.predicates)]
+def _list(
+    connection: sa.Connection, table: sa.Table, page: Page, namespace: str | None, *where: sa.ColumnElement[bool]
+) -> Listed:
+    own = [] if namespace is None else [table.c.namespace == namespace]
+    conditions = [*own, *where, *(_clause(table, predicate) for predicate in page.predicates)]
     count = sa.select(sa.func.count()).select_from(table).where(*conditions)
     sort, id_ = table.c[page.sort], table.c.id
     query = sa.select(table).where(*conditions)
@@ -339,7 +385,7 @@ def _one(connection: sa.Connection, query: sa.Select[Any]) -> Row | None:
 
 def insert_experiment(connection: sa.Connection, row: Row) -> Row:
     """Add an experiment; AlreadyExistsError when the name is taken."""
-    if _one(connection, sa.select(experiments.c.id).where(experiments.c.name == row["name"])):
+    if get_experiment_named(connection, row["namespace"], row["name"]):
         raise AlreadyExistsError(f"display_name: an experiment {row['name']!r} already exists; choose another name.")
     connection.execute(experiments.insert(), row)
     return row
@@ -349,12 +395,13 @@ def get_experiment(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(experiments).where(experiments.c.id == id_))
 
 
-def get_experiment_named(connection: sa.Connection, name: str) -> Row | None:
-    return _one(connection, sa.select(experiments).where(experiments.c.name == name))
+def get_experiment_named(connection: sa.Connection, namespace: str, name: str) -> Row | None:
+    return _one(connection, sa.select(experiments).filter_by(namespace=namespace, name=name))
 
 
-def list_experiments(connection: sa.Connection, page: Page) -> Listed:
-    return _list(connection, experiments, page)
+def list_experiments(connection: sa.Connection, page: Page, namespace: str | None = None) -> Listed:
+    """List those of one namespace, or of all when ``namespace`` is None; so do the other lists."""
+    return _list(connection, experiments, page, namespace)
 
 
 def delete_experiment(connection: sa.Connection, id_: str) -> None:
@@ -376,7 +423,7 @@ def set_experiment_storage(connection: sa.Connection, id_: str, state: str) -> N
 
 def insert_pipeline(connection: sa.Connection, row: Row) -> Row:
     """Add a pipeline; AlreadyExistsError when the name is taken."""
-    if get_pipeline_named(connection, row["name"]):
+    if get_pipeline_named(connection, row["namespace"], row["name"]):
         raise AlreadyExistsError(
             f"name: a pipeline {row['name']!r} already exists; choose another name or upload a new version of it."
         )
@@ -388,12 +435,12 @@ def get_pipeline(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(pipelines).where(pipelines.c.id == id_))
 
 
-def get_pipeline_named(connection: sa.Connection, name: str) -> Row | None:
-    return _one(connection, sa.select(pipelines).where(pipelines.c.name == name))
+def get_pipeline_named(connection: sa.Connection, namespace: str, name: str) -> Row | None:
+    return _one(connection, sa.select(pipelines).filter_by(namespace=namespace, name=name))
 
 
-def list_pipelines(connection: sa.Connection, page: Page) -> Listed:
-    return _list(connection, pipelines, page)
+def list_pipelines(connection: sa.Connection, page: Page, namespace: str | None = None) -> Listed:
+    return _list(connection, pipelines, page, namespace)
 
 
 def update_pipeline(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
@@ -431,7 +478,7 @@ def newest_version(connection: sa.Connection, pipeline_id: str) -> Row | None:
 
 
 def list_versions(connection: sa.Connection, page: Page, pipeline_id: str) -> Listed:
-    return _list(connection, versions, page, versions.c.pipeline_id == pipeline_id)
+    return _list(connection, versions, page, None, versions.c.pipeline_id == pipeline_id)
 
 
 def update_version(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
@@ -480,9 +527,10 @@ def get_run(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(runs).where(runs.c.id == id_))
 
 
-def list_runs(connection: sa.Connection, page: Page, experiment_id: str) -> Listed:
+def list_runs(connection: sa.Connection, page: Page, experiment_id: str, namespace: str | None = None) -> Listed:
     """List runs of one experiment, or all when ``experiment_id`` is empty."""
-    return _list(connection, runs, page, *([runs.c.experiment_id == experiment_id] if experiment_id else []))
+    where = [runs.c.experiment_id == experiment_id] if experiment_id else []
+    return _list(connection, runs, page, namespace, *where)
 
 
 def update_run(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
@@ -538,10 +586,12 @@ def get_recurring_run(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(recurring_runs).where(recurring_runs.c.id == id_))
 
 
-def list_recurring_runs(connection: sa.Connection, page: Page, experiment_id: str) -> Listed:
+def list_recurring_runs(
+    connection: sa.Connection, page: Page, experiment_id: str, namespace: str | None = None
+) -> Listed:
     """List those of one experiment, or all when ``experiment_id`` is empty."""
     where = [recurring_runs.c.experiment_id == experiment_id] if experiment_id else []
-    return _list(connection, recurring_runs, page, *where)
+    return _list(connection, recurring_runs, page, namespace, *where)
 
 
 def update_recurring_run(connection: sa.Connection, id_: str, values: Mapping[str, Any]) -> None:
@@ -618,9 +668,15 @@ def write_step(connection: sa.Connection, step: Step) -> None:
         connection.execute(artifact_tasks.delete().where(*known), [{"of": task, "as": type_} for task, type_ in ends])
         connection.execute(artifact_tasks.insert(), list(step.links))
     if step.cache:
-        entries = {(entry["pipeline_name"], entry["key"]): entry for entry in step.cache}
-        known = cache_entries.c.pipeline_name == sa.bindparam("of"), cache_entries.c.key == sa.bindparam("as")
-        connection.execute(cache_entries.delete().where(*known), [{"of": of, "as": as_} for of, as_ in entries])
+        entries = {tuple(entry[name] for name in ("namespace", "pipeline_name", "key")): entry for entry in step.cache}
+        same = (
+            cache_entries.c.namespace == sa.bindparam("in"),
+            cache_entries.c.pipeline_name == sa.bindparam("of"),
+            cache_entries.c.key == sa.bindparam("as"),
+        )
+        connection.execute(
+            cache_entries.delete().where(*same), [{"in": in_, "of": of, "as": as_} for in_, of, as_ in entries]
+        )
         connection.execute(cache_entries.insert(), list(entries.values()))
 
 
@@ -658,6 +714,10 @@ def get_task(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(tasks).where(tasks.c.id == id_))
 
 
+def get_run_of_task(connection: sa.Connection, id_: str) -> Row | None:
+    return _one(connection, sa.select(runs).join(tasks, tasks.c.run_id == runs.c.id).where(tasks.c.id == id_))
+
+
 def get_task_at(connection: sa.Connection, run_id: str, path: str) -> Row | None:
     return _one(connection, sa.select(tasks).where(tasks.c.run_id == run_id, tasks.c.path == path))
 
@@ -683,13 +743,14 @@ def last_numbers(connection: sa.Connection) -> tuple[int, int]:
     return execution or 0, artifact or 0
 
 
-def get_cache_entry(connection: sa.Connection, pipeline_name: str, key: str) -> Row | None:
-    return _one(connection, sa.select(cache_entries).filter_by(pipeline_name=pipeline_name, key=key))
+def get_cache_entry(connection: sa.Connection, namespace: str, pipeline_name: str, key: str) -> Row | None:
+    query = sa.select(cache_entries).filter_by(namespace=namespace, pipeline_name=pipeline_name, key=key)
+    return _one(connection, query)
 
 
-def newest_cache_entry(connection: sa.Connection, pipeline_name: str, component: str) -> Row | None:
+def newest_cache_entry(connection: sa.Connection, namespace: str, pipeline_name: str, component: str) -> Row | None:
     """Return what was kept last of any execution of a component."""
-    query = sa.select(cache_entries).filter_by(pipeline_name=pipeline_name, component=component)
+    query = sa.select(cache_entries).filter_by(namespace=namespace, pipeline_name=pipeline_name, component=component)
     return _one(connection, query.order_by(cache_entries.c.created_at.desc()).limit(1))
 
 
@@ -715,26 +776,28 @@ def delete_cache_entries(connection: sa.Connection, equals: Mapping[str, str]) -
 # --- artifacts ---
 
 
-def list_artifacts(connection: sa.Connection, page: Page, run_id: str) -> Listed:
+def list_artifacts(connection: sa.Connection, page: Page, run_id: str, namespace: str | None = None) -> Listed:
     """List what one run wrote, or everything when ``run_id`` is empty."""
-    return _list(connection, artifacts, page, *([artifacts.c.run_id == run_id] if run_id else []))
+    return _list(connection, artifacts, page, namespace, *([artifacts.c.run_id == run_id] if run_id else []))
 
 
 def get_artifact(connection: sa.Connection, id_: int) -> Row | None:
     return _one(connection, sa.select(artifacts).where(artifacts.c.id == id_))
 
 
-def find_imported(connection: sa.Connection, uri: str, type_: str) -> list[Row]:
+def find_imported(connection: sa.Connection, namespace: str, uri: str, type_: str) -> list[Row]:
     """Return artifacts with this URI and type, newest first."""
-    query = sa.select(artifacts).filter_by(uri=uri, type=type_).order_by(artifacts.c.id.desc()).limit(20)
-    return [_row(row) for row in connection.execute(query)]
+    query = sa.select(artifacts).filter_by(namespace=namespace, uri=uri, type=type_)
+    return [_row(row) for row in connection.execute(query.order_by(artifacts.c.id.desc()).limit(20))]
 
 
 def list_links(
-    connection: sa.Connection, *, after: int, limit: int, equals: Mapping[str, str | int]
+    connection: sa.Connection, *, after: int, limit: int, equals: Mapping[str, str | int], namespace: str | None = None
 ) -> tuple[list[Row], int]:
     """Return links between artifacts and tasks with ids above ``after``, and the number of all matches."""
     where = [artifact_tasks.c[name] == value for name, value in equals.items()]
+    if namespace is not None:
+        where.append(artifact_tasks.c.run_id.in_(sa.select(runs.c.id).where(runs.c.namespace == namespace)))
     query = sa.select(artifact_tasks).where(*where, artifact_tasks.c.id > after).order_by(artifact_tasks.c.id)
     count = sa.select(sa.func.count()).select_from(artifact_tasks).where(*where)
     return [_row(row) for row in connection.execute(query.limit(limit))], connection.execute(count).scalar_one()

@@ -15,10 +15,11 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint
 from shallop.pipelines.http import json_text
 from shallop.pipelines.messages import RUN, render
-from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.podends import pod_namespace
 from shallop.pipelines.rerender import POD, render_again
 from shallop.pipelines.runs_api import run_message
 from shallop.pipelines.signals import signals_of
@@ -36,7 +37,8 @@ _MIN_PAUSE_S = 0.05
 class WatchApi:
     """Handlers over the rows of ``services``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
+        self._access = access
         self._database = services.database
         self._client = services.client
         self._artifacts = services.settings.artifacts
@@ -53,6 +55,7 @@ class WatchApi:
     async def tasks(self, request: Request) -> Response:
         """Send the tasks of a run with parameters, attempts and cache notes, and the outputs of the run."""
         run_id = request.path_params["run_id"]
+        await self._allow(request)
         text = await self._database.read(lambda c: _tasks_text(c, run_id))
         if text is None:
             raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
@@ -72,14 +75,17 @@ class WatchApi:
         if found is None:
             raise NotFoundError(f"task_id: no task {task_id!r} in run {run_id!r}; GET the run for its task_details.")
         run, task, document = found
+        await self._access.allow(request, "get", "runs", run)
         if task["kind"] != "container":
             raise BadRequestError(f"task_id: {task['path']!r} is a {task['kind']}: only container steps have a Pod.")
         if task["pods"]:
             try:
-                return JSONResponse(await self._client.get(POD, task["pods"][-1]["name"], NAMESPACE))
+                return JSONResponse(await self._client.get(POD, task["pods"][-1]["name"], pod_namespace(run)))
             except NotFoundError:
                 pass
-        return JSONResponse(await asyncio.to_thread(render_again, run, task, document, str(self._artifacts)))
+        return JSONResponse(
+            await asyncio.to_thread(render_again, run, task, document, str(self._artifacts / run["namespace"]))
+        )
 
     async def watch(self, request: Request) -> Response:
         """
@@ -89,10 +95,16 @@ class WatchApi:
         ``end`` at the end. The first two are sent at once with all there is.
         """
         run_id = request.path_params["run_id"]
-        if await self._database.read(lambda c: tables.get_run(c, run_id)) is None:
-            raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
+        await self._allow(request)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._events(run_id), media_type="text/event-stream", headers=headers)
+
+    async def _allow(self, request: Request) -> None:
+        run_id = request.path_params["run_id"]
+        row = await self._database.read(lambda c: tables.get_run(c, run_id))
+        if row is None:
+            raise NotFoundError(f"run_id: no run {run_id!r}; list them with GET /apis/v2beta1/runs.")
+        await self._access.allow(request, "get", "runs", row)
 
     async def _events(self, run_id: str) -> AsyncIterator[str]:
         sent: dict[str, str] = {}

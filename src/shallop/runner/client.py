@@ -14,6 +14,7 @@ from shallop.errors import ApiError, ShallopError
 __all__ = ["PipelinesClient"]
 
 _TIMEOUT_S = 60
+_LISTS = ("/runs", "/experiments", "/cache")
 Json = dict[str, Any]
 
 
@@ -23,13 +24,18 @@ class PipelinesClient:
 
     Args:
         url: its web origin, such as ``http://127.0.0.1:8080``.
+        token: of the Kubernetes API; a server with several users asks for it.
+        namespace: to work in, on such a server.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, token: str = "", namespace: str = "") -> None:
+        self.url, self.namespace = url, namespace
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._base = f"{url}/apis/v2beta1"
 
     def call(self, method: str, path: str, body: Any = None, **query: str) -> Json:
+        if self.namespace and path in _LISTS:
+            query["namespace"] = self.namespace
         with self._open(method, path, body, query, _TIMEOUT_S) as answer:
             value: Json = json.load(answer)
         return value
@@ -69,7 +75,7 @@ class PipelinesClient:
     def _open(self, method: str, path: str, body: Any, query: dict[str, str], timeout: float | None) -> Any:
         url = f"{self._base}{path}" + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(url, data, self._headers, method=method)
         try:
             # Without the environment's proxies: the server is on this machine.
             return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)

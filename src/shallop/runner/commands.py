@@ -27,6 +27,10 @@ def add_commands(commands: _Commands, common: argparse.ArgumentParser) -> None:
     _add_cache(commands, common)
 
 
+def _add_namespace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", "-n", default="", help="with 'up --multi-user': where to work")
+
+
 def _add_run(commands: _Commands, common: argparse.ArgumentParser) -> None:
     run = commands.add_parser(
         "run",
@@ -49,6 +53,7 @@ def _add_run(commands: _Commands, common: argparse.ArgumentParser) -> None:
     run.add_argument("--pipeline", default="", metavar="FUNCTION", help="in a Python file with several pipelines")
     run.add_argument("--python", default="", metavar="PYTHON", help="an interpreter with kfp, to compile with")
     run.add_argument("--local-only", action="store_true", help="without a platform: start the engine for this run only")
+    _add_namespace(run)
     run.set_defaults(command=_run)
 
 
@@ -56,6 +61,7 @@ def _add_why(commands: _Commands, common: argparse.ArgumentParser) -> None:
     why = commands.add_parser("why", parents=[common], help="say why each step of a run ran, or did not")
     why.add_argument("run", help="id, the first characters of it, a name, or 'latest'")
     why.add_argument("step", nargs="?", default="", help="only this step")
+    _add_namespace(why)
     why.set_defaults(command=_why)
 
 
@@ -70,6 +76,7 @@ def _add_shell(commands: _Commands, common: argparse.ArgumentParser) -> None:
     shell.add_argument("step", help="its name, or its path such as for-loop-1[2]/train")
     shell.add_argument("--folder", type=Path, help="where its files go (default: a new temporary folder)")
     shell.add_argument("-c", dest="script", default="", metavar="COMMAND", help="run this instead of a shell")
+    _add_namespace(shell)
     shell.set_defaults(command=_shell)
 
 
@@ -84,6 +91,7 @@ def _add_cache(commands: _Commands, common: argparse.ArgumentParser) -> None:
         parser = cache.add_parser(name, parents=[common], help=what)
         for selector in _SELECTORS:
             parser.add_argument(f"--{selector}", default="", metavar="NAME" if selector != "run" else "RUN")
+        _add_namespace(parser)
         if name == "clear":
             parser.add_argument("--all", action="store_true", help="everything")
         parser.set_defaults(command=command)
@@ -94,10 +102,12 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _connect(options: argparse.Namespace) -> PipelinesClient:
-    status = instance.read_status(_settings(options))
+    settings = _settings(options)
+    status = instance.read_status(settings)
     if not status["ready"]:
         raise SettingsError(f"shallop does not run on {status['home']}. Start it with 'shallop up --detach'.")
-    return PipelinesClient(status["web"])
+    token = settings.home / "token"
+    return PipelinesClient(status["web"], token.read_text().strip() if token.exists() else "", options.namespace)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -135,8 +145,8 @@ def _submit(client: PipelinesClient, options: argparse.Namespace, document: dict
         name = options.name or document.get("pipeline_spec", document)["pipelineInfo"]["name"]
         body = {"display_name": name, "pipeline_spec": document}
         body["runtime_config"] = {"parameters": parse_parameters(options.parameter, document)}
-        if options.experiment:
-            body["experiment_id"] = _experiment(client, options.experiment)
+        if options.experiment or client.namespace:
+            body["experiment_id"] = _experiment(client, options.experiment or "Default")
         run = client.call("POST", "/runs", body)
     run_id = str(run["run_id"])
     if not options.watch:
@@ -160,7 +170,11 @@ def _experiment(client: PipelinesClient, name: str) -> str:
 
     predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
     found = client.call("GET", "/experiments", filter=dumps({"predicates": [predicate]})).get("experiments", [])
-    made = found[0] if found else client.call("POST", "/experiments", {"display_name": name})
+    made = (
+        found[0]
+        if found
+        else client.call("POST", "/experiments", {"display_name": name, "namespace": client.namespace})
+    )
     return str(made["experiment_id"])
 
 

@@ -19,6 +19,7 @@ from shallop.errors import ApiError, BadRequestError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, is_deleting, key_of
 from shallop.pipelines import tables
+from shallop.pipelines.access import Access
 from shallop.pipelines.cachekey import cache_material, fingerprint
 from shallop.pipelines.caching import Answer, look_up
 from shallop.pipelines.claims import tidy_workspaces
@@ -69,7 +70,7 @@ class World:
         self.behave: Behave = succeed
         self.started: list[str] = []
         self.services = Services(self.settings, client, database, lambda: datetime.now(UTC))
-        self.api = RunsApi(self.services)
+        self.api = RunsApi(self.services, Access(self.services))
 
     async def node(self) -> None:
         listing = await self.client.list(POD)
@@ -330,7 +331,7 @@ def test_a_repeated_run_takes_over_what_would_be_the_same(play: Play) -> None:
         world.started.clear()
 
         async def rerun(**body: Any) -> dict[str, Any]:
-            api = CompareApi(world.services)
+            api = CompareApi(world.services, Access(world.services))
             answer = await api.rerun(_request(json.dumps(body).encode(), run_id=first))
             run_id = str(json.loads(bytes(answer.body))["run_id"])
             assert (await world.over(run_id))["state"] == "SUCCEEDED"
@@ -373,7 +374,7 @@ def test_the_cache_answers_only_for_the_same_packages_and_not_for_ever(tmp_path:
     entry |= {"created_at": to_micros(datetime.now(UTC)) - 10_000_000, "component": "comp-a", "material": material}
 
     async def ask(services: Services) -> Answer:
-        return await database.read(lambda c: look_up(c, services, document, action))
+        return await database.read(lambda c: look_up(c, services, document, action, ""))
 
     asyncio.run(database.write(lambda c: c.execute(tables.cache_entries.insert(), entry)))
     assert asyncio.run(ask(services)).outputs == Values()
@@ -475,7 +476,7 @@ def test_a_task_that_was_killed_from_outside_runs_again(play: Play) -> None:
 def test_an_image_that_cannot_run_here_is_refused(play: Play) -> None:
     async def scenario(world: World) -> None:
         world.services = replace(world.services, cannot_run=lambda image, argv: f"no environment for {image!r}")
-        world.api = RunsApi(world.services)
+        world.api = RunsApi(world.services, Access(world.services))
         with pytest.raises(BadRequestError, match="no environment for 'acme/x'"):
             await world.submit(pipeline({"name": "a"}, image="acme/x"))
         assert world.started == []

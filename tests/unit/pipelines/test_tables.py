@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from shallop.pipelines import tables
 from shallop.pipelines.listing import RUN_KEYS, parse_page
+from shallop.store.database import Database
 
 
 def run(id_: str, **values: Any) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def test_a_document_is_stored_once_and_goes_with_its_last_run(connection: sa.Con
 
 
 def test_an_experiment_knows_its_newest_run(connection: sa.Connection) -> None:
-    experiment = {"id": "e", "name": "n", "description": "", "created_at": 1, "last_run_created_at": 0}
+    experiment = {"id": "e", "namespace": "", "name": "n", "description": "", "created_at": 1, "last_run_created_at": 0}
     tables.insert_experiment(connection, experiment | {"storage_state": "AVAILABLE"})
     for time in (5, 3):
         tables.insert_run(connection, run(f"r{time}", created_at=time))
@@ -128,3 +131,35 @@ def test_every_filter_has_a_meaning_in_sql(connection: sa.Connection) -> None:
 
 def _ids(connection: sa.Connection, text: str) -> list[str]:
     return [row["id"] for row in tables.list_runs(connection, parse_page({"filter": text}, RUN_KEYS), "").rows]
+
+
+def test_rows_of_an_older_database_are_kept_in_no_namespace(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/rows.db")
+    old = (
+        "CREATE TABLE pipelines_experiments (id VARCHAR(64) PRIMARY KEY, name VARCHAR(256) NOT NULL UNIQUE,"
+        " description TEXT DEFAULT '', created_at BIGINT DEFAULT 0, last_run_created_at BIGINT DEFAULT 0,"
+        " storage_state VARCHAR(16) DEFAULT '')",
+        "CREATE TABLE pipelines_pipelines (id VARCHAR(64) PRIMARY KEY, name VARCHAR(256) NOT NULL UNIQUE,"
+        " display_name VARCHAR(256) DEFAULT '', description TEXT DEFAULT '', created_at BIGINT DEFAULT 0, tags JSON)",
+        "CREATE TABLE pipelines_versions (id VARCHAR(64) PRIMARY KEY, pipeline_id VARCHAR(64) NOT NULL REFERENCES"
+        " pipelines_pipelines (id), name VARCHAR(256), display_name VARCHAR(256) DEFAULT '', description TEXT DEFAULT"
+        " '', created_at BIGINT DEFAULT 0, tags JSON, code_source_url VARCHAR(2048) DEFAULT '', package_url"
+        " VARCHAR(2048) DEFAULT '', spec_digest VARCHAR(64) DEFAULT '')",
+        "INSERT INTO pipelines_experiments (id, name) VALUES ('e', 'work')",
+        "INSERT INTO pipelines_pipelines (id, name, tags) VALUES ('p', 'train', '{\"a\": \"b\"}')",
+        "INSERT INTO pipelines_versions (id, pipeline_id, name, tags) VALUES ('v', 'p', 'v1', '{}')",
+    )
+    database.migrate("test", (lambda connection: [connection.exec_driver_sql(text) for text in old],))  # type: ignore[arg-type, return-value]
+    database.migrate("pipelines", tables.MIGRATIONS)
+
+    def look(connection: sa.Connection) -> None:
+        experiment = tables.get_experiment_named(connection, "", "work")
+        pipeline, version = tables.get_pipeline(connection, "p"), tables.get_version(connection, "v")
+        assert experiment and pipeline and version
+        assert (experiment["id"], pipeline["tags"], version["pipeline_id"]) == ("e", {"a": "b"}, "p")
+        tables.insert_pipeline(connection, pipeline | {"id": "q", "namespace": "team"})
+        assert tables.list_pipelines(connection, parse_page({}, RUN_KEYS), "team").total == 1
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+
+    asyncio.run(database.write(look))
+    database.close()
