@@ -179,7 +179,7 @@ class InvalidError(ApiError):
     @classmethod
     def of(cls, kind: str, group: str, name: str, causes: Sequence[FieldError]) -> Self:
         """Build the standard message and details from field errors; at least one cause."""
-        texts = [f"{cause.field}: {cause.message}" for cause in causes]
+        texts = list(dict.fromkeys(f"{cause.field}: {cause.message}" for cause in causes))
         what = f"{kind}.{group}" if group else kind
         summary = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
         details: dict[str, Any] = {"name": name, "group": group, "kind": kind}

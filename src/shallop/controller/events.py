@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import logging
 from collections import OrderedDict
@@ -35,6 +36,12 @@ class EventRecorder:
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}
+
+    def named(self, component: str) -> EventRecorder:
+        """Return a recorder for another component that shares all else with this one."""
+        other = copy.copy(self)
+        other._component = component
+        return other
 
     def record(self, obj: Object, reason: str, message: str, type: str = "Normal", *, field_path: str = "") -> None:
         """Record that ``reason`` happened to ``obj``; type is Normal or Warning, field_path names a container."""

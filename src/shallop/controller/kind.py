@@ -105,6 +105,7 @@ class Kind:
         watches: other kinds whose changes matter.
         reads: kinds of which single objects are fetched without being followed; on a cluster roles are made from these.
         workers: how many objects are reconciled at once.
+        component: the name that Events of this controller carry; empty = that of the manager.
     """
 
     api_version: str
@@ -127,6 +128,7 @@ class Kind:
     watches: tuple[Watch, ...] = ()
     reads: tuple[Gvk, ...] = ()
     workers: int = 4
+    component: str = ""
 
     @property
     def gvk(self) -> Gvk:

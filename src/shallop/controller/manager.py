@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -52,8 +52,10 @@ class Context:
 
 
 class _Controller:
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, context: Context) -> None:
         self.kind = kind
+        named = replace(context, events=context.events.named(kind.component)) if kind.component else context
+        self.context = named
         self.queue: WorkQueue[Key] = WorkQueue()
         # Versions that ended in a TerminalError: not tried again until the object changes.
         self.refused: dict[Key, str] = {}
@@ -84,11 +86,11 @@ class Manager:
         self._client = client
         self._admitted = admitted
         self._informers: dict[Gvk, Informer] = {}
-        self._controllers = [_Controller(kind) for kind in kinds if kind.reconcile]
         self.events = EventRecorder(client, component, now)
         self.context = Context(
             client, settings, database, self.events, now, self.cache, self.serves, self.watch_children
         )
+        self._controllers = [_Controller(kind, self.context) for kind in kinds if kind.reconcile]
         self._tasks: asyncio.TaskGroup | None = None
         self._children: set[tuple[Gvk, Gvk]] = set()
 
@@ -175,7 +177,7 @@ class Manager:
         if obj is not None and controller.refused.get(key) == version:
             return
         try:
-            result_after = await self._once(kind, key, obj)
+            result_after = await self._once(controller, key, obj)
         except TerminalError as error:
             log.warning("%s %s: gave up until it changes: %s", kind.kind, key, error)
             controller.refused[key] = version
@@ -196,10 +198,11 @@ class Manager:
         if result_after is not None:
             queue.add_after(key, result_after)
 
-    async def _once(self, kind: Kind, key: Key, obj: Object | None) -> float | None:
+    async def _once(self, controller: _Controller, key: Key, obj: Object | None) -> float | None:
+        kind, context = controller.kind, controller.context
         if obj is None:
             if kind.on_gone:
-                await kind.on_gone(self.context, key)
+                await kind.on_gone(context, key)
             return None
         if not self._admitted:
             obj = self._admit(kind, obj)
@@ -209,7 +212,7 @@ class Manager:
             self.events.record(obj, "InvalidSpec", f"spec cannot be read: {error}", "Warning")
             raise TerminalError(f"spec: {error}") from error
         assert kind.reconcile is not None
-        return (await kind.reconcile(self.context, resource)).requeue_after_s
+        return (await kind.reconcile(context, resource)).requeue_after_s
 
     def _admit(self, kind: Kind, obj: Object) -> Object:
         if kind.default is not None:

@@ -305,6 +305,8 @@ class App:
             raise failures.method_not_allowed()
         if text := deprecation_of(address.resource):
             request.warnings.append(text)
+        if address.subresource and address.resource.subresource(address.subresource) is None:
+            raise failures.not_found(address.resource, address.name)
         if address.subresource in _STREAMING:
             async with self._in_flight.stream(request.user):
                 return await self._subresource(request, address, verb)
@@ -347,7 +349,7 @@ class App:
                 all_namespaces = True
         name = parts[1] if len(parts) > 1 else ""
         sub = parts[2] if len(parts) > 2 else ""
-        if sub and resource.subresource(sub) is None:
+        if sub and resource.subresource(sub) is None and not resource.custom:
             return None
         if len(parts) > 3 and sub != "proxy":
             return None

@@ -23,7 +23,6 @@ _PATCH_TYPES = {
     "application/merge-patch+json": "merge",
     "application/strategic-merge-patch+json": "strategic",
     "application/apply-patch+yaml": "apply",
-    "application/apply-patch+cbor": "",
 }
 
 
@@ -60,8 +59,8 @@ def parse_body(raw: bytes, content_type: str, *, kind: str, custom: bool = False
         )
     if not isinstance(body.value, dict):
         raise BadRequestError(
-            f"the object provided is unrecognized (must be of type {kind}): the body must be an object "
-            f"({raw[:40].hex()})"
+            f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse "
+            f"error: the body must be an object ({raw[:40].hex()})"
         )
     return body
 
@@ -74,8 +73,7 @@ def patch_type(resource: Resource | None, content_type: str) -> str:
         if custom:
             raise UnsupportedMediaTypeError(
                 "the body of the request was in an unknown format - accepted media types include: "
-                "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml, "
-                "application/apply-patch+cbor"
+                "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
             )
         raise UnsupportedMediaTypeError("415: Unsupported Media Type", details={})
     return found

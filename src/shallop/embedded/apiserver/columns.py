@@ -348,8 +348,15 @@ def _event_object(event: Object) -> str:
     return f"{involved.get('kind', '').lower()}/{involved.get('name', '')}"
 
 
-def _event_seen(*keys: str) -> Read:
+def _event_count(event: Object) -> int:
+    counted = (event.get("series") or {}).get("count") or event.get("count") or event.get("deprecatedCount")
+    return int(counted or 1)
+
+
+def _event_seen(*keys: str, last: bool = False) -> Read:
     def read(event: Object, now: datetime) -> str:
+        if last and (seen := (event.get("series") or {}).get("lastObservedTime")):
+            return format_age(seen, now)
         for key in keys:
             if event.get(key):
                 return format_age(event[key], now)
@@ -360,7 +367,8 @@ def _event_seen(*keys: str) -> Read:
 
 def _event_source(event: Object) -> str:
     source = event.get("source") or event.get("deprecatedSource") or {}
-    parts = [source.get("component") or event.get("reportingComponent", ""), source.get("host", "")]
+    component = source.get("component") or event.get("reportingComponent") or event.get("reportingController", "")
+    parts = [component, source.get("host") or event.get("reportingInstance", "")]
     return ", ".join(part for part in parts if part)
 
 
@@ -477,7 +485,12 @@ _TABLES: dict[str, tuple[TableColumn, ...]] = {
         TableColumn(
             "Last Seen",
             _event_seen(
-                "lastTimestamp", "deprecatedLastTimestamp", "eventTime", "firstTimestamp", "deprecatedFirstTimestamp"
+                "lastTimestamp",
+                "deprecatedLastTimestamp",
+                "eventTime",
+                "firstTimestamp",
+                "deprecatedFirstTimestamp",
+                last=True,
             ),
         ),
         _column("Type", lambda event: event.get("type", "")),
@@ -487,7 +500,7 @@ _TABLES: dict[str, tuple[TableColumn, ...]] = {
         _column("Source", _event_source, priority=1),
         _column("Message", lambda event: (event.get("message") or event.get("note") or "").strip()),
         TableColumn("First Seen", _event_seen("firstTimestamp", "deprecatedFirstTimestamp", "eventTime"), priority=1),
-        _column("Count", lambda event: event.get("count") or event.get("deprecatedCount") or 1, "string", 1),
+        _column("Count", _event_count, "string", 1),
         TableColumn("Name", _name, priority=1, format="name"),
     ),
     "configmaps": (

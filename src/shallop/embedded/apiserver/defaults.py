@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 
 from shallop.embedded.apiserver.admission_validation import default_policy, default_policy_binding, default_webhooks
+from shallop.embedded.apiserver.event_validation import default_event
 from shallop.embedded.apiserver.limit_ranges import default_limit_range
 from shallop.embedded.apiserver.pod_defaults import complete_pod, default_pod, default_template
 from shallop.embedded.apiserver.quantities import canonical_quantities
@@ -121,6 +122,12 @@ def _protected(name: str) -> Callable[[Object], Object]:
         return obj | {"status": {"phase": "Pending"}}
 
     return protect
+
+
+def _complete_volume(obj: Object) -> Object:
+    obj = _protected("kubernetes.io/pv-protection")(obj)
+    since = {"lastPhaseTransitionTime": obj["metadata"]["creationTimestamp"]}
+    return obj | {"status": obj["status"] | since}
 
 
 def _volume(obj: Object, old: Object | None) -> Object:
@@ -373,7 +380,7 @@ _COMPLETE: dict[str, Callable[[Object], Object]] = {
     "namespaces": _complete_namespace,
     "nodes": _with_status(),
     "persistentvolumeclaims": _protected("kubernetes.io/pvc-protection"),
-    "persistentvolumes": _protected("kubernetes.io/pv-protection"),
+    "persistentvolumes": _complete_volume,
     "poddisruptionbudgets.policy": _with_status(
         disruptionsAllowed=0, currentHealthy=0, desiredHealthy=0, expectedPods=0
     ),
@@ -392,6 +399,7 @@ _DEFAULTS: dict[str, Default] = {
     "deployments.apps": _deployment,
     "endpoints": _endpoints,
     "endpointslices.discovery.k8s.io": _endpoint_slice,
+    "events": default_event,
     "horizontalpodautoscalers.autoscaling": _hpa,
     "jobs.batch": _job,
     "limitranges": _limit_range,

@@ -178,7 +178,7 @@ class _Components:
         if schema.type_name:
             return self._reference(schema)
         if schema.source and not schema.properties and schema.items is None and schema.additional is None:
-            return dict(schema.source)
+            return ({"type": schema.type} if schema.type else {}) | dict(schema.source)
         return self._object(schema)
 
     def _object(self, schema: Schema) -> dict[str, Any]:

@@ -44,7 +44,9 @@ def render_table(
         for column in table
     ]
     rows = [
-        {"cells": [_cell(column, obj, now) for column in table], "object": _row_object(obj, version, include)}
+        {"cells": [_cell(column, obj, now) for column in table]}
+        | _row_conditions(resource, obj)
+        | {"object": _row_object(obj, version, include)}
         for obj in objects
     ]
     return {
@@ -54,6 +56,18 @@ def render_table(
         "columnDefinitions": definitions if columns else None,
         "rows": rows,
     }
+
+
+_ENDED = {"Succeeded": "The pod has completed successfully.", "Failed": "The pod failed."}
+
+
+def _row_conditions(resource: Resource, obj: Object) -> Object:
+    """Say of a Pod that has ended that it has: clients may hide such rows."""
+    phase = (obj.get("status") or {}).get("phase")
+    if resource.storage != "pods" or phase not in _ENDED:
+        return {}
+    ended = {"type": "Completed", "status": "True", "reason": phase, "message": _ENDED[phase]}
+    return {"conditions": [ended]}
 
 
 def _cell(column: TableColumn, obj: Object, now: datetime) -> Any:

@@ -24,6 +24,7 @@ from shallop.embedded.apiserver.rbac_defaults import AggregationController, rend
 from shallop.embedded.apiserver.requests import User
 from shallop.embedded.apiserver.resources import Registry
 from shallop.embedded.apiserver.reviews import review
+from shallop.embedded.apiserver.service_accounts import check_service_account
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.tokens import Tokens
 from shallop.embedded.apiserver.verbs import Verbs
@@ -83,6 +84,7 @@ class ApiServer:
         self._roles = AggregationController(self.store, self.registry, self.verbs)
         rbac = Rbac(self.store)
         self.verbs.checks.append(partial(check_escalation, rbac))
+        self.verbs.checks.append(partial(check_service_account, self.store))
         self._app = App(self.verbs, self.subresources, self.registry, self.tokens, rbac, hosts)
         self._app.node = node
         self._app.resolve_service = resolve_service

@@ -91,10 +91,10 @@ async def connect(node: NodeApi | None, pod: Object, subresource: str, upgrade: 
     Raises:
         ApiError: before the upgrade, so that it is answered as any other request.
     """
-    if node is None:
-        raise UnavailableError(f"pod {pod['metadata']['name']}: the node that runs it is not connected")
     if not upgrade.kind:
         raise BadRequestError("Upgrade request required")
+    if node is None:
+        raise UnavailableError(f"pod {pod['metadata']['name']}: the node that runs it is not connected")
     if subresource == "portforward":
         await _forward(node, pod, upgrade)
     else:

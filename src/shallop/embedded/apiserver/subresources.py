@@ -147,7 +147,7 @@ class Subresources:
             return pod | {
                 "metadata": metadata,
                 "spec": spec | {"nodeName": node},
-                "status": status | {"conditions": conditions},
+                "status": status | {"conditions": _with_probe_times(conditions)},
             }
 
         await self._verbs.change(resource, namespace, name, change)
@@ -219,7 +219,7 @@ class Subresources:
             "Eviction API: evicting",
             self._verbs.now(),
         )
-        return pod | {"status": {**status, "conditions": conditions}}
+        return pod | {"status": {**status, "conditions": _with_probe_times(conditions)}}
 
     def _budgets_of(self, pod: Object, namespace: str) -> Iterable[Object]:
         resource = self._registry.by_gvk(_DISRUPTION_BUDGET)
@@ -228,6 +228,11 @@ class Subresources:
             budget = conversion.to_version(resource, stored.object) if resource else stored.object
             if match_selector((budget.get("spec") or {}).get("selector"), labels):
                 yield budget
+
+
+def _with_probe_times(conditions: list[Object]) -> list[Object]:
+    """Conditions of a Pod always say when they were probed, if only that nobody knows."""
+    return [{"lastProbeTime": None, **condition} for condition in conditions]
 
 
 def _may_evict_unhealthy(budget: Object) -> bool:

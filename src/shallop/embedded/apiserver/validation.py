@@ -12,6 +12,7 @@ from zoneinfo import available_timezones
 
 from shallop.embedded.apiserver.admission_validation import validate_policy, validate_webhooks
 from shallop.embedded.apiserver.crd_validation import validate_crd
+from shallop.embedded.apiserver.event_validation import validate_event
 from shallop.embedded.apiserver.limit_ranges import validate_limit_range
 from shallop.embedded.apiserver.metadata import check_dns_subdomain, check_label_value, check_qualified_name
 from shallop.embedded.apiserver.pod_validation import validate_pod, validate_pod_spec, validate_template
@@ -478,7 +479,8 @@ def _role_binding(obj: Object, old: Object | None) -> list[FieldError]:
     if not reference.get("name"):
         errors.append(FieldError.required("roleRef.name"))
     if old is not None and old.get("roleRef") != reference:
-        errors.append(_invalid_json("roleRef", reference, "cannot change roleRef"))
+        shown = {"APIGroup": reference.get("apiGroup"), "Kind": reference.get("kind"), "Name": reference.get("name")}
+        errors.append(_invalid_json("roleRef", shown, "cannot change roleRef"))
     for index, subject in enumerate(obj.get("subjects") or ()):
         if not subject.get("name"):
             errors.append(FieldError.required(f"subjects[{index}].name"))
@@ -579,6 +581,7 @@ _VALIDATE: dict[str, Validate] = {
     "customresourcedefinitions.apiextensions.k8s.io": validate_crd,
     "daemonsets.apps": _replicaset,
     "deployments.apps": _deployment,
+    "events": validate_event,
     "horizontalpodautoscalers.autoscaling": _hpa,
     "ingresses.networking.k8s.io": _ingress,
     "jobs.batch": _job,

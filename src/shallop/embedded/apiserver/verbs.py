@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers
 from shallop.embedded.apiserver.admission_matching import Review
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
+from shallop.embedded.apiserver.go_text import render_patch, render_patched
 from shallop.embedded.apiserver.limit_ranges import check_limits, with_limits
 from shallop.embedded.apiserver.objects_store import ObjectsStore, Stored
 from shallop.embedded.apiserver.quota import Quotas
@@ -380,11 +381,13 @@ class Verbs:
             old = conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
             patched = patched_object(resource, patch_type, old, patch)
             obj = admission.check_body(resource, namespace, name, patched)
+            _check_uid_stays(resource, name, obj["metadata"], old["metadata"])
             self._check_preconditions(resource, namespace, name, obj["metadata"], old["metadata"])
             try:
                 new = admission.prepare_update(resource, obj, old, options, self.now(), subresource)
             except BadRequestError as error:
-                raise _unreadable(resource, patched, error) from error
+                shown = render_patch(patch) if patch_type == "strategic" else render_patched(old, patched)
+                raise _unreadable(resource, shown, error) from error
             new = await self._admit_change(resource, namespace, old, new, options, subresource)
             return await self._store_changed(resource, namespace, old, new, options, subresource)
 
@@ -410,6 +413,7 @@ class Verbs:
                 new = await self._admit_new(resource, namespace, draft, options)
                 return await self._store_new(resource, namespace, new, options)
             old = conversion.to_version(resource, stored.object)
+            _check_uid_stays(resource, name, config["metadata"], old["metadata"])
             self._check_preconditions(resource, namespace, name, config["metadata"], old["metadata"])
             merged = fieldmanagers.apply(resource, old, config, options, self.now(), subresource)
             managed = merged["metadata"].get("managedFields")
@@ -536,6 +540,13 @@ class Verbs:
         return page
 
 
+def _check_uid_stays(resource: Resource, name: str, metadata: Object, old: Object) -> None:
+    """A patch may say which object it means; unlike an update, another one is a mistake in the patch."""
+    if metadata.get("uid") and metadata["uid"] != old["uid"]:
+        problem = FieldError.invalid("metadata.uid", metadata["uid"], "field is immutable")
+        raise failures.invalid(resource, name, [problem])
+
+
 def _kept_identity(metadata: Object, before: Object) -> Object:
     """Metadata as a webhook left it, with what identifies the object as it was."""
     identity = ("name", "namespace", "uid", "creationTimestamp", "generation", "resourceVersion", "deletionTimestamp")
@@ -582,13 +593,12 @@ def _parse_continue(text: str) -> tuple[int, tuple[str, str]]:
         raise BadRequestError(f"invalid continue token: continue key is not valid: {error}") from error
 
 
-def _unreadable(resource: Resource, patched: Object, error: BadRequestError) -> ApiError:
-    """What a patch answers whose result cannot be read."""
-    if resource.custom:
-        return error
-    shown = json.dumps(json.dumps(patched, separators=(",", ":")))
+def _unreadable(resource: Resource, shown: str, error: BadRequestError) -> ApiError:
+    """What a patch answers whose result, or which itself, cannot be read."""
     why = error.message.partition(f"cannot be handled as a {resource.kind}: ")[2] or error.message
-    problem = FieldError("FieldValueInvalid", f"Invalid value: {shown}: {why}", "patch")
+    if resource.custom and not why.startswith("strict decoding error"):
+        return error
+    problem = FieldError("FieldValueInvalid", f"Invalid value: {json.dumps(shown)}: {why}", "patch")
     return InvalidError.of("", "", "", [problem])
 
 

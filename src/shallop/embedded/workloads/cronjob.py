@@ -191,4 +191,5 @@ CRONJOB = Kind(
     plural="cronjobs",
     reconcile=reconcile,
     owns=(_JOB,),
+    component="cronjob-controller",
 )

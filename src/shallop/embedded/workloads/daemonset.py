@@ -303,4 +303,5 @@ DAEMONSET = Kind(
     on_gone=_CONTROLLER.on_gone,
     owns=(POD, CONTROLLER_REVISION),
     watches=(Watch(POD, _CONTROLLER.keys_of_orphan), Watch(_NODE, _CONTROLLER.keys_of_node)),
+    component="daemonset-controller",
 )

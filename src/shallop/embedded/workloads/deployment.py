@@ -437,4 +437,5 @@ DEPLOYMENT = Kind(
     plural="deployments",
     reconcile=reconcile,
     owns=(_REPLICASET,),
+    component="deployment-controller",
 )

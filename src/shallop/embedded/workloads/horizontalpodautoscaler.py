@@ -215,4 +215,5 @@ HORIZONTALPODAUTOSCALER = Kind(
     plural="horizontalpodautoscalers",
     reconcile=_CONTROLLER.reconcile,
     on_gone=_CONTROLLER.on_gone,
+    component="horizontal-pod-autoscaler",
 )

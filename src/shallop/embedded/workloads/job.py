@@ -533,4 +533,5 @@ JOB = Kind(
     reconcile=_CONTROLLER.reconcile,
     on_gone=_CONTROLLER.on_gone,
     owns=(POD,),
+    component="job-controller",
 )

@@ -156,4 +156,5 @@ JOBSET = Kind(
     validate=validate,
     reconcile=_CONTROLLER.reconcile,
     owns=(_JOB, _SERVICE),
+    component="jobset-controller",
 )

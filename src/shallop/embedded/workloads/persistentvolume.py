@@ -12,7 +12,7 @@ import anyio.to_thread
 from shallop.controller import Context, Kind, Resource, Result, Watch
 from shallop.embedded.workloads.persistentvolumeclaim import PROVISIONER
 from shallop.errors import NotFoundError
-from shallop.kube.objects import Gvk, Key, Object, annotations_of, is_deleting
+from shallop.kube.objects import Gvk, Key, Object, annotations_of, format_time, is_deleting
 
 __all__ = ["PERSISTENTVOLUME"]
 
@@ -69,7 +69,7 @@ def _remove_directory(path: Path) -> None:
 
 async def _set_phase(ctx: Context, raw: Object, phase: str) -> None:
     if (raw.get("status") or {}).get("phase") != phase:
-        await ctx.client.patch_status(raw, {"phase": phase})
+        await ctx.client.patch_status(raw, {"phase": phase, "lastPhaseTransitionTime": format_time(ctx.now())})
 
 
 async def _unprotect(ctx: Context, raw: Object) -> None:

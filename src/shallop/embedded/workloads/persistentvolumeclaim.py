@@ -18,7 +18,7 @@ from shallop.controller import Context, Kind, Resource, Result, Watch
 from shallop.embedded.workloads.pods import POD, is_terminal
 from shallop.embedded.workloads.statuses import write_status
 from shallop.errors import AlreadyExistsError
-from shallop.kube.objects import Gvk, Key, Object, annotations_of, is_deleting, key_of, parse_quantity
+from shallop.kube.objects import Gvk, Key, Object, annotations_of, format_time, is_deleting, key_of, parse_quantity
 
 __all__ = ["PERSISTENTVOLUMECLAIM", "PROVISIONER", "STANDARD_CLASS", "claims_of", "render_volume", "select_volume"]
 
@@ -209,7 +209,8 @@ async def _bind(ctx: Context, claim: Object, volume: Object) -> None:
         patch = {"metadata": guard, "spec": {"claimRef": _claim_reference(claim)}}
         volume = await ctx.client.patch(_VOLUME, name, "", patch)
     if (volume.get("status") or {}).get("phase") != "Bound":
-        await ctx.client.patch_status(volume, {"phase": "Bound"})
+        status = {"phase": "Bound", "lastPhaseTransitionTime": format_time(ctx.now())}
+        await ctx.client.patch_status(volume, status)
     if claim["spec"].get("volumeName") != name:
         notes = {"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"}
         patch = {"metadata": {"annotations": notes}, "spec": {"volumeName": name}}
@@ -260,4 +261,5 @@ PERSISTENTVOLUMECLAIM = Kind(
         Watch(_VOLUME, _CONTROLLER.keys_of_volume),
         Watch(_CLASS, _CONTROLLER.keys_of_class),
     ),
+    component="persistentvolume-controller",
 )

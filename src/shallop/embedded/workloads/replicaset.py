@@ -194,4 +194,5 @@ REPLICASET = Kind(
     on_gone=_CONTROLLER.on_gone,
     owns=(POD,),
     watches=(Watch(POD, _CONTROLLER.keys_of_orphan),),
+    component="replicaset-controller",
 )

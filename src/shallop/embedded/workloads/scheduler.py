@@ -540,4 +540,5 @@ SCHEDULER = Kind(
     on_gone=_CONTROLLER.on_gone,
     watches=tuple(Watch(gvk, _CONTROLLER.keys_to_wake) for gvk in (_NODE, _CLAIM, *(kind.gvk for kind in POD_GROUPS))),
     workers=1,
+    component="default-scheduler",
 )

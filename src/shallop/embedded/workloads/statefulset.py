@@ -277,4 +277,5 @@ STATEFULSET = Kind(
     on_gone=_CONTROLLER.on_gone,
     owns=(POD, CONTROLLER_REVISION),
     watches=(Watch(POD, _CONTROLLER.keys_of_orphan),),
+    component="statefulset-controller",
 )
