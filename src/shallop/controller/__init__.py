@@ -1,16 +1,19 @@
 """The control loop: kinds, informers, work queues, workers."""
 
 from shallop.controller.events import EventRecorder
-from shallop.controller.informer import Informer, Store
+from shallop.controller.index import Index
+from shallop.controller.informer import Change, Informer, Store
 from shallop.controller.kind import Admission, Column, Kind, Part, Resource, Result, Scale, Services, Watch
 from shallop.controller.manager import Context, Manager
 from shallop.controller.queue import WorkQueue
 
 __all__ = [
     "Admission",
+    "Change",
     "Column",
     "Context",
     "EventRecorder",
+    "Index",
     "Informer",
     "Kind",
     "Manager",

@@ -39,6 +39,8 @@ class Store:
         self._objects: dict[Key, Object] = {}
         self._namespaces: dict[str, dict[Key, Object]] = {}
         self._owned: dict[str, set[Key]] = {}
+        # Owner -> what ``by_owner`` said last; most changes of an object are none of its owners.
+        self._sorted: dict[str, tuple[Key, ...]] = {}
 
     def get(self, key: Key) -> Object | None:
         return self._objects.get(key)
@@ -48,17 +50,25 @@ class Store:
         return builtins.list(objects.values())
 
     def by_owner(self, uid: str) -> builtins.list[Object]:
-        """Return the objects that have an owner reference to ``uid``."""
-        return [self._objects[key] for key in sorted(self._owned.get(uid, ()))]
+        """Return the objects that have an owner reference to ``uid``, by namespace and name."""
+        if uid not in self._owned:
+            return []
+        keys = self._sorted.get(uid)
+        if keys is None:
+            keys = self._sorted[uid] = tuple(sorted(self._owned[uid]))
+        return [self._objects[key] for key in keys]
 
     def _put(self, key: Key, obj: Object | None) -> Object | None:
         old = self._objects.get(key)
-        for reference in (old or {"metadata": {}})["metadata"].get("ownerReferences") or ():
-            owned = self._owned.get(reference["uid"])
-            if owned is not None:
-                owned.discard(key)
-                if not owned:
-                    del self._owned[reference["uid"]]
+        before, after = _owners_of(old), _owners_of(obj)
+        for uid in before - after:
+            self._owned[uid].discard(key)
+            self._sorted.pop(uid, None)
+            if not self._owned[uid]:
+                del self._owned[uid]
+        for uid in after - before:
+            self._owned.setdefault(uid, set()).add(key)
+            self._sorted.pop(uid, None)
         if obj is None:
             self._objects.pop(key, None)
             names = self._namespaces.get(key.namespace, {})
@@ -68,9 +78,12 @@ class Store:
             return old
         self._objects[key] = obj
         self._namespaces.setdefault(key.namespace, {})[key] = obj
-        for reference in obj["metadata"].get("ownerReferences") or ():
-            self._owned.setdefault(reference["uid"], set()).add(key)
         return old
+
+
+def _owners_of(obj: Object | None) -> set[str]:
+    references = obj["metadata"].get("ownerReferences") if obj is not None else None
+    return {reference["uid"] for reference in references or ()}
 
 
 class Informer:

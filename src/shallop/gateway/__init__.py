@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from shallop.controller import Column, Informer, Kind, Part, Services
+from shallop.controller import Change, Column, Index, Informer, Kind, Part, Services
 from shallop.gateway.podautoscaler import POD_AUTOSCALER, Autoscaler
 from shallop.gateway.proxy import Gateway
-from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes
+from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes, service_of
 from shallop.kube.objects import Gvk
 
 __all__ = ["PART"]
@@ -102,17 +102,28 @@ async def _serve(services: Services) -> None:
     def routes_changed(_: object) -> None:
         table.replace_routes(parse_routes(routes.store.list()))
 
-    def endpoints_changed(_: object) -> None:
-        table.endpoints = endpoints_by_service(slices.store.list())
-        gateway.close_idle_except(table.addresses())
+    # Of a thousand Services only the one that has changed is looked at.
+    slices_of = Index(slices, service_of)
+
+    def endpoints_changed(change: Change) -> None:
+        for key in slices_of.touched(change):
+            found = endpoints_by_service(slices_of.get(key))
+            before = {key: table.endpoints.pop(key) for key in [key] if key in table.endpoints}
+            table.endpoints.update(found)
+            if before and before != found:
+                gateway.close_idle_except(table.addresses())
         gateway.admit_all()
 
-    def services_changed(_: object) -> None:
-        table.port_names = {
-            (service["metadata"]["namespace"], service["metadata"]["name"], port["port"]): port.get("name") or ""
-            for service in ports.store.list()
-            for port in (service.get("spec") or {}).get("ports") or ()
-        }
+    def services_changed(change: Change) -> None:
+        for service in (change.old, change.new):
+            if service is None:
+                continue
+            namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
+            for port in (service.get("spec") or {}).get("ports") or ():
+                if service is change.new:
+                    table.port_names[namespace, name, port["port"]] = port.get("name") or ""
+                else:
+                    table.port_names.pop((namespace, name, port["port"]), None)
 
     routes.add_handler(routes_changed)
     slices.add_handler(endpoints_changed)

@@ -23,6 +23,7 @@ __all__ = [
     "fixed_draw",
     "parse_duration",
     "parse_routes",
+    "service_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -255,15 +256,21 @@ def fixed_draw(lines: Sequence[bytes]) -> float | None:
     return None
 
 
+def service_of(item: Object) -> ServiceKey | None:
+    """Return namespace and name of the Service that an EndpointSlice belongs to."""
+    name = labels_of(item).get("kubernetes.io/service-name")
+    return (item["metadata"]["namespace"], name) if name else None
+
+
 def endpoints_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list[tuple[str, dict[str, int]]]]:
     """Return (namespace, service) -> ready addresses with their ports by name."""
     found: dict[tuple[str, str], list[tuple[str, dict[str, int]]]] = {}
     for item in slices:
-        service = labels_of(item).get("kubernetes.io/service-name")
-        if not service:
+        key = service_of(item)
+        if key is None:
             continue
         ports = {str(port.get("name") or ""): int(port["port"]) for port in item.get("ports") or ()}
-        addresses = found.setdefault((item["metadata"]["namespace"], service), [])
+        addresses = found.setdefault(key, [])
         for endpoint in item.get("endpoints") or ():
             if (endpoint.get("conditions") or {}).get("ready", True):
                 addresses += [(address, ports) for address in endpoint["addresses"]]

@@ -80,6 +80,11 @@ class HostsFiles:
         """Find the files of an earlier run; they stay as they are until Services are known."""
         self._texts = {path.name: path.read_text() for path in self._folder.glob("*")}
 
+    @property
+    def is_waiting(self) -> bool:
+        """True until Services were told the first time."""
+        return self._addresses is None
+
     def of(self, namespace: str) -> Path:
         """Return the file that is ``/etc/hosts`` in Pods of a namespace; it exists."""
         path = self._folder / namespace

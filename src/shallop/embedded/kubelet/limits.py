@@ -31,6 +31,8 @@ class ControlGroups:
 
     def __init__(self, home: Path) -> None:
         self._prefix = f"shallop-{zlib.crc32(os.fsencode(home.absolute())):08x}"
+        # Pods that have some: looking through the groups of a thousand Pods at each end would add up.
+        self._limited: set[str] = set()
 
     def limit(self, uid: str, run: str, *, memory_bytes: int | None, cpu_cores: float | None) -> list[str]:
         """
@@ -40,6 +42,7 @@ class ControlGroups:
             What this machine does not let us limit: ``memory``, ``cpu``.
         """
         failed = []
+        self._limited.add(uid)
         if memory_bytes is not None and not _limit_memory(self._name(uid, run), memory_bytes):
             failed.append("memory")
         if cpu_cores is not None and not _limit_cpu(self._name(uid, run), cpu_cores):
@@ -62,16 +65,27 @@ class ControlGroups:
 
     def remove(self, uid: str, run: str = "*") -> None:
         """Remove the groups of one run, or of all runs of a Pod, whose processes have ended."""
+        if uid not in self._limited:
+            return
+        if run == "*":
+            self._limited.discard(uid)
         for root in (_V1_MEMORY, _V1_CPU, _V2):
             _remove(root.glob(self._name(uid, run)) if run == "*" else [root / self._name(uid, run)])
 
-    def remove_others(self, uids: Collection[str]) -> None:
-        """Remove what a killed control plane left: groups of this home's Pods that no longer exist."""
+    def adopt(self, uids: Collection[str]) -> None:
+        """
+        Take over what an earlier control plane has made, and remove what it left.
+
+        Args:
+            uids: the Pods that exist.
+        """
         pattern = re.compile(rf"{self._prefix}-([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-")
         for root in (_V1_MEMORY, _V1_CPU, _V2):
             for group in root.glob(f"{self._prefix}-*"):
                 match = pattern.match(group.name)
-                if match is not None and match[1] not in uids:
+                if match is not None and match[1] in uids:
+                    self._limited.add(match[1])
+                elif match is not None:
                     _remove([group])
 
     def _name(self, uid: str, run: str) -> str:

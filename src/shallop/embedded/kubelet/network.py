@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -23,7 +23,7 @@ from shallop.settings import Settings
 from shallop_pod.netlink import Netlink
 from shallop_pod.netshim import LOW_PORTS_AT
 
-__all__ = ["Network", "ServicePort", "endpoints_of", "routed_networks", "service_ports", "slices_by_service"]
+__all__ = ["Network", "ServicePort", "endpoints_of", "routed_networks", "service_of_slice", "service_ports"]
 
 log = logging.getLogger(__name__)
 _SO_BINDTODEVICE = 25
@@ -74,13 +74,23 @@ def endpoints_of(slices: Iterable[Object], service: ServicePort) -> list[tuple[s
     return found
 
 
-def slices_by_service(slices: Iterable[Object]) -> dict[tuple[str, str], list[Object]]:
-    """Sort EndpointSlices by the namespace and name of their Service."""
-    found: dict[tuple[str, str], list[Object]] = {}
-    for item in slices:
-        name = labels_of(item).get("kubernetes.io/service-name", "")
-        found.setdefault((item["metadata"]["namespace"], name), []).append(item)
-    return found
+def service_of_slice(item: Object) -> tuple[str, str]:
+    """Return namespace and name of the Service that an EndpointSlice belongs to."""
+    return item["metadata"]["namespace"], labels_of(item).get("kubernetes.io/service-name", "")
+
+
+class _Served(NamedTuple):
+    """A Service as it was last seen, where it is reached, and where it listens."""
+
+    service: Object | None
+    address: str
+    listens: frozenset[tuple[str, int]]
+
+
+def _naming(service: Object | None) -> object:
+    """Return what names depend on."""
+    spec = (service or {}).get("spec") or {}
+    return service is None, spec.get("clusterIP"), spec.get("selector"), bool(spec.get("ports"))
 
 
 class Network:
@@ -107,6 +117,7 @@ class Network:
         self._listeners: dict[tuple[str, int], asyncio.Server] = {}
         self._targets: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self._service_addresses: dict[tuple[str, str], str] = {}
+        self._services: dict[tuple[str, str], _Served] = {}
         self.hosts = HostsFiles(settings.run / "hosts")
 
     @property
@@ -195,26 +206,37 @@ class Network:
     def release(self, uid: str) -> None:
         self._used.pop(uid, None)
 
-    async def update(self, services: list[Object], slices: list[Object]) -> None:
-        """Make listeners match, and the names of Services."""
-        wanted: dict[tuple[str, int], list[tuple[str, int]]] = {}
-        addresses: dict[tuple[str, str], str] = {}
-        by_service = slices_by_service(slices)
-        for port in service_ports(services):
-            address = self._address_of(port)
-            addresses[port.namespace, port.service] = address
-            wanted[address, port.port] = endpoints_of(by_service.get((port.namespace, port.service), ()), port)
-        self._targets = wanted
-        gone = [key for key in self._listeners if key not in wanted]
-        used = {address for address, _ in wanted}
-        for key in gone:
-            self._listeners.pop(key).close()
-            if key[0] not in used:
-                self._drop_address(key[0])
-        for key in wanted:
-            if key not in self._listeners:
-                await self._listen(key)
-        self.hosts.set_services(services, addresses)
+    async def update(self, changes: Mapping[tuple[str, str], tuple[Object | None, Sequence[Object]]]) -> None:
+        """
+        Make listeners match, and the names of Services.
+
+        Args:
+            changes: (namespace, name) -> the Service as it is now, None when it is gone, and its EndpointSlices.
+        """
+        renamed = False
+        for key, (service, slices) in changes.items():
+            before = self._services.pop(key, _Served(None, "", frozenset()))
+            ports = {} if service is None else {port: self._address_of(port) for port in service_ports([service])}
+            targets = {(address, port.port): endpoints_of(slices, port) for port, address in ports.items()}
+            address = next(iter(ports.values()), "")
+            for gone in before.listens - targets.keys():
+                self._targets.pop(gone, None)
+                if listener := self._listeners.pop(gone, None):
+                    listener.close()
+            if before.address and before.address != address:
+                self._drop_address(before.address)
+            self._targets |= targets
+            for place in targets:
+                if place not in self._listeners:
+                    await self._listen(place)
+            if service is not None:
+                self._services[key] = _Served(service, address, frozenset(targets))
+            else:
+                self._service_addresses.pop(key, None)
+            renamed = renamed or _naming(before.service) != _naming(service)
+        if renamed or self.hosts.is_waiting:
+            addresses = {key: served.address for key, served in self._services.items() if served.address}
+            self.hosts.set_services([s.service for s in self._services.values() if s.service is not None], addresses)
 
     def _address_of(self, port: ServicePort) -> str:
         if self.own_network:

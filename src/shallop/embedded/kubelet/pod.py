@@ -506,6 +506,8 @@ class PodWorker:
     def _limit(self, record: ContainerRecord, container: Object) -> None:
         limits = (container.get("resources") or {}).get("limits") or {}
         memory, cpu = limits.get("memory"), limits.get("cpu")
+        if memory is None and cpu is None:
+            return
         failed = self._node.groups.limit(
             self._uid,
             record.id,

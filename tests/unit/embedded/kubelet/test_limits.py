@@ -22,7 +22,8 @@ def test_groups_of_pods_that_are_gone_are_removed_and_only_those_of_this_home(
     for groups in (ours, theirs):
         for uid in (HERE, GONE):
             (tmp_path / groups._name(uid, "main-0")).mkdir()
-    ours.remove_others({HERE})
+    ours.adopt({HERE})
+    theirs.adopt({HERE, GONE})
     assert ours.existing(HERE, "main-0") and not ours.existing(GONE, "main-0")
     assert theirs.existing(HERE, "main-0") and theirs.existing(GONE, "main-0")
     theirs.remove(HERE)

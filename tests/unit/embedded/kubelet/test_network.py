@@ -12,8 +12,8 @@ from shallop.embedded.kubelet.network import (
     ServicePort,
     endpoints_of,
     routed_networks,
+    service_of_slice,
     service_ports,
-    slices_by_service,
 )
 from shallop.embedded.kubelet.outside import reachable_resolv_conf
 from shallop.settings import Settings
@@ -46,7 +46,7 @@ def test_only_ready_endpoints_of_the_named_port_are_used() -> None:
     }
     assert endpoints_of([item], ServicePort("team", "web", "", 80, "grpc")) == [("10.244.0.2", 9000)]
     assert endpoints_of([item], ServicePort("team", "web", "", 80, "other")) == []
-    assert slices_by_service([item]) == {("team", "web"): [item]}
+    assert service_of_slice(item) == ("team", "web")
 
 
 def test_addresses_are_unique_and_kept(tmp_path: Path) -> None:
