@@ -104,14 +104,16 @@ async def _serve(services: Services) -> None:
 
     # Of a thousand Services only the one that has changed is looked at.
     slices_of = Index(slices, service_of)
+    names: dict[tuple[str, str, int], str] = {}
 
     def endpoints_changed(change: Change) -> None:
-        for key in slices_of.touched(change):
-            found = endpoints_by_service(slices_of.get(key))
-            before = {key: table.endpoints.pop(key) for key in [key] if key in table.endpoints}
-            table.endpoints.update(found)
-            if before and before != found:
-                gateway.close_idle_except(table.addresses())
+        endpoints = dict(table.endpoints)
+        touched = slices_of.touched(change)
+        found = endpoints_by_service(item for key in touched for item in slices_of.get(key))
+        for key in touched:
+            endpoints.pop(key, None)  # type: ignore[call-overload]
+        table.endpoints = endpoints | found
+        gateway.close_idle_except(table.addresses())
         gateway.admit_all()
 
     def services_changed(change: Change) -> None:
@@ -121,9 +123,10 @@ async def _serve(services: Services) -> None:
             namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
             for port in (service.get("spec") or {}).get("ports") or ():
                 if service is change.new:
-                    table.port_names[namespace, name, port["port"]] = port.get("name") or ""
+                    names[namespace, name, port["port"]] = port.get("name") or ""
                 else:
-                    table.port_names.pop((namespace, name, port["port"]), None)
+                    names.pop((namespace, name, port["port"]), None)
+        table.port_names = names
 
     routes.add_handler(routes_changed)
     slices.add_handler(endpoints_changed)
