@@ -62,6 +62,7 @@ class Searches:
     def __init__(self) -> None:
         self._known: dict[str, list[Suggested]] = {}
         self._algorithms: dict[str, Algorithm] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
 
     async def suggested(self, database: Database, owner: str) -> list[Suggested]:
         """Return every suggestion for an owner, in order; the caller must not change the list."""
@@ -78,12 +79,12 @@ class Searches:
         algorithm: str,
         problem: Problem,
         outcomes: Mapping[str, Outcome],
-        count: int,
+        total: int,
         rules: Sequence[dict[str, Any]] = (),
         prefix: str = "",
     ) -> tuple[list[Suggested], bool]:
         """
-        Ask the algorithm for ``count`` more suggestions and store them.
+        Ask the algorithm for suggestions until there are ``total``, and store them; several may ask at once.
 
         Args:
             outcomes: of trials, by name; a suggestion without one counts as active.
@@ -93,27 +94,30 @@ class Searches:
         Returns:
             All suggestions, and whether there will never be more.
         """
-        known = await self.suggested(database, owner)
-        history = [
-            Past(one.name, one.assignments, *outcomes.get(one.name, Outcome("active", None)), one.memo) for one in known
-        ]
-        chosen = self._algorithms.setdefault(owner, ALGORITHMS[algorithm]())
-        reply = await asyncio.to_thread(chosen.suggest, problem, history, count)
-        first = len(known)
-        new = [
-            Suggested(
-                proposal.name or f"{prefix or problem.name}-{_suffix(owner, first + index)}",
-                proposal.assignments,
-                proposal.labels,
-                proposal.memo,
-                list(rules),
-            )
-            for index, proposal in enumerate(reply.proposals)
-        ]
-        rows = [(one.name, one.document()) for one in new]
-        await database.write(lambda connection: tables.add_suggestions(connection, owner, first, rows))
-        self._known[owner] = [*known, *new]
-        return self._known[owner], reply.ended
+        async with self._locks.setdefault(owner, asyncio.Lock()):
+            known = await self.suggested(database, owner)
+            first = len(known)
+            if total <= first:
+                return known, False
+            active = Outcome("active", None)
+            history = [Past(one.name, one.assignments, *outcomes.get(one.name, active), one.memo) for one in known]
+            chosen = self._algorithms.setdefault(owner, ALGORITHMS[algorithm]())
+            reply = await asyncio.to_thread(chosen.suggest, problem, history, total - first)
+            new = [
+                Suggested(
+                    proposal.name or f"{prefix or problem.name}-{_suffix(owner, first + index)}",
+                    proposal.assignments,
+                    proposal.labels,
+                    proposal.memo,
+                    list(rules),
+                )
+                for index, proposal in enumerate(reply.proposals)
+            ]
+            rows = [(one.name, one.document()) for one in new]
+            if rows:
+                await database.write(lambda connection: tables.add_suggestions(connection, owner, first, rows))
+            self._known[owner] = [*known, *new]
+            return self._known[owner], reply.ended
 
     async def drop(self, database: Database, kind: str, alive: Set[str]) -> None:
         """Remove what was suggested to objects of a kind that are no longer among those with the uids ``alive``."""
@@ -121,6 +125,7 @@ class Searches:
         for owner in gone:
             self._known.pop(owner, None)
             self._algorithms.pop(owner, None)
+            self._locks.pop(owner, None)
 
 
 def _suffix(owner: str, number: int) -> str:

@@ -9,6 +9,7 @@ parallel count is lowered, only trials that have not ended are deleted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from shallop.controller import Column, Context, Kind, Resource, Result
@@ -21,12 +22,13 @@ from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, SUGG
 from shallop.tuning.plan import Plan, Tally, best_trial, decide, judge, tally
 from shallop.tuning.remembered import Remembered
 from shallop.tuning.schemas import EXPERIMENT as SCHEMA
-from shallop.tuning.suggestion import ENDED
+from shallop.tuning.suggestion import ENDED, advance, publish
 from shallop.tuning.template import TemplateError, render_run
 
 __all__ = ["experiment_kind", "render_trial"]
 
 _CONFIG_MAP = Gvk("v1", "ConfigMap")
+_SHOWN_FOR_S = 0.5
 
 
 class Experiments:
@@ -35,14 +37,17 @@ class Experiments:
     def __init__(self, searches: Searches) -> None:
         self._searches = searches
         self._judge = Remembered(judge)
+        # When the objects of a search last showed how it stands, by the Experiment's uid.
+        self._shown: dict[str, datetime] = {}
+        # How many trials had ended when an algorithm had nothing to propose, by the Experiment's uid.
+        self._asked: dict[str, int] = {}
 
     async def reconcile(self, ctx: Context, experiment: Resource[Any]) -> Result:
         """Start trials, take away what is too much, say how it stands, and when it is over."""
         raw = experiment.raw
         if is_deleting(raw):
             return Result()
-        uid = raw["metadata"]["uid"]
-        trials = [trial for trial in ctx.cache(TRIAL).by_owner(uid) if not is_deleting(trial)]
+        trials = [trial for trial in ctx.cache(TRIAL).by_owner(raw["metadata"]["uid"]) if not is_deleting(trial)]
         counted = tally(trials, self._judge)
         best = best_trial(trials, maximize=raw["spec"]["objective"]["type"] == "maximize", judge=self._judge)
         suggestion = ctx.cache(SUGGESTION).get(experiment.key)
@@ -58,13 +63,22 @@ class Experiments:
         resumed = over and _is_resumed(raw, counted)
         if over and not resumed:
             plan = Plan()
-        status = render_status(raw, counted, best[0] if best else None, plan, resumed=resumed, now=ctx.now())
-        await self._write(ctx, raw, status)
-        if has(status, "Succeeded") or has(status, "Failed"):
-            await self._close(ctx, raw, suggestion)
-            return Result()
+        left_s = self._quiet_s(ctx, raw)
+        if left_s <= 0 or plan.verdict[0] or not has(experiment.status, "Running"):
+            left_s = 0.0
+            await self._show_suggestions(ctx, raw, suggestion)
+            status = render_status(raw, counted, best[0] if best else None, plan, resumed=resumed, now=ctx.now())
+            await self._write(ctx, raw, status)
+            if has(status, "Succeeded") or has(status, "Failed"):
+                await self._close(ctx, raw, suggestion)
+                return Result()
         await self._act(ctx, raw, plan, trials, suggestion)
-        return Result()
+        return Result(left_s or None)
+
+    def _quiet_s(self, ctx: Context, raw: Object) -> float:
+        """Return for how long what has been shown will do: with many short trials showing costs more than running."""
+        shown = self._shown.get(raw["metadata"]["uid"])
+        return 0.0 if shown is None else _SHOWN_FOR_S - (ctx.now() - shown).total_seconds()
 
     async def _act(
         self, ctx: Context, raw: Object, plan: Plan, trials: list[Object], suggestion: Object | None
@@ -81,26 +95,52 @@ class Experiments:
         known = await self._searches.suggested(ctx.database, owner_of(raw))
         existing = {trial["metadata"]["name"] for trial in ctx.cache(TRIAL).by_owner(raw["metadata"]["uid"])}
         missing = [one for one in known if one.name not in existing]
+        wanted = len(known) + max(0, plan.create - len(missing))
+        if known and wanted > len(known):
+            known = await self._ask(ctx, raw, trials, suggestion, wanted)
+            missing = [one for one in known if one.name not in existing]
         for one in missing[: plan.create]:
             await self._create(ctx, raw, one)
-        wanted = len(known) + plan.create - len(missing[: plan.create])
         if suggestion is None:
             await ctx.client.create(_render_suggestion(raw, wanted))
-        elif suggestion["spec"].get("requests", 0) < wanted:
-            metadata = suggestion["metadata"]
-            patch = {"spec": {"requests": wanted}}
-            await ctx.client.patch(SUGGESTION, metadata["name"], metadata["namespace"], patch)
-        elif wanted > len(known):
-            # An algorithm that had nothing to propose is asked again when a trial has ended.
-            await self._ask_again(ctx, suggestion, trials)
+        elif wanted > len(known) and suggestion["spec"].get("requests", 0) < wanted:
+            await self._request(ctx, suggestion, wanted)
 
-    async def _ask_again(self, ctx: Context, suggestion: Object, trials: list[Object]) -> None:
-        ended = str(sum(1 for trial in trials if (trial.get("status") or {}).get("completionTime")))
-        annotations = suggestion["metadata"].get("annotations") or {}
-        if annotations.get(_ASKED) != ended:
-            metadata = suggestion["metadata"]
-            patch = {"metadata": {"annotations": {_ASKED: ended}}}
-            await ctx.client.patch(SUGGESTION, metadata["name"], metadata["namespace"], patch)
+    async def _ask(
+        self, ctx: Context, raw: Object, trials: list[Object], suggestion: Object | None, wanted: int
+    ) -> list[Suggested]:
+        """Return all suggestions, new ones among them unless the algorithm waits for results or has ended."""
+        uid = raw["metadata"]["uid"]
+        over = sum(1 for trial in trials if (trial.get("status") or {}).get("completionTime"))
+        known = await self._searches.suggested(ctx.database, owner_of(raw))
+        if suggestion is None or has(suggestion.get("status") or {}, "Succeeded") or self._asked.get(uid) == over:
+            return known
+        try:
+            found, ended = await advance(ctx, self._searches, raw, trials, wanted)
+        except ValueError:
+            # The Suggestion meets the same and says so.
+            return known
+        if ended:
+            await publish(ctx, suggestion, found, ended=True)
+        if len(found) == len(known):
+            self._asked[uid] = over
+        return found
+
+    async def _request(self, ctx: Context, suggestion: Object, requests: int) -> Object:
+        metadata = suggestion["metadata"]
+        patch = {"spec": {"requests": requests}}
+        return await ctx.client.patch(SUGGESTION, metadata["name"], metadata["namespace"], patch)
+
+    async def _show_suggestions(self, ctx: Context, raw: Object, suggestion: Object | None) -> None:
+        """Let the Suggestion object catch up with the rows."""
+        if suggestion is None or any(has(suggestion.get("status") or {}, type_) for type_ in ("Failed", "Succeeded")):
+            return
+        known = await self._searches.suggested(ctx.database, owner_of(raw))
+        if not known or (suggestion.get("status") or {}).get("suggestionCount") == len(known):
+            return
+        if suggestion["spec"].get("requests", 0) < len(known):
+            suggestion = await self._request(ctx, suggestion, len(known))
+        await publish(ctx, suggestion, known, ended=False)
 
     async def _resume(self, ctx: Context, raw: Object, suggestion: Object | None) -> Object | None:
         """A suggestion that was closed with its Experiment goes on when the Experiment does."""
@@ -157,6 +197,7 @@ class Experiments:
         patch = status_patch(old, status)
         if patch is None:
             return
+        self._shown[raw["metadata"]["uid"]] = ctx.now()
         await ctx.client.patch_status(raw, patch | {"lastReconcileTime": format_time(ctx.now())})
         for type_ in ("Succeeded", "Failed"):
             if has(status, type_) and not has(old, type_):
@@ -167,10 +208,10 @@ class Experiments:
     async def gone(self, ctx: Context, key: Key) -> None:
         """Rows of Experiments that no longer exist go."""
         alive = {item["metadata"]["uid"] for item in ctx.cache(EXPERIMENT).list()}
+        for memory in (self._shown, self._asked):
+            for uid in set(memory) - alive:
+                memory.pop(uid)
         await self._searches.drop(ctx.database, "Experiment", alive)
-
-
-_ASKED = "tuning.shallop.dev/asked-after"
 
 
 def _condition(obj: Mapping[str, Any] | None, type_: str) -> Mapping[str, Any] | None:

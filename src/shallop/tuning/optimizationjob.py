@@ -170,7 +170,8 @@ class OptimizationJobs:
             return known, False
         name, problem = render_problem(raw)
         prefix = f"{raw['metadata']['name']}-trial"
-        return await self._searches.propose(ctx.database, owner, name, problem, outcomes, count, prefix=prefix)
+        total = len(known) + count
+        return await self._searches.propose(ctx.database, owner, name, problem, outcomes, total, prefix=prefix)
 
     async def _start(
         self,

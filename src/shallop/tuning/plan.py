@@ -40,7 +40,7 @@ def classify(trial: Object) -> str:
 
 @dataclass(frozen=True)
 class Tally:
-    """Trials of an Experiment by class, the oldest first."""
+    """Trials of an Experiment by class."""
 
     classes: Mapping[str, Sequence[Object]]
 
@@ -56,11 +56,12 @@ class Tally:
         return sum(len(trials) for trials in self.classes.values())
 
     def status(self) -> dict[str, Any]:
-        """Return counts and lists of names as they stand in the status; empty ones are left out."""
+        """Return counts and lists of names, the oldest first, as they stand in the status; empty ones are left out."""
         result: dict[str, Any] = {"trials": self.total} if self.total else {}
         for name, (count, names) in LISTS.items():
             if trials := self.classes.get(name):
-                result |= {count: len(trials), names: [trial["metadata"]["name"] for trial in trials]}
+                ages = sorted((t["metadata"]["creationTimestamp"], t["metadata"]["name"]) for t in trials)
+                result |= {count: len(trials), names: [trial for _, trial in ages]}
         return result
 
 
@@ -83,7 +84,7 @@ Judge = Callable[[Object], Judgement]
 def tally(trials: Sequence[Object], judge: Judge = judge) -> Tally:
     """Sort Trials into classes."""
     classes: dict[str, list[Object]] = {}
-    for trial in sorted(trials, key=lambda t: (t["metadata"]["creationTimestamp"], t["metadata"]["name"])):
+    for trial in trials:
         classes.setdefault(judge(trial).name, []).append(trial)
     return Tally(classes)
 

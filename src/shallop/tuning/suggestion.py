@@ -8,7 +8,8 @@ at once. ``status.suggestions`` shows the last 100; all of them are rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ from shallop.tuning.remembered import Remembered
 from shallop.tuning.schemas import ANY
 from shallop.tuning.space import parse_parameter
 
-__all__ = ["ENDED", "render_problem", "suggestion_kind"]
+__all__ = ["ENDED", "advance", "publish", "render_problem", "suggestion_kind"]
 
 ENDED = "SuggestionEndReached"
 _SHOWN = 100
@@ -60,78 +61,86 @@ def render_problem(experiment: Object) -> Problem:
     )
 
 
+_outcome = Remembered(outcome)
+
+
+async def advance(
+    ctx: Context, searches: Searches, experiment: Object, trials: Sequence[Object], total: int
+) -> tuple[list[Suggested], bool]:
+    """
+    Make suggestions until there are ``total``; returns all, and whether there will never be more.
+
+    Raises:
+        ValueError: the algorithm cannot work with the Experiment.
+    """
+    spec, owner = experiment["spec"], owner_of(experiment)
+    problem, name = render_problem(experiment), spec["algorithm"]["algorithmName"]
+    if not await searches.suggested(ctx.database, owner):
+        ALGORITHMS[name]().check(problem)
+        check_settings(spec.get("earlyStopping"))
+    rules = await _rules(ctx, spec, trials)
+    outcomes = {trial["metadata"]["name"]: _outcome(trial) for trial in trials}
+    return await searches.propose(ctx.database, owner, name, problem, outcomes, total, rules)
+
+
+async def publish(ctx: Context, suggestion: Object, known: Sequence[Suggested], *, ended: bool) -> None:
+    """Show in a Suggestion what has been suggested."""
+    await _write(ctx, suggestion, render_running(suggestion.get("status") or {}, known, ended=ended, now=ctx.now()))
+
+
+def render_running(
+    status: Mapping[str, Any], known: Sequence[Suggested], *, ended: bool, now: datetime
+) -> dict[str, Any]:
+    conditions = list(status.get("conditions") or ())
+    for type_, reason, message in (
+        ("Created", "SuggestionCreated", "Suggestion is created"),
+        ("DeploymentReady", "DeploymentReady", "The algorithm runs in the control plane"),
+        ("Running", "SuggestionRunning", "Suggestion is running"),
+    ):
+        conditions = with_condition(conditions, type_, "True", reason, message, now)
+    if ended:
+        conditions = with_condition(
+            conditions, "Running", "False", "SuggestionRunning", "Suggestion is not running", now
+        )
+        conditions = with_condition(conditions, "Succeeded", "True", ENDED, "There is nothing more to try", now)
+    return {
+        **status,
+        "startTime": status.get("startTime") or format_time(now),
+        "suggestionCount": len(known),
+        "suggestions": [_assignment(one) for one in known[-_SHOWN:]],
+        "conditions": conditions,
+    }
+
+
+async def _write(ctx: Context, suggestion: Object, status: dict[str, Any]) -> None:
+    if patch := status_patch(suggestion.get("status") or {}, status):
+        await ctx.client.patch_status(suggestion, patch | {"lastReconcileTime": format_time(ctx.now())})
+
+
 class Suggestions:
     """The controller; ``searches`` is shared with everything that asks for suggestions."""
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches
-        self._outcome = Remembered(outcome)
 
     async def reconcile(self, ctx: Context, suggestion: Resource[SuggestionSpec]) -> Result:
-        """Make as many suggestions as are asked for."""
-        status = suggestion.status
-        if is_deleting(suggestion.raw) or has(status, "Failed") or has(status, "Succeeded"):
+        """Make as many suggestions as are asked for; Experiments ask for more than the first ones directly."""
+        raw, status = suggestion.raw, suggestion.status
+        if is_deleting(raw) or has(status, "Failed") or has(status, "Succeeded"):
             return Result()
         experiment = ctx.cache(EXPERIMENT).get(suggestion.key)
         if experiment is None:
             return Result()
-        try:
-            known, ended = await self._advance(ctx, suggestion, experiment)
-        except ValueError as error:
-            await self._write(ctx, suggestion.raw, self._failed(ctx, status, str(error)))
-            return Result()
-        await self._write(ctx, suggestion.raw, self._running(ctx, status, known, ended))
-        return Result()
-
-    async def _advance(
-        self, ctx: Context, suggestion: Resource[SuggestionSpec], experiment: Object
-    ) -> tuple[list[Suggested], bool]:
-        spec, owner = experiment["spec"], owner_of(experiment)
-        known = await self._searches.suggested(ctx.database, owner)
-        missing = suggestion.spec.requests - len(known)
-        if missing <= 0:
-            return known, False
-        problem = render_problem(experiment)
-        name = spec["algorithm"]["algorithmName"]
-        if not known:
-            ALGORITHMS[name]().check(problem)
-            check_settings(spec.get("earlyStopping"))
         trials = ctx.cache(TRIAL).by_owner(experiment["metadata"]["uid"])
-        rules = await _rules(ctx, spec, trials)
-        outcomes = {trial["metadata"]["name"]: self._outcome(trial) for trial in trials}
-        return await self._searches.propose(ctx.database, owner, name, problem, outcomes, missing, rules)
-
-    def _running(self, ctx: Context, status: Mapping[str, Any], known: list[Suggested], ended: bool) -> dict[str, Any]:
-        now = ctx.now()
-        conditions = list(status.get("conditions") or ())
-        for type_, reason, message in (
-            ("Created", "SuggestionCreated", "Suggestion is created"),
-            ("DeploymentReady", "DeploymentReady", "The algorithm runs in the control plane"),
-            ("Running", "SuggestionRunning", "Suggestion is running"),
-        ):
-            conditions = with_condition(conditions, type_, "True", reason, message, now)
-        if ended:
-            conditions = with_condition(
-                conditions, "Running", "False", "SuggestionRunning", "Suggestion is not running", now
-            )
-            conditions = with_condition(conditions, "Succeeded", "True", ENDED, "There is nothing more to try", now)
-        return {
-            **status,
-            "startTime": status.get("startTime") or format_time(now),
-            "suggestionCount": len(known),
-            "suggestions": [_assignment(one) for one in known[-_SHOWN:]],
-            "conditions": conditions,
-        }
-
-    def _failed(self, ctx: Context, status: Mapping[str, Any], message: str) -> dict[str, Any]:
-        conditions = with_condition(
-            status.get("conditions") or (), "Failed", "True", "SuggestionFailed", message, ctx.now()
-        )
-        return {**status, "conditions": conditions}
-
-    async def _write(self, ctx: Context, suggestion: Object, status: dict[str, Any]) -> None:
-        if patch := status_patch(suggestion.get("status") or {}, status):
-            await ctx.client.patch_status(suggestion, patch | {"lastReconcileTime": format_time(ctx.now())})
+        try:
+            known, ended = await advance(ctx, self._searches, experiment, trials, suggestion.spec.requests)
+        except ValueError as error:
+            conditions = status.get("conditions") or ()
+            conditions = with_condition(conditions, "Failed", "True", "SuggestionFailed", str(error), ctx.now())
+            await _write(ctx, raw, {**status, "conditions": conditions})
+            return Result()
+        await publish(ctx, raw, known, ended=ended)
+        return Result()
 
 
 def _assignment(one: Suggested) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def _assignment(one: Suggested) -> dict[str, Any]:
     return result
 
 
-async def _rules(ctx: Context, spec: Mapping[str, Any], trials: list[Object]) -> list[dict[str, Any]]:
+async def _rules(ctx: Context, spec: Mapping[str, Any], trials: Sequence[Object]) -> list[dict[str, Any]]:
     stopping = spec.get("earlyStopping")
     if not stopping or stopping.get("algorithmName") != "medianstop":
         return []

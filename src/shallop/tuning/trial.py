@@ -9,7 +9,8 @@ reached in its order; a trial has succeeded when its run has and the objective w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from datetime import datetime
 from typing import Any
 
 from shallop.controller import Column, Context, Kind, Resource, Result
@@ -40,12 +41,37 @@ def is_over(trial: Mapping[str, Any]) -> bool:
     return any(has(trial.get("status") or {}, type_) for type_ in _OVER)
 
 
-async def reconcile(ctx: Context, trial: Resource[Any]) -> Result:
+class Looks:
+    """When what trials measure was last read, by uid: a run that goes on is not read anew whenever it changes."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, datetime] = {}
+
+    def left_s(self, trial: Object, now: datetime) -> float:
+        """Return seconds until the next look is due; the first one is when the trial has run for a while."""
+        every_s = _SCRAPE_S if _collector(trial) == "PrometheusMetric" else _LOOK_S
+        since = self._at.setdefault(trial["metadata"]["uid"], now)
+        return every_s - (now - since).total_seconds()
+
+    def done(self, trial: Object, now: datetime) -> None:
+        self._at[trial["metadata"]["uid"]] = now
+
+    def forget(self, trial: Object) -> None:
+        self._at.pop(trial["metadata"]["uid"], None)
+
+    def keep(self, uids: Set[str]) -> None:
+        """Forget the trials that are no longer there."""
+        for uid in set(self._at) - uids:
+            del self._at[uid]
+
+
+async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
     """Run the trial, watch what it measures, say how it ended."""
     raw = trial.raw
     if is_deleting(raw):
         return Result()
     if is_over(raw):
+        looks.forget(raw)
         await _clean_up(ctx, raw)
         return Result()
     run = await _ensure_run(ctx, raw)
@@ -61,7 +87,11 @@ async def reconcile(ctx: Context, trial: Resource[Any]) -> Result:
             ctx, raw, "Failed", "TrialFailed", f"the condition of the trial template cannot be read: {error}", []
         )
         return Result()
-    pods = _pods(ctx, raw)
+    left_s = looks.left_s(raw, ctx.now())
+    if failed is None and succeeded is None and left_s > 0:
+        return Result(left_s)
+    looks.done(raw, ctx.now())
+    pods = _pods(ctx, raw, run)
     reports = await _collect(ctx, raw, pods)
     if failed is not None:
         await _end(ctx, raw, "Failed", "TrialFailed", await _why(ctx, raw, pods, failed), reports)
@@ -70,7 +100,7 @@ async def reconcile(ctx: Context, trial: Resource[Any]) -> Result:
     elif await _is_stopped(ctx, raw, reports):
         await _end(ctx, raw, "EarlyStopped", "TrialEarlyStopped", "Trial is early stopped", reports)
     else:
-        return Result(requeue_after_s=_SCRAPE_S if _collector(raw) == "PrometheusMetric" else _LOOK_S)
+        return Result(looks.left_s(raw, ctx.now()))
     return Result()
 
 
@@ -145,13 +175,15 @@ async def _mark_running(ctx: Context, trial: Object) -> Object:
     return await ctx.client.patch_status(trial, {"conditions": conditions, **start})
 
 
-def _pods(ctx: Context, trial: Object) -> list[Object]:
+def _pods(ctx: Context, trial: Object, run: Object) -> list[Object]:
     """Return the trial's primary Pods, the oldest first."""
     wanted = trial["spec"].get("primaryPodLabels") or {}
-    name = trial["metadata"]["name"]
+    name, store = trial["metadata"]["name"], ctx.cache(_POD)
+    # Most runs own their Pods; only where objects stand between have all Pods of the namespace to be looked at.
+    candidates = store.by_owner(run["metadata"]["uid"]) or store.list(trial["metadata"]["namespace"])
     pods = [
         pod
-        for pod in ctx.cache(_POD).list(trial["metadata"]["namespace"])
+        for pod in candidates
         if labels_of(pod).get(TRIAL_LABEL) == name and wanted.items() <= labels_of(pod).items()
     ]
     return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
@@ -265,14 +297,16 @@ async def _clean_up(ctx: Context, trial: Object) -> None:
         return
 
 
-async def gone(ctx: Context, key: Key) -> None:
+async def gone(ctx: Context, key: Key, looks: Looks) -> None:
     """What a deleted trial measured goes with it."""
+    looks.keep({trial["metadata"]["uid"] for trial in ctx.cache(TRIAL).list()})
     await ctx.database.write(lambda connection: tables.delete_reports(connection, key.name))
     await asyncio.to_thread(remove_metrics, ctx.settings, key.namespace, key.name)
     await asyncio.to_thread(remove_checkpoint, ctx.settings, key.namespace, key.name)
 
 
 def trial_kind() -> Kind:
+    looks = Looks()
     return Kind(
         api_version=API_VERSION,
         kind="Trial",
@@ -284,7 +318,7 @@ def trial_kind() -> Kind:
             Column("Status", "string", ".status.conditions[-1:].status"),
             Column("Age", "date", ".metadata.creationTimestamp"),
         ),
-        reconcile=reconcile,
-        on_gone=gone,
+        reconcile=lambda ctx, trial: reconcile(ctx, trial, looks),
+        on_gone=lambda ctx, key: gone(ctx, key, looks),
         workers=8,
     )

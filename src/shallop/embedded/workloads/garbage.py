@@ -205,8 +205,9 @@ class GarbageCollector:
                 self._queue.done(item)
 
     async def _process(self, item: Item) -> None:
-        known = next((i for t, i, _ in self._informers.values() if t.gvk == item.gvk), None)
-        obj = known.store.get(item.key) if known else None
+        type_ = self._kinds.get((item.gvk.group, item.gvk.kind))
+        known = self._informers.get((type_.gvk.group, type_.plural)) if type_ else None
+        obj = known[1].store.get(item.key) if known else None
         if obj is None:
             return
         finalizers = set(obj["metadata"].get("finalizers") or ())
