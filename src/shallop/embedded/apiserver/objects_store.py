@@ -2,8 +2,10 @@
 The objects of the embedded API server: durable, versioned, in memory.
 
 Every change is a row in one SQLite table, keyed by a global revision; what is newest per key is the current state,
-older rows are the history that watches resume from. One thread writes: changes that wait at the same moment share one
-commit, and a change becomes visible (to readers, watchers and its own caller) only after it is on disk.
+older rows are the history that watches resume from. Changes that wait at the same moment share one commit, and a change
+becomes visible (to readers, watchers and its own caller) only after it. A commit that does not wait for the disk takes
+about 50 us and is done in the event loop: handing it to a thread and back costs several times that. One that waits
+(``synchronous="full"``) is done by a thread.
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ _ROWS = 50
 _PAGE = 4096
 _CHECKPOINT_PAGES = 1000
 _MAX_LOG_PAGES = 16_000
+# Old rows that one commit deletes: a backlog goes little by little.
+_TRIM = 500
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -171,6 +175,14 @@ class _Write(NamedTuple):
     done: asyncio.Future[None]
 
 
+class _Batch(NamedTuple):
+    """What one commit writes; ``obsolete`` are revisions whose rows go, no history is left up to ``horizon``."""
+
+    writes: list[_Write]
+    obsolete: list[int]
+    horizon: int
+
+
 _Objects = dict[str, dict[str, Stored]]
 
 
@@ -203,32 +215,40 @@ class ObjectsStore:
         self.revision = _FIRST_REVISION
         self._load()
         self._next = self.revision + 1
-        self._queue: queue.SimpleQueue[_Write | list[int] | None] = queue.SimpleQueue()
+        self._pending: builtins.list[_Write] = []
+        self._obsolete: builtins.list[int] = []
+        self._waits = synchronous == "full"
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._checkpointer: threading.Thread | None = None
         self._unchecked = 0
         self._log_pages = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
         self.listeners: list[Callable[[Change], None]] = []
 
     # ---- life
 
     def start(self) -> None:
-        """Start the writer thread; call inside the event loop that uses the store."""
+        """Accept writes; call inside the event loop that uses the store."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._write_all, name="objects-store", daemon=True)
-        self._thread.start()
+        if self._waits:
+            self._thread = threading.Thread(target=self._write_all, name="objects-store", daemon=True)
+            self._thread.start()
 
     async def stop(self) -> None:
         """Write what is queued, end every watch, close the database."""
         for subscription in self._all_subscriptions():
             subscription.close()
+        self._flush()
+        self._stopped = True
         if self._thread is not None:
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
-            self._thread = None
             # Publications that the writer has handed over run before whatever follows.
             await asyncio.sleep(0)
+        if self._checkpointer is not None:
+            await asyncio.to_thread(self._checkpointer.join)
         self._db.close()
 
     def _load(self) -> None:
@@ -360,7 +380,7 @@ class ObjectsStore:
         return await self._commit(resource, namespace, name, obj, deleted=True)
 
     async def _commit(self, resource: str, namespace: str, name: str, obj: Object, *, deleted: bool) -> Stored:
-        if self._loop is None or self._thread is None:
+        if self._loop is None or self._stopped:
             raise UnavailableError("the object store is stopped")
         revision = self._next
         self._next += 1
@@ -368,46 +388,57 @@ class ObjectsStore:
         new = Stored(resource, namespace, name, revision, _encode(obj), obj)
         change = Change(revision, self.get(resource, namespace, name), new, deleted, time.monotonic())
         done = self._loop.create_future()
-        self._queue.put(_Write(change, done))
+        if not self._pending:
+            self._loop.call_soon(self._flush)
+        self._pending.append(_Write(change, done))
         # The write goes on when the caller is cancelled; shielding keeps its future ours.
         await asyncio.shield(done)
         return new
 
+    def _flush(self) -> None:
+        """Commit what is pending: here, or in the thread where a commit waits for the disk."""
+        if not self._pending:
+            return
+        batch = _Batch(self._pending, self._obsolete, self._horizon)
+        self._pending, self._obsolete = [], []
+        if self._waits:
+            self._queue.put(batch)
+        else:
+            self._publish(batch.writes, self._commit_batch(batch))
+
     def _write_all(self) -> None:
         """The writer thread: one transaction for everything that is queued at the moment."""
-        last = False
-        while not last:
-            writes: builtins.list[_Write] = []
-            obsolete: builtins.list[int] = []
-            item = self._queue.get()
-            while True:
-                if item is None:
-                    last = True
-                elif isinstance(item, list):
-                    obsolete += item
-                else:
-                    writes.append(item)
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            error: Exception | None = None
-            try:
-                self._transact(writes, obsolete)
-            except sqlite3.Error as caught:
-                error = caught
-            if writes and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._publish, writes, error)
-            self._unchecked += sum(1 + len(write.change.new.raw) // _PAGE for write in writes)
-            if self._unchecked > _CHECKPOINT_PAGES:
-                self._check_point()
-        if self._checkpointer is not None:
-            self._checkpointer.join()
+        while (batch := self._queue.get()) is not None:
+            last = False
+            while not (last or self._queue.empty()):
+                more = self._queue.get()
+                last = more is None
+                if more is not None:
+                    batch = _Batch(batch.writes + more.writes, batch.obsolete + more.obsolete, more.horizon)
+            error = self._commit_batch(batch)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._publish, batch.writes, error)
+            if last:
+                return
+
+    def _commit_batch(self, batch: _Batch) -> Exception | None:
+        try:
+            self._transact(batch)
+        except sqlite3.Error as error:
+            return error
+        self._unchecked += sum(1 + len(write.change.new.raw) // _PAGE for write in batch.writes)
+        if self._unchecked > _CHECKPOINT_PAGES:
+            self._check_point()
+        return None
 
     def _check_point(self) -> None:
-        """Start to move what the log has into the database, unless that is under way."""
-        if self._path is None or (self._checkpointer is not None and self._checkpointer.is_alive()):
+        """Start to move what the log has into the database; wait for an earlier one only when the log gets long."""
+        if self._path is None:
             return
+        if self._checkpointer is not None and self._checkpointer.is_alive():
+            if self._unchecked < _MAX_LOG_PAGES:
+                return
+            self._checkpointer.join()
         self._unchecked = 0
         if self._log_pages > _MAX_LOG_PAGES:
             # The log starts over only where a checkpoint finds no write behind it: for once the writer does it itself.
@@ -420,20 +451,18 @@ class ObjectsStore:
         with closing(sqlite3.connect(self._path or "", isolation_level=None)) as db:
             self._log_pages = _checkpoint(db, "PASSIVE")
 
-    def _transact(self, writes: builtins.list[_Write], obsolete: builtins.list[int]) -> None:
-        if len(writes) <= _ROWS and not obsolete:
-            if writes:
-                self._insert(writes)
+    def _transact(self, batch: _Batch) -> None:
+        if len(batch.writes) <= _ROWS and not batch.obsolete:
+            self._insert(batch.writes)
             return
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            for begin in range(0, len(writes), _ROWS):
-                self._insert(writes[begin : begin + _ROWS])
-            if obsolete:
-                horizon, *revisions = obsolete
+            for begin in range(0, len(batch.writes), _ROWS):
+                self._insert(batch.writes[begin : begin + _ROWS])
+            if batch.obsolete:
                 self._db.execute("DELETE FROM horizon")
-                self._db.execute("INSERT INTO horizon VALUES (?)", (horizon,))
-                self._db.executemany("DELETE FROM versions WHERE revision = ?", [(r,) for r in revisions])
+                self._db.execute("INSERT INTO horizon VALUES (?)", (batch.horizon,))
+                self._db.executemany("DELETE FROM versions WHERE revision = ?", [(r,) for r in batch.obsolete])
             self._db.execute("COMMIT")
         except sqlite3.Error:
             self._db.execute("ROLLBACK")
@@ -501,18 +530,17 @@ class ObjectsStore:
                     del self._owned[reference["uid"]]
 
     def _trim(self) -> None:
-        """Drop history that is old and long enough; rows that nothing can ask for any more are deleted."""
+        """Drop history that is old and long enough; rows that nothing can ask for any more go with the next commit."""
         oldest = time.monotonic() - KEEP_S
-        obsolete: builtins.list[int] = []
-        while len(self._log) > MAX_REVISIONS or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest):
+        while len(self._obsolete) < _TRIM and (
+            len(self._log) > MAX_REVISIONS or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest)
+        ):
             change = self._log.popleft()
             self._horizon = change.revision
             if change.old is not None:
-                obsolete.append(change.old.revision)
+                self._obsolete.append(change.old.revision)
             if change.deleted:
-                obsolete.append(change.revision)
-        if obsolete:
-            self._queue.put([self._horizon, *obsolete])
+                self._obsolete.append(change.revision)
 
 
 def _checkpoint(db: sqlite3.Connection, mode: str) -> int:

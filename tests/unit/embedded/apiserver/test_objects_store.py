@@ -1,6 +1,7 @@
 """The object store: durable, ordered, resumable."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,16 @@ import pytest
 
 from shallop.embedded.apiserver import objects_store
 from shallop.embedded.apiserver.objects_store import ObjectsStore
-from shallop.errors import ExpiredError
+from shallop.errors import ExpiredError, UnavailableError
 
 
 def config_map(name: str, **data: str) -> dict[str, Any]:
     return {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name, "namespace": "ns"}, "data": data}
 
 
-def run(path: Path | None, test: Callable[[ObjectsStore], Awaitable[None]]) -> None:
+def run(path: Path | None, test: Callable[[ObjectsStore], Awaitable[None]], synchronous: str = "normal") -> None:
     async def inside() -> None:
-        store = ObjectsStore(path)
+        store = ObjectsStore(path, synchronous=synchronous)
         store.start()
         try:
             await test(store)
@@ -42,7 +43,8 @@ def names(store: ObjectsStore) -> list[str]:
     return [stored.name for stored in store.list("configmaps", "ns")]
 
 
-def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+def test_what_was_written_is_there_after_a_restart(tmp_path: Path, synchronous: str) -> None:
     async def write(store: ObjectsStore) -> None:
         await put(store, "a", k="1")
         await put(store, "b", k="1")
@@ -57,8 +59,8 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
         assert store.revision == 1004
         assert await put(store, "c") == 1005
 
-    run(tmp_path / "objects.db", write)
-    run(tmp_path / "objects.db", read)
+    run(tmp_path / "objects.db", write, synchronous)
+    run(tmp_path / "objects.db", read, synchronous)
 
 
 def test_a_watch_resumes_across_a_restart(tmp_path: Path) -> None:
@@ -87,9 +89,8 @@ def test_watchers_see_every_revision_once_and_in_order() -> None:
     run(None, test)
 
 
-def test_nobody_hears_of_a_write_before_it_is_committed(tmp_path: Path) -> None:
-    import sqlite3
-
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+def test_nobody_hears_of_a_write_before_it_is_committed(tmp_path: Path, synchronous: str) -> None:
     async def test(store: ObjectsStore) -> None:
         other = sqlite3.connect(tmp_path / "objects.db")
         found = []
@@ -102,6 +103,55 @@ def test_nobody_hears_of_a_write_before_it_is_committed(tmp_path: Path) -> None:
             await put(store, f"n{number}")
         other.close()
         assert found == [1] * 20
+
+    run(tmp_path / "objects.db", test, synchronous)
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+def test_writes_under_way_are_done_when_the_store_stops(tmp_path: Path, synchronous: str) -> None:
+    async def test() -> None:
+        store = ObjectsStore(tmp_path / "objects.db", synchronous=synchronous)
+        store.start()
+        writes = [asyncio.create_task(put(store, f"n{number}")) for number in range(100)]
+        await asyncio.sleep(0)
+        await store.stop()
+        assert await asyncio.gather(*writes) == list(range(1001, 1101))
+        with pytest.raises(UnavailableError):
+            await put(store, "late")
+
+    asyncio.run(test())
+
+    async def read(store: ObjectsStore) -> None:
+        assert store.count("configmaps") == 100
+
+    run(tmp_path / "objects.db", read)
+
+
+def test_the_log_does_not_grow_with_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects_store, "_CHECKPOINT_PAGES", 20)
+    monkeypatch.setattr(objects_store, "_MAX_LOG_PAGES", 40)
+
+    async def test(store: ObjectsStore) -> None:
+        for number in range(400):
+            await put(store, f"n{number}", k="x" * 20_000)
+        log = tmp_path / "objects.db-wal"
+        assert log.stat().st_size < 4_000_000 < 400 * 20_000 < (tmp_path / "objects.db").stat().st_size + 4_000_000
+
+    run(tmp_path / "objects.db", test)
+
+
+def test_a_write_that_cannot_be_stored_is_refused_and_not_seen(tmp_path: Path) -> None:
+    async def test(store: ObjectsStore) -> None:
+        other = sqlite3.connect(tmp_path / "objects.db")
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON versions BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+        subscription = store.subscribe("configmaps")
+        with pytest.raises(UnavailableError, match="disk is full"):
+            await put(store, "a")
+        assert names(store) == []
+        other.execute("DROP TRIGGER full")
+        other.close()
+        await put(store, "b")
+        assert [change.new.name for change in await subscription.next()] == ["b"]
 
     run(tmp_path / "objects.db", test)
 
