@@ -93,6 +93,9 @@ _LIMITS = {
     "log_max_mib": "largest size of a log file, before the next one is begun",
     "log_files": "log files that are kept of each run of a container",
     "log_retention_days": "logs of Pods that are gone are removed after so long; 0 = never",
+    "run_max_age_days": "runs of pipelines are removed so long after their end; 0 = never",
+    "run_max_count": "runs of pipelines that are kept of each namespace, the newest; 0 = all",
+    "artifact_max_age_days": "artifacts that nothing uses any more are removed after so long; 0 = never",
 }
 _Commands = Any  # argparse keeps the type of its sub-parsers private
 

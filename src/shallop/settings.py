@@ -46,6 +46,10 @@ class Settings:
         cpu_overcommit: how many times the machine's cores Pods may request.
         max_zygotes: warm fork-servers kept at once.
         cache_max_age_s: outputs of pipeline steps that are older, in seconds, are not used again; 0 = never too old.
+        run_max_age_days: runs of pipelines are removed so many days after their end; 0 = never.
+        run_max_count: of each namespace only so many of the newest runs are kept; 0 = all.
+        artifact_max_age_days: files of artifacts that no run, entry of the cache, registered model or InferenceService
+            uses any more are removed so many days after they were written; 0 = never.
         zygote_idle_s: a fork-server without work for so long ends, in seconds.
         env_max_gib: environments that were used the longest ago are removed while all take more, in GiB; 0 = no limit.
         env_max_age_days: environments that were not used for so many days are removed; 0 = never.
@@ -73,6 +77,9 @@ class Settings:
     max_zygotes: int = 4
     zygote_idle_s: float = 600.0
     cache_max_age_s: float = 0.0
+    run_max_age_days: float = 0.0
+    run_max_count: int = 0
+    artifact_max_age_days: float = 0.0
     engine: str = ""
     env_max_gib: float = 0.0
     env_max_age_days: float = 60.0
@@ -85,7 +92,8 @@ class Settings:
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
         if self.synchronous not in ("normal", "full"):
             raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
-        for name in ("env_max_gib", "env_max_age_days", "log_retention_days"):
+        limits = ("env_max_gib", "env_max_age_days", "log_retention_days", "run_max_age_days", "run_max_count")
+        for name in (*limits, "artifact_max_age_days"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}: {getattr(self, name)} is negative; use 0 for no limit.")
         if self.log_max_mib <= 0 or self.log_files < 1:

@@ -9,6 +9,7 @@ from shallop.pipelines.access import ROLES
 from shallop.pipelines.api import routes
 from shallop.pipelines.driver import Driver
 from shallop.pipelines.podends import NAMESPACE
+from shallop.pipelines.retention import Retention, is_limited
 from shallop.pipelines.scheduler import Scheduler
 from shallop.pipelines.tables import MIGRATIONS
 
@@ -16,7 +17,8 @@ __all__ = ["PART"]
 
 
 def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:
-    return [Driver(services).run, Scheduler(services).run]
+    tasks: list[Callable[[], Awaitable[None]]] = [Driver(services).run, Scheduler(services).run]
+    return [*tasks, Retention(services).run] if is_limited(services.settings) else tasks
 
 
 PART = Part(

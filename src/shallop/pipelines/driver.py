@@ -24,6 +24,7 @@ from shallop.kube.objects import Key, key_of, labels_of
 from shallop.pipelines import tables
 from shallop.pipelines.claims import tidy_workspaces
 from shallop.pipelines.experiments_api import ensure_default_experiment
+from shallop.pipelines.ir import PipelineConfig, parse_pipeline
 from shallop.pipelines.messages import to_micros
 from shallop.pipelines.places import Places
 from shallop.pipelines.podends import is_over
@@ -136,8 +137,23 @@ class Driver:
             message = f"internal error while driving the run: {error!r}; the server's log has more."
             status = {"code": 13, "message": message}
             await self.store(lambda c: tables.set_run_state(c, run.run_id, "FAILED", status, self.now()))
+        await self._expire(run.run_id)
         self.signals.notify(run.run_id)
         self.signals.reschedule()
+
+    async def _expire(self, run_id: str) -> None:
+        """Remove the Pods of a run that is over when their time, if its pipeline sets one, has come."""
+        ttl_s = await self.database.read(lambda c: _ttl_left_s(c, run_id, self.now()))
+        if ttl_s is not None and self._group is not None:
+            self._group.create_task(self._remove_pods(run_id, ttl_s), name=f"run {run_id}: time to live of Pods")
+
+    async def _remove_pods(self, run_id: str, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        if run_id in self._runs:  # retried; its next end comes
+            return
+        for pod in self.pods.store.list():
+            if is_of_run(pod) and labels_of(pod)[RUN_LABEL] == run_id and is_over(pod):
+                await self.delete_pod(key_of(pod))
 
     def _pod_changed(self, change: Change) -> None:
         pod = change.new or change.old or {}
@@ -161,6 +177,8 @@ class Driver:
                 self.retire(key_of(pod))
             else:
                 await self.delete_pod(key_of(pod))
+        for run_id in {labels_of(pod)[RUN_LABEL] for pod in pods} - active:
+            await self._expire(run_id)
 
     async def _prune(self) -> None:
         while True:
@@ -178,3 +196,15 @@ class Driver:
         except ApiError as error:
             log.warning("Pod %s/%s: cannot be deleted: %s", key.namespace, key.name, error)
         return True
+
+
+def _ttl_left_s(connection: sa.Connection, run_id: str, now: int) -> float | None:
+    """Return how long the Pods of a run that is over stay; None = its pipeline says nothing."""
+    run = tables.get_run(connection, run_id)
+    if run is None or run["state"] in _ACTIVE:
+        return None
+    document = tables.get_specs(connection, [run["spec_digest"]])[run["spec_digest"]]
+    # Most pipelines have no second document, and need not be parsed once more.
+    config = parse_pipeline(document).config if "platform_spec" in document else PipelineConfig()
+    ttl_s = config.ttl_s(succeeded=run["state"] == "SUCCEEDED")
+    return max(0.0, ttl_s - (now - run["finished_at"]) / 1e6) if ttl_s else None

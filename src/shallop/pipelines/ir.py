@@ -399,6 +399,11 @@ class PipelineConfig(_Ir, frozen=True):
     resource_ttl_on_failure: int = 0
     active_deadline_seconds: int = 0
 
+    def ttl_s(self, *, succeeded: bool) -> int:
+        """Return how long the Pods of a run stay after its end."""
+        own = self.resource_ttl_on_success if succeeded else self.resource_ttl_on_failure
+        return own or self.resource_ttl_on_completion
+
 
 class Pipeline(Struct, frozen=True):
     """

@@ -569,6 +569,41 @@ def delete_run(connection: sa.Connection, id_: str) -> None:
     _forget_unused_specs(connection)
 
 
+def delete_expired_runs(connection: sa.Connection, *, before: int, keep: int, limit: int) -> int:
+    """
+    Delete runs that are over, and that no active run repeats; returns how many.
+
+    Args:
+        before: microseconds; those that ended earlier go, 0 = none.
+        keep: of each namespace, those that are not among so many newest go, 0 = none.
+    """
+    place = sa.func.row_number().over(partition_by=runs.c.namespace, order_by=(runs.c.created_at.desc(), runs.c.id))
+    numbered = sa.select(runs.c.id, runs.c.finished_at, runs.c.state, place.label("place")).subquery()
+    old = sa.or_(
+        sa.and_(sa.literal(before) > 0, numbered.c.finished_at < before),
+        sa.and_(sa.literal(keep) > 0, numbered.c.place > keep),
+    )
+    repeated = {row["reuse"]["run_id"] for row in active_runs(connection) if row["reuse"]}
+    query = sa.select(numbered.c.id).where(old, numbered.c.state.not_in(_ACTIVE), numbered.c.id.not_in(repeated))
+    ids = list(connection.execute(query.order_by(numbered.c.finished_at).limit(limit)).scalars())
+    connection.execute(artifact_tasks.delete().where(artifact_tasks.c.run_id.in_(ids)))
+    connection.execute(runs.delete().where(runs.c.id.in_(ids)))
+    if ids:
+        _forget_unused_specs(connection)
+    return len(ids)
+
+
+def runs_with_rows(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
+    """Return those of the runs that are there, or whose artifacts are."""
+    found: set[str] = set()
+    for start in range(0, len(ids), 500):
+        some = ids[start : start + 500]
+        found.update(connection.execute(sa.select(runs.c.id).where(runs.c.id.in_(some))).scalars())
+        written = artifacts.c.run_id.in_(some), artifacts.c.digest != ""
+        found.update(connection.execute(sa.select(artifacts.c.run_id).where(*written)).scalars())
+    return found
+
+
 def active_runs(connection: sa.Connection) -> list[Row]:
     """Return the runs that are not over, oldest first."""
     query = sa.select(runs).where(runs.c.state.in_(_ACTIVE))
@@ -769,6 +804,10 @@ def list_cache_entries(
     return [_row(row) for row in rows], connection.execute(count).scalar_one()
 
 
+def delete_old_cache_entries(connection: sa.Connection, before: int) -> int:
+    return connection.execute(cache_entries.delete().where(cache_entries.c.created_at < before)).rowcount
+
+
 def delete_cache_entries(connection: sa.Connection, equals: Mapping[str, str]) -> int:
     return connection.execute(cache_entries.delete().filter_by(**equals)).rowcount
 
@@ -783,6 +822,31 @@ def list_artifacts(connection: sa.Connection, page: Page, run_id: str, namespace
 
 def get_artifact(connection: sa.Connection, id_: int) -> Row | None:
     return _one(connection, sa.select(artifacts).where(artifacts.c.id == id_))
+
+
+def unused_artifacts(connection: sa.Connection, before: int) -> list[Row]:
+    """Return what tasks wrote earlier than ``before`` and no run and no entry of the cache has any more."""
+    entries = connection.execute(sa.select(cache_entries.c.outputs)).scalars()
+    kept = {
+        int(one["id"])
+        for outputs in entries
+        for items in (outputs.get("artifacts") or {}).values()
+        for one in items
+        if one.get("id")
+    }
+    query = sa.select(artifacts).where(
+        artifacts.c.created_at < before,
+        artifacts.c.digest != "",
+        artifacts.c.run_id != "",
+        ~sa.exists().where(artifact_tasks.c.artifact_id == artifacts.c.id),
+        ~sa.exists().where(runs.c.id == artifacts.c.run_id),
+    )
+    return [_row(row) for row in connection.execute(query) if row.id not in kept]
+
+
+def delete_artifacts(connection: sa.Connection, ids: Sequence[int]) -> None:
+    for start in range(0, len(ids), 500):
+        connection.execute(artifacts.delete().where(artifacts.c.id.in_(ids[start : start + 500])))
 
 
 def find_imported(connection: sa.Connection, namespace: str, uri: str, type_: str) -> list[Row]:

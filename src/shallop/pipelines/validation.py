@@ -118,10 +118,6 @@ def warnings_of(pipeline: Pipeline) -> list[str]:
     for name in pipeline.raw_platform.get("platforms") or {}:
         if name != "kubernetes":
             warnings.append(f"platforms.{name}: only the settings of platform 'kubernetes' are used, ignored.")
-    for name in ("resource_ttl_on_completion", "resource_ttl_on_success", "resource_ttl_on_failure"):
-        if getattr(pipeline.config, name):
-            path = f"platforms.kubernetes.pipelineConfig.{name}"
-            warnings.append(f"{path}: ended Pods are kept by number, not by time, ignored.")
     for label, config in pipeline.kubernetes.items():
         path = f"platforms.kubernetes.deploymentSpec.executors.{label}"
         warnings.extend(f"{path}.{key}: not known, ignored." for key in config if key not in KNOWN_KUBERNETES)

@@ -28,6 +28,7 @@ from shallop.pipelines.driver import Driver
 from shallop.pipelines.ir import parse_pipeline
 from shallop.pipelines.messages import to_micros
 from shallop.pipelines.plan import Plan, StartTask
+from shallop.pipelines.render import RUN_LABEL
 from shallop.pipelines.runs_api import RunsApi
 from shallop.pipelines.values import RunInfo, Values
 from shallop.settings import Settings
@@ -641,3 +642,17 @@ def test_killed_at_any_point_it_goes_on_and_repeats_nothing(play: Play, last: in
         assert len(await world.database.read(lambda c: tables.get_run_links(c, id_))) == 1
 
     play(scenario, driven=False)
+
+
+def test_pods_of_a_run_go_when_its_pipeline_says(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        config = {"platforms": {"kubernetes": {"pipelineConfig": {"resourceTtlOnSuccess": 1}}}}
+        run_id = await world.submit({"pipeline_spec": pipeline({"name": "a"}), "platform_spec": config})
+        other = await world.submit(pipeline({"name": "b"}))
+        await world.over(run_id)
+        await world.over(other)
+        async with asyncio.timeout(20):
+            while {pod["metadata"]["labels"][RUN_LABEL] for pod in await world.pods()} != {other}:
+                await asyncio.sleep(0.01)
+
+    play(scenario)
