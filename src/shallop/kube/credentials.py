@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 from shallop.errors import SettingsError, UnauthorizedError
 
-__all__ = ["Credentials", "ExecPlugin", "Grant", "Login", "Tls", "fixed", "from_file"]
+__all__ = ["Credentials", "ExecPlugin", "Grant", "Login", "Tls", "fixed", "from_file", "with_pair"]
 
 # As client-go: a projected token lives for an hour and is replaced after 48 minutes.
 _REREAD_S = 60.0
+# A certificate and a key that do not fit are about to: somebody is replacing them.
+_MISFIT_S = 2.0
 _EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 _EXEC_TIMEOUT_S = 60
 
@@ -115,7 +117,12 @@ class Credentials:
         self._until = grant.until
         context = self._login.ssl if self._login is not None else None
         if self._tls is not None and (context is None or grant.pair != self._pair):
-            context, self._pair = self._tls.context(grant.pair), grant.pair
+            try:
+                context, self._pair = self._tls.context(grant.pair), grant.pair
+            except ssl.SSLError as error:
+                if context is None:
+                    raise UnauthorizedError(f"client certificate: {error}") from error
+                self._until = time.time() + _MISFIT_S
         return Login(f"Bearer {grant.token}" if grant.token else "", context)
 
 
@@ -136,6 +143,23 @@ def from_file(path: Path) -> Source:
             return Grant(path.read_text().strip(), until=time.time() + _REREAD_S)
         except OSError as error:
             raise UnauthorizedError(f"token file {path}: {error.strerror or error}") from error
+
+    return read
+
+
+def with_pair(source: Source, certificate: Path, key: Path) -> Source:
+    """A client certificate and its key in files that somebody replaces now and then, beside what ``source`` gives."""
+
+    def read() -> Grant:
+        grant = source()
+        if grant.pair:
+            return grant
+        try:
+            pair = certificate.read_bytes() + b"\n" + key.read_bytes()
+        except OSError as error:
+            text = f"client certificate {error.filename}: {error.strerror or error}"
+            raise UnauthorizedError(text) from error
+        return grant._replace(pair=pair, until=min(grant.until, time.time() + _REREAD_S))
 
     return read
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from shallop.errors import SettingsError
-from shallop.kube.credentials import Credentials, ExecPlugin, Source, Tls, decode, fixed, from_file
+from shallop.kube.credentials import Credentials, ExecPlugin, Source, Tls, decode, fixed, from_file, with_pair
 
 __all__ = ["Access", "load_kubeconfig"]
 
@@ -136,6 +136,14 @@ class _Config:
 
 
 def _source(user: Mapping[str, Any], folder: Path, cluster: Mapping[str, Any]) -> Source:
+    source = _token_source(user, folder, cluster)
+    certificate, key = user.get("client-certificate"), user.get("client-key")
+    if certificate and key and not (user.get("client-certificate-data") or user.get("client-key-data")):
+        return with_pair(source, folder / certificate, folder / key)
+    return source
+
+
+def _token_source(user: Mapping[str, Any], folder: Path, cluster: Mapping[str, Any]) -> Source:
     if user.get("auth-provider"):
         raise SettingsError("kubeconfig: auth-provider is not supported (Kubernetes removed it, too); use exec.")
     if user.get("tokenFile"):
