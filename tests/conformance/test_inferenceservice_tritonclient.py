@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SESSION = Path(__file__).with_name("tritonclient_session.py")
+GRPC_SESSION = Path(__file__).with_name("tritonclient_grpc_session.py")
 MODELS = Path(__file__).parents[1] / "unit" / "serving" / "models"
 
 
@@ -20,7 +21,14 @@ def test_tritonclient_asks_a_model(platform: Any, client_env: Callable[[str], Pa
     platform.kubectl("apply", "-f", "-", stdin=json.dumps(service | {"spec": {"predictor": {"model": model}}}))
     platform.kubectl("wait", "isvc/triton", "--for=condition=Ready", "--timeout=90s")
     url = platform.kubectl("get", "isvc", "triton", "-o", "jsonpath={.status.url}").removeprefix("http://")
-    command = [str(client_env("tritonclient")), str(SESSION), url, "triton"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    address, _, path = url.partition("/")
+    for session in (
+        [str(SESSION), url, "triton"],
+        [str(GRPC_SESSION), address, "triton.default.example.com", f"/{path}", "triton"],
+    ):
+        command = [str(client_env("tritonclient")), *session]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            break
     platform.kubectl("delete", "isvc", "triton", "--wait=false")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -17,7 +17,8 @@ HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"up
 # No "Connection: Content-Length" may take away what tells where a message ends.
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 # What asks a model and changes nothing, so that it may be asked twice.
-_PREDICTIONS = (b":predict", b"/infer", b":explain", b".GRPCInferenceService/ModelInfer")
+_PREDICTIONS = (b":predict", b"/infer", b":explain")
+_GRPC_SERVICE, _GRPC_CHANGES = b"/inference.GRPCInferenceService/", b"Repository"
 
 
 class Plan:
@@ -75,7 +76,11 @@ def find_route(table: RouteTable, host: bytes, method: bytes, target: bytes, lin
 
 
 def is_repeatable(route: Route, method: bytes, path: bytes) -> bool:
-    return route.repeat and (path.endswith(_PREDICTIONS) or method in (b"GET", b"HEAD"))
+    """Say whether a request changes nothing, so that it may be asked again when its backend died over it."""
+    if not route.repeat:
+        return False
+    _, found, call = path.rpartition(_GRPC_SERVICE)
+    return path.endswith(_PREDICTIONS) or method in (b"GET", b"HEAD") or bool(found and _GRPC_CHANGES not in call)
 
 
 def hop_headers(head: Head) -> frozenset[bytes]:

@@ -21,18 +21,21 @@ from http import HTTPStatus
 from typing import cast
 
 from shallop.gateway.http1 import Body, Head, MessageError, parse_request, parse_response
+from shallop.gateway.http2proxy import Http2Client, Http2Pool
 from shallop.gateway.load import Load
 from shallop.gateway.metrics import Metrics
 from shallop.gateway.placement import MAX_REPLAY, MAX_WAITING, Placed
 from shallop.gateway.plan import Plan, hop_headers, plan_request
 from shallop.gateway.routes import Endpoint, RouteTable, ServiceKey
 
-__all__ = ["CONNECT_S", "Gateway"]
+__all__ = ["Gateway"]
 
 _MAX_HEAD = 64 * 1024
 _MAX_IDLE_PER_ENDPOINT = 64
 _CLOSE = (b"connection: close",)
-CONNECT_S = 5.0
+# How a connection preface of HTTP/2 looks to a reader of HTTP/1.1.
+_HTTP2 = b"PRI * HTTP/2.0"
+_CONNECT_S = 5.0
 # How long the rest of a refused request is read and thrown away: closing at once would reset the connection, and the
 # client might lose the answer that says why.
 _LINGER_S = 2.0
@@ -247,6 +250,9 @@ class _Client(Placed, asyncio.Protocol):
         """Begin with the request of this head; what of its body is here follows in the buffer."""
         plan = self._gateway.plans().get(raw)
         if plan is None:
+            if raw == _HTTP2:
+                self._speak_http2()
+                return
             request = parse_request(raw)
             if self._is_for_gateway(request, len(raw) + 4):
                 return
@@ -263,6 +269,15 @@ class _Client(Placed, asyncio.Protocol):
             self._buffer.clear()
             self._send_body(data)
         self.place()
+
+    def _speak_http2(self) -> None:
+        """Hand the connection over: its client knows that we speak HTTP/2."""
+        self._gateway.clients.discard(self)
+        self.busy = False
+        self.sent_all = True
+        if self._timer:
+            self._timer.cancel()
+        Http2Client(self._gateway).start(self.transport, bytes(self._buffer))
 
     def _is_for_gateway(self, request: Head, size: int) -> bool:
         """Answer what the gateway is asked about itself."""
@@ -328,7 +343,7 @@ class _Client(Placed, asyncio.Protocol):
 
     async def _open(self, endpoint: Endpoint) -> None:
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(_CONNECT_S):
                 _, backend = await self._loop.create_connection(lambda: _Backend(self._gateway, endpoint), *endpoint)
         except (OSError, TimeoutError) as error:
             self._connecting = None
@@ -442,7 +457,8 @@ class Gateway:
     def __init__(self, table: RouteTable) -> None:
         self.table = table
         self.metrics = Metrics()
-        self.clients: set[_Client] = set()
+        self.clients: set[_Client | Http2Client] = set()
+        self.http2 = Http2Pool(self)
         self.loads: dict[ServiceKey, Load] = {}
         self.wake: Callable[[], None] = lambda: None
         self._waiting: dict[ServiceKey, dict[Placed, None]] = {}
@@ -557,9 +573,11 @@ class Gateway:
         for endpoint in [known for known in self._idle if known not in endpoints]:
             for backend in self._idle.pop(endpoint):
                 backend.transport.close()
+        self.http2.close_except(endpoints)
 
     def close(self) -> None:
         """Drain clients and close idle connections."""
         for client in list(self.clients):
             client.drain()
         self.close_idle_except(())
+        self.http2.close()
