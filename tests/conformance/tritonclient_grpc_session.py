@@ -1,4 +1,4 @@
-"""What a user does with ``tritonclient`` over gRPC; run by its own interpreter: SCRIPT HOST:PORT AUTHORITY PATH MODEL."""
+"""A user of ``tritonclient`` over gRPC; run by its own interpreter: SCRIPT HOST:PORT AUTHORITY PATH MODEL."""
 
 from __future__ import annotations
 
