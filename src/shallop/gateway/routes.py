@@ -296,7 +296,7 @@ class RouteTable:
         self.routes = list(routes)
         self.scalable = set(scalable)
         self.generation = 0
-        self._endpoints = dict(endpoints or {})
+        self._endpoints: Mapping[ServiceKey, Sequence[tuple[str, dict[str, int]]]] = endpoints or {}
         self._port_names: Mapping[tuple[str, str, int], str] = {}
         self._found: dict[tuple[bytes, bytes], tuple[Route, ...]] = {}
         self._addresses: dict[Backend, list[Endpoint]] = {}
@@ -310,7 +310,7 @@ class RouteTable:
 
     @endpoints.setter
     def endpoints(self, endpoints: Mapping[ServiceKey, Sequence[tuple[str, dict[str, int]]]]) -> None:
-        self._endpoints = dict(endpoints)
+        self._endpoints = endpoints
         self._addresses.clear()
 
     @property

@@ -97,9 +97,16 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
     raise ProtocolError("the message is no Protocol Buffers message of this method")
 
 
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, Any]]:
+def _content(value: Any) -> memoryview:
+    """Return a field's bytes; a field that came as a number is none that was meant."""
+    if isinstance(value, int):
+        raise ProtocolError("the message has a number where bytes are meant")
+    return memoryview(value)
+
+
+def _fields(message: Any) -> Iterator[tuple[int, int, Any]]:
     """Yield number, wire type and value of each field: an int, or a view of the bytes."""
-    data, position = memoryview(message), 0
+    data, position = _content(message), 0
     while position < len(data):
         tag, position = _varint(data, position)
         number, wire = tag >> 3, tag & 7
@@ -121,8 +128,8 @@ def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, Any]]:
 
 def _text(value: Any) -> str:
     try:
-        return bytes(value).decode()
-    except (UnicodeDecodeError, TypeError) as error:
+        return bytes(_content(value)).decode()
+    except UnicodeDecodeError as error:
         raise ProtocolError(f"a text of the message is no UTF-8: {error}") from error
 
 
@@ -183,9 +190,9 @@ def _contents(datatype: str, parts: Mapping[int, list[tuple[int, Any]]], where: 
         )
     values = parts.get(number, [])
     if number == 8:
-        return b"".join(len(value).to_bytes(4, "little") + bytes(value) for _, value in values)
+        return b"".join(len(_content(value)).to_bytes(4, "little") + bytes(value) for _, value in values)
     if number in (6, 7):
-        return b"".join(bytes(value) for _, value in values)
+        return b"".join(_content(value) for _, value in values)
     integers = [integer for wire, value in values for integer in _integers(wire, value)]
     if number == 5:
         integers = [integer & 0xFFFFFFFFFFFFFFFF for integer in integers]
@@ -241,7 +248,7 @@ def _ask_infer(message: bytes) -> RestRequest:
             output, _ = _input(value, "outputs")
             outputs.append({"name": output["name"], "parameters": output["parameters"]})
         elif number == 7:
-            raw.append(value)
+            raw.append(_content(value))
     typed = [index for index, (_, contents) in enumerate(inputs) if contents]
     if raw and typed:
         raise ProtocolError(f"inputs[{typed[0]}].contents: must be empty where raw_input_contents are sent")
