@@ -3,11 +3,13 @@ PersistentVolumeClaim: becomes a directory at once.
 
 Honours storageClassName (the classes that this provisioner serves), volumeName, accessModes, resources.requests.storage
 and the class's reclaimPolicy, volumeBindingMode and allowVolumeExpansion. The size is recorded, grows when the claim
-asks for more, and is not enforced. A claim that a Pod uses stays until the Pod ends.
+asks for more, and is not enforced. A claim that a Pod uses stays until the Pod ends. A Pod's ephemeral volumes get
+claims that the Pod owns.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,17 @@ from shallop.controller import Context, Kind, Resource, Result, Watch
 from shallop.embedded.workloads.pods import POD, is_terminal
 from shallop.embedded.workloads.statuses import write_status
 from shallop.errors import AlreadyExistsError
-from shallop.kube.objects import Gvk, Key, Object, annotations_of, format_time, is_deleting, key_of, parse_quantity
+from shallop.kube.objects import (
+    Gvk,
+    Key,
+    Object,
+    annotations_of,
+    format_time,
+    is_deleting,
+    key_of,
+    owner_reference,
+    parse_quantity,
+)
 
 __all__ = ["PERSISTENTVOLUMECLAIM", "PROVISIONER", "STANDARD_CLASS", "claims_of", "render_volume", "select_volume"]
 
@@ -46,6 +58,26 @@ def claims_of(pod: Object) -> list[Key]:
     volumes = pod["spec"].get("volumes") or ()
     named = [Key(namespace, v["persistentVolumeClaim"]["claimName"]) for v in volumes if v.get("persistentVolumeClaim")]
     return named + [Key(namespace, f"{pod['metadata']['name']}-{v['name']}") for v in volumes if v.get("ephemeral")]
+
+
+def render_ephemeral(pod: Object, name: str) -> Object | None:
+    """Return the claim of that name which belongs to one of a Pod's ephemeral volumes, if it does."""
+    for volume in pod["spec"].get("volumes") or ():
+        template = (volume.get("ephemeral") or {}).get("volumeClaimTemplate")
+        if template and f"{pod['metadata']['name']}-{volume['name']}" == name:
+            metadata = {
+                **(template.get("metadata") or {}),
+                "name": name,
+                "namespace": pod["metadata"]["namespace"],
+                "ownerReferences": [owner_reference({"apiVersion": "v1", "kind": "Pod", **pod})],
+            }
+            return {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": metadata,
+                "spec": dict(template["spec"]),
+            }
+    return None
 
 
 def render_volume(claim: Object, storage_class: Object, path: Path) -> Object:
@@ -133,7 +165,14 @@ class Claims:
         return Result()
 
     async def on_gone(self, ctx: Context, key: Key) -> None:
+        """Make the claim where a Pod has it as an ephemeral volume."""
         self._waiting.discard(key)
+        for pod in ctx.cache(POD).list(key.namespace):
+            if key in claims_of(pod) and not is_terminal(pod) and not is_deleting(pod):
+                if claim := render_ephemeral(pod, key.name):
+                    with contextlib.suppress(AlreadyExistsError):
+                        await ctx.client.create(claim)
+                return
 
     def keys_of_volume(self, volume: Object) -> Iterable[Key]:
         reference = volume["spec"].get("claimRef")

@@ -187,6 +187,25 @@ def test_a_namespace_takes_everything_along(run: Callable[..., None]) -> None:
     run(scenario)
 
 
+def test_an_ephemeral_volume_is_a_claim_that_goes_with_its_pod(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        template = {"metadata": {"labels": {"of": "p"}}, "spec": claim_spec()}
+        volumes = [{"name": "brief", "ephemeral": {"volumeClaimTemplate": template}}]
+        await world.create("Pod", "p", spec={"containers": [{"name": "a", "image": "i"}], "volumes": volumes})
+
+        async def claim() -> Object:
+            result: Object = await world.get("PersistentVolumeClaim", "p-brief")
+            return result
+
+        made = await world.eventually(claim)
+        assert made["metadata"]["labels"] == {"of": "p"}
+        assert [owner["kind"] for owner in made["metadata"]["ownerReferences"]] == ["Pod"]
+        await world.delete("Pod", "p")
+        await world.gone("PersistentVolumeClaim", "p-brief")
+
+    run(scenario)
+
+
 def test_defaults_of_a_namespace_come_back(run: Callable[..., None]) -> None:
     async def scenario(world: Any) -> None:
         async def account() -> Object:
