@@ -44,7 +44,7 @@ from shallop.serving.status import (
     rollout_of,
     stopped_status,
 )
-from shallop.serving.storage import REGISTRY, claim_of, local_path
+from shallop.serving.storage import REGISTRY, ModelPathError, claim_of, find_missing, local_path
 from shallop.serving.traffic import weights
 
 __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
@@ -104,7 +104,7 @@ async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Re
         failure = Failure(error.reason, error.message, error.reason)
         await _set_status(ctx, service.raw, blocked_status(service.raw, failure, ctx.now(), transition="InvalidSpec"))
         return Result()  # a runtime that changes tells its services
-    except (ModelNotFoundError, UnavailableError, CredentialsError) as error:
+    except (ModelNotFoundError, ModelPathError, UnavailableError, CredentialsError) as error:
         reason = "RegistryUnavailable" if isinstance(error, UnavailableError) else "ModelNotFound"
         reason = "StorageConfigInvalid" if isinstance(error, CredentialsError) else reason
         failure = Failure(reason, str(error), "ModelLoadFailed")
@@ -162,6 +162,11 @@ async def _resolve_storage(ctx: Context, service: Object, component: str) -> tup
         kept = {key: pins[key] for key in (PINNED_GENERATION, PINNED_URI, PINNED_REQUIREMENTS) if key in pins}
         uris, requirements = pins.get(PINNED_URI, "").splitlines(), pins.get(PINNED_REQUIREMENTS, "")
         return _storage(uris, places, requirements)._replace(env=env), kept
+    if ctx.settings.gateway_url:
+        # Without a gateway of ours this is another cluster, whose paths nobody can see from here.
+        fields = _storage_fields(service["spec"][component], [uri for uri, _ in wanted])
+        if missing := await asyncio.to_thread(find_missing, component, fields):
+            raise ModelPathError(missing)
     uris = []
     for uri, _ in wanted:
         uris.append(await resolve_model(uri, http_fetch(ctx.settings.web_url)) if uri.startswith(REGISTRY) else uri)
@@ -173,6 +178,16 @@ async def _resolve_storage(ctx: Context, service: Object, component: str) -> tup
         return _storage(uris, places, "")._replace(env=env), {}
     found = {PINNED_GENERATION: generation, PINNED_URI: "\n".join(uris), PINNED_REQUIREMENTS: requirements}
     return _storage(uris, places, requirements)._replace(env=env), found
+
+
+def _storage_fields(component: Mapping[str, Any], uris: Sequence[str]) -> dict[str, str]:
+    """Return the field of a component that each URI is from."""
+    if component.get("storageUris"):
+        return {f"storageUris[{index}].uri": uri for index, uri in enumerate(uris)}
+    for name in ("model", "art"):
+        if (component.get(name) or {}).get("storageUri"):
+            return {f"{name}.storageUri": uris[0]}
+    return {"model.storage" if component.get("model") else "containers[].env.STORAGE_URI": uris[0]}
 
 
 async def _configured_storage(ctx: Context, service: Object, block: Mapping[str, Any]) -> tuple[str, list[Any]]:

@@ -7,11 +7,23 @@ Honoured here: a plain absolute path, ``file://``, ``pvc://claim/path`` (mounted
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Claim", "RegistryReference", "check_uri", "claim_of", "local_path", "parse_registry_uri"]
+from shallop.errors import ShallopError
+
+__all__ = [
+    "Claim",
+    "ModelPathError",
+    "RegistryReference",
+    "check_uri",
+    "claim_of",
+    "find_missing",
+    "local_path",
+    "parse_registry_uri",
+]
 
 SCHEMES = (
     *("file", "pvc", "model-registry", "s3", "gs", "http", "https", "hf", "modelscope", "oci", "oci+native"),
@@ -20,6 +32,10 @@ SCHEMES = (
 REGISTRY = "model-registry://"
 # Names under which this platform's own registry is known inside Pods.
 _OWN_REGISTRY = "model-registry-service"
+
+
+class ModelPathError(ShallopError):
+    """A path of this machine that a URI names does not exist."""
 
 
 class Claim(NamedTuple):
@@ -85,6 +101,23 @@ def local_path(uri: str, namespace: str, volumes: Path) -> Path | None:
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path))
     return Path(uri) if uri.startswith("/") else None
+
+
+def find_missing(component: str, wanted: Mapping[str, str]) -> str:
+    """
+    Say which path of this machine is not there; empty where all are, or lie elsewhere.
+
+    Args:
+        wanted: field below the component -> URI.
+    """
+    for field, uri in wanted.items():
+        path = None if claim_of(uri) else local_path(uri, "", Path())
+        if path and not path.exists():
+            return (
+                f"spec.{component}.{field}: {path} does not exist on this machine; put the model there, and the "
+                "service goes on, or name another place, such as pvc://claim/folder or s3://bucket/folder"
+            )
+    return ""
 
 
 def parse_registry_uri(uri: str) -> RegistryReference:

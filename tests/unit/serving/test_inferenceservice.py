@@ -121,7 +121,7 @@ async def world(home: Path) -> AsyncIterator[World]:
         database.close()
 
 
-def service(uri: str = "/models/iris", *, annotations: dict[str, str] | None = None, **predictor: Any) -> Object:
+def service(uri: str = "s3://models/iris", *, annotations: dict[str, str] | None = None, **predictor: Any) -> Object:
     model = {"modelFormat": {"name": "sklearn"}, "storageUri": uri}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -169,7 +169,7 @@ async def test_a_bad_service_is_refused_at_the_door(tmp_path: Path) -> None:
 async def test_a_legacy_service_is_stored_with_a_model(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         legacy = service()
-        legacy["spec"]["predictor"] = {"xgboost": {"storageUri": "/models/iris"}}
+        legacy["spec"]["predictor"] = {"xgboost": {"storageUri": "s3://models/iris"}}
         stored = await w.client.create(legacy)
         assert stored["spec"]["predictor"]["model"]["modelFormat"] == {"name": "xgboost"}
         deployment = await w.until(DEPLOYMENT, "iris-predictor", lambda _: True)
@@ -201,6 +201,18 @@ async def test_a_format_that_nothing_serves_is_said_and_a_new_runtime_is_noticed
         served = await w.until(ISVC, "iris", lambda obj: ready(obj) == "Unknown")
         assert served["status"]["servingRuntimeName"] == "odd"
         assert "lastFailureInfo" not in served["status"]["modelStatus"]
+
+
+async def test_a_path_that_is_not_there_is_named_with_its_field_until_it_is(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        folder = tmp_path / "late"
+        await w.client.create(service(uri=f"file://{folder}"))
+        seen = await w.until(ISVC, "iris", lambda obj: ready(obj) == "False")
+        message = (find_condition(seen, "Ready") or {})["message"]
+        assert message.startswith(f"spec.predictor.model.storageUri: {folder} does not exist on this machine; put")
+        shutil.copytree(MODELS, folder)
+        await w.client.patch(ISVC, "iris", "default", {"metadata": {"labels": {"look": "again"}}})
+        await w.until(DEPLOYMENT, "iris-predictor", lambda obj: True)
 
 
 async def test_a_changed_runtime_changes_the_deployment(tmp_path: Path) -> None:
