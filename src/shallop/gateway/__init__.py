@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from shallop.controller import Change, Column, Index, Informer, Kind, Part, Services
+from shallop.controller import Change, Index, Informer, Part, Services
+from shallop.gateway.httproute import HTTPROUTE
 from shallop.gateway.podautoscaler import POD_AUTOSCALER, Autoscaler
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes, service_of
@@ -19,78 +20,6 @@ __all__ = ["PART"]
 
 _SERVICE = Gvk("v1", "Service")
 _SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
-_PRESERVED = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 253}
-
-_BACKEND = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {
-        "group": {"type": "string"},
-        "kind": {"type": "string"},
-        "name": _NAME,
-        "namespace": {"type": "string"},
-        "port": {"type": "integer", "minimum": 1, "maximum": 65535},
-        "weight": {"type": "integer", "minimum": 0, "maximum": 1000000},
-        "filters": {"type": "array", "items": _PRESERVED},
-    },
-}
-_MATCH = {
-    "type": "object",
-    "properties": {
-        "path": {
-            "type": "object",
-            "properties": {
-                "type": {"type": "string", "enum": ["Exact", "PathPrefix", "RegularExpression"]},
-                "value": {"type": "string", "maxLength": 1024, "pattern": "^/"},
-            },
-        },
-        "headers": {"type": "array", "items": _PRESERVED},
-        "queryParams": {"type": "array", "items": _PRESERVED},
-        "method": {"type": "string"},
-    },
-}
-_SCHEMA = {
-    "type": "object",
-    "required": ["spec"],
-    "properties": {
-        "spec": {
-            "type": "object",
-            "properties": {
-                "parentRefs": {"type": "array", "items": _PRESERVED},
-                "hostnames": {"type": "array", "items": {"type": "string", "maxLength": 253}},
-                "rules": {
-                    "type": "array",
-                    "maxItems": 64,
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "name": {"type": "string"},
-                            "matches": {"type": "array", "items": _MATCH},
-                            "filters": {"type": "array", "items": _PRESERVED},
-                            "backendRefs": {"type": "array", "items": _BACKEND},
-                            "timeouts": _PRESERVED,
-                            "retry": _PRESERVED,
-                        },
-                    },
-                },
-            },
-        },
-        "status": _PRESERVED,
-    },
-}
-
-HTTPROUTE = Kind(
-    api_version="gateway.networking.k8s.io/v1",
-    kind="HTTPRoute",
-    plural="httproutes",
-    categories=("gateway-api",),
-    schema=_SCHEMA,
-    columns=(
-        Column("Hostnames", "string", ".spec.hostnames"),
-        Column("Age", "date", ".metadata.creationTimestamp"),
-    ),
-)
 
 
 async def _serve(services: Services) -> None:
