@@ -222,7 +222,6 @@ class ObjectsStore:
         self._thread: threading.Thread | None = None
         self._checkpointer: threading.Thread | None = None
         self._unchecked = 0
-        self._log_pages = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         self.listeners: list[Callable[[Change], None]] = []
@@ -432,24 +431,14 @@ class ObjectsStore:
         return None
 
     def _check_point(self) -> None:
-        """Start to move what the log has into the database; wait for an earlier one only when the log gets long."""
-        if self._path is None:
+        """Start to move what the log has into the database, unless that is under way."""
+        if self._path is None or (self._checkpointer is not None and self._checkpointer.is_alive()):
             return
-        if self._checkpointer is not None and self._checkpointer.is_alive():
-            if self._unchecked < _MAX_LOG_PAGES:
-                return
-            self._checkpointer.join()
         self._unchecked = 0
-        if self._log_pages > _MAX_LOG_PAGES:
-            # The log starts over only where a checkpoint finds no write behind it: for once the writer does it itself.
-            self._log_pages = _checkpoint(self._db, "RESTART")
-            return
-        self._checkpointer = threading.Thread(target=self._checkpoint_beside, name="objects-checkpoint", daemon=True)
+        self._checkpointer = threading.Thread(
+            target=_checkpoint, args=(self._path,), name="objects-checkpoint", daemon=True
+        )
         self._checkpointer.start()
-
-    def _checkpoint_beside(self) -> None:
-        with closing(sqlite3.connect(self._path or "", isolation_level=None)) as db:
-            self._log_pages = _checkpoint(db, "PASSIVE")
 
     def _transact(self, batch: _Batch) -> None:
         if len(batch.writes) <= _ROWS and not batch.obsolete:
@@ -543,14 +532,18 @@ class ObjectsStore:
                 self._obsolete.append(change.revision)
 
 
-def _checkpoint(db: sqlite3.Connection, mode: str) -> int:
-    """Checkpoint; return the pages that are in the log, -1 = it failed and is tried again with the next."""
+def _checkpoint(path: Path) -> None:
+    """Move what the log has into the database."""
     try:
-        _, pages, _ = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            _, pages, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if pages > _MAX_LOG_PAGES:
+                # The log starts over only where no write came meanwhile. Under writes that never pause, the few pages
+                # that are left are moved with writers kept out.
+                db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
     except sqlite3.Error:
+        # The next one moves all the more.
         log.exception("checkpoint of the object store failed")
-        return -1
-    return int(pages)
 
 
 def encode_object(obj: Any) -> bytes:
