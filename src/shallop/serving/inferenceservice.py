@@ -26,8 +26,17 @@ from shallop.kube.objects import Gvk, Key, Object, annotations_of, find_conditio
 from shallop.serving import render
 from shallop.serving.admission import COMPONENTS, default, ignored_fields, mode_of, validate
 from shallop.serving.credentials import CredentialsError, env_of_secrets, storage_of_config
-from shallop.serving.inspect_model import inspect_model
-from shallop.serving.podtemplate import CONTAINER, MODEL_PATH, Source, Storage, render_pod_template, workload_name
+from shallop.serving.inspect_model import Inspection, inspect_model
+from shallop.serving.libraries import requirements_for
+from shallop.serving.podtemplate import (
+    CONTAINER,
+    MODEL_PATH,
+    Source,
+    Storage,
+    render_pod_template,
+    serving_container,
+    workload_name,
+)
 from shallop.serving.registrymodels import ModelNotFoundError, http_fetch, resolve_model
 from shallop.serving.revision import REVISION_LABEL
 from shallop.serving.schemas import INFERENCE_SERVICE as SCHEMA
@@ -137,7 +146,9 @@ def storage_uris(component: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(env["STORAGE_URI"], MODEL_PATH)] if env.get("STORAGE_URI") else []
 
 
-async def _resolve_storage(ctx: Context, service: Object, component: str) -> tuple[Storage, dict[str, str]]:
+async def _resolve_storage(
+    ctx: Context, service: Object, runtime: Object | None, component: str
+) -> tuple[Storage, dict[str, str]]:
     """
     Find the model and what it needs; once per generation, so that a Pod template never changes by itself.
 
@@ -172,10 +183,10 @@ async def _resolve_storage(ctx: Context, service: Object, component: str) -> tup
         uris.append(await resolve_model(uri, http_fetch(ctx.settings.web_url)) if uri.startswith(REGISTRY) else uri)
     path = local_path(uris[0], namespace, ctx.settings.volumes)
     inspection = await asyncio.to_thread(inspect_model, path) if path else None
-    requirements = "\n".join(inspection.requirements) if inspection else ""
+    requirements = "\n".join(_requirements(service, runtime, component, inspection))
     if path and inspection is None:
         # Not there yet: the storage initializer will say so; look again when something changes.
-        return _storage(uris, places, "")._replace(env=env), {}
+        return _storage(uris, places, requirements)._replace(env=env), {}
     found = {PINNED_GENERATION: generation, PINNED_URI: "\n".join(uris), PINNED_REQUIREMENTS: requirements}
     return _storage(uris, places, requirements)._replace(env=env), found
 
@@ -188,6 +199,18 @@ def _storage_fields(component: Mapping[str, Any], uris: Sequence[str]) -> dict[s
         if (component.get(name) or {}).get("storageUri"):
             return {f"{name}.storageUri": uris[0]}
     return {"model.storage" if component.get("model") else "containers[].env.STORAGE_URI": uris[0]}
+
+
+def _requirements(
+    service: Object, runtime: Object | None, component: str, inspection: Inspection | None
+) -> Sequence[str]:
+    """Return what the container that serves needs beyond its image."""
+    found = inspection or Inspection(())
+    if runtime is None:
+        return found.requirements
+    declared = serving_container(service["spec"][component], runtime["spec"])
+    format_ = str(service["spec"][component]["model"]["modelFormat"]["name"])
+    return requirements_for(str(declared.get("image", "")), format_, found.requirements, found.formats)
 
 
 async def _configured_storage(ctx: Context, service: Object, block: Mapping[str, Any]) -> tuple[str, list[Any]]:
@@ -272,7 +295,7 @@ def _with_fewer(service: Object, helping: int) -> Object:
 async def _apply_knative(
     ctx: Context, service: Object, runtime: Object | None, name: str, keep: set[tuple[str, str]]
 ) -> _Applied:
-    storage, pins = await _resolve_storage(ctx, service, name)
+    storage, pins = await _resolve_storage(ctx, service, runtime, name)
     template = render_pod_template(service, runtime, storage, name)
     rolled_out = rollout_of(service, name).latest_rolled_out
     wanted = render.render_knative_service(service, template, pins, name, rolled_out)
@@ -290,7 +313,7 @@ async def _apply_knative(
 async def _apply_standard(
     ctx: Context, service: Object, runtime: Object | None, name: str, keep: set[tuple[str, str]]
 ) -> _Applied:
-    storage, pins = await _resolve_storage(ctx, service, name)
+    storage, pins = await _resolve_storage(ctx, service, runtime, name)
     template = render_pod_template(service, runtime, storage, name)
     workload = await ctx.client.apply(render.render_deployment(service, template, pins, name), owner=service)
     await ctx.client.apply(render.render_service(service, template, name), owner=service)

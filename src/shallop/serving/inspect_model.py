@@ -1,8 +1,9 @@
 """
-What a model file was made with, read from its bytes.
+What a model needs, read from its files.
 
-Nothing is unpickled: a pickle is a program of its author. The strings inside it say enough, the version of
-scikit-learn above all, which the library itself writes into every estimator.
+``requirements.txt`` beside a model, and the files of an MLflow model (``requirements.txt``, ``conda.yaml``), say it.
+Otherwise its bytes do. Nothing is unpickled: a pickle is a program of its author. The strings inside it say enough, the
+version of scikit-learn above all, which the library itself writes into every estimator.
 """
 
 from __future__ import annotations
@@ -15,15 +16,31 @@ import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import yaml
+
+from shallop.serving.libraries import merge_requirements
 
 __all__ = ["Inspection", "inspect_file", "inspect_model", "model_file"]
 
 MAX_BYTES = 512 * 1024 * 1024  # decompressed; what a scan reads at most
+_MAX_FILES = 10_000
 _CHUNK = 1024 * 1024
 _OVERLAP = 512
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _BOOSTERS = (".bst", ".json", ".ubj")
+_SUFFIXES = {
+    ".onnx": "onnx",
+    ".pt": "pytorch",
+    ".pth": "pytorch",
+    ".pt2": "pytorch",
+    ".mar": "pytorch",
+    ".keras": "tensorflow",
+    ".h5": "tensorflow",
+    ".safetensors": "huggingface",
+}
+_FILES = {"saved_model.pb": "tensorflow", "pytorch_model.bin": "huggingface"}
 # A pickle of protocol 2 or later, and what joblib compresses one with.
 _PICKLE_STARTS = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x5d\x00\x00", b"\x04\x22\x4d")
 
@@ -67,10 +84,12 @@ class Inspection(NamedTuple):
     What a model needs.
 
     Args:
-        requirements: pip requirement lines, sorted; empty when the file says nothing.
+        requirements: pip requirement lines, sorted; empty when the files say nothing.
+        formats: that the files have, in KServe's words, where their names tell.
     """
 
     requirements: tuple[str, ...]
+    formats: tuple[str, ...] = ()
 
 
 def model_file(folder: Path) -> Path | None:
@@ -90,13 +109,54 @@ def model_file(folder: Path) -> Path | None:
 def inspect_model(location: Path) -> Inspection | None:
     """Inspect what a server would load from a folder; None when it cannot be read. Blocks: run it in a thread."""
     try:
-        path = model_file(location)
+        if (location / "MLmodel").is_file():
+            return Inspection(_mlflow_requirements(location), ("mlflow",))
+        written = _read_requirements(location / "requirements.txt")
+        formats = _formats(location)
+        path = None if formats else model_file(location)
         if path is None:
-            return None
+            return Inspection(written, formats) if written or formats else None
         stat = path.stat()
-        return inspect_file(path, stat.st_mtime_ns, stat.st_size)
+        found = inspect_file(path, stat.st_mtime_ns, stat.st_size)
+        return Inspection(tuple(sorted(merge_requirements(found.requirements, written))), formats)
     except OSError:
         return None
+
+
+def _formats(location: Path) -> tuple[str, ...]:
+    """Return the formats that names of files tell, at any depth of a repository of models."""
+    found = set()
+    for number, path in enumerate([location] if location.is_file() else location.rglob("*")):
+        if format_ := _SUFFIXES.get(path.suffix, "") or _FILES.get(path.name, ""):
+            found.add(format_)
+        if number > _MAX_FILES:
+            break
+    return tuple(sorted(found))
+
+
+def _mlflow_requirements(folder: Path) -> tuple[str, ...]:
+    lines = _read_requirements(folder / "requirements.txt") or _conda_requirements(folder / "conda.yaml")
+    # The light package loads models as the full one does, without its server and user interface.
+    lines = tuple(re.sub(r"^mlflow(?=$|[\s\[<>=!~;])(\[[^]]*\])?", "mlflow-skinny", line) for line in lines)
+    return tuple(sorted(merge_requirements(("mlflow-skinny", "numpy", "pandas"), lines)))
+
+
+def _read_requirements(path: Path) -> tuple[str, ...]:
+    """Return the requirements of a file: those that name packages, not its options."""
+    try:
+        lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ()
+    found = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
+    return tuple(line for line in found if line and not line.startswith("-"))
+
+
+def _conda_requirements(path: Path) -> tuple[str, ...]:
+    try:
+        dependencies: list[Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return ()
+    return tuple(str(line) for item in dependencies if isinstance(item, dict) for line in item.get("pip") or ())
 
 
 @lru_cache(maxsize=256)

@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "Storage",
     "render_pod_template",
+    "serving_container",
     "workload_name",
 ]
 
@@ -62,6 +63,12 @@ _NOT_PROPAGATED = (
 _LISTS: Mapping[str, Mapping[str, str]] = {
     "Container": {"env": "name", "ports": "containerPort", "volumeMounts": "mountPath", "volumeDevices": "devicePath"},
     "Pod": {"volumes": "name", "imagePullSecrets": "name", "resourceClaims": "name", "initContainers": "name"},
+}
+_MLSERVER_CLASSES = {
+    "sklearn": "mlserver_sklearn.SKLearnModel",
+    "xgboost": "mlserver_xgboost.XGBoostModel",
+    "lightgbm": "mlserver_lightgbm.LightGBMModel",
+    "mlflow": "mlserver_mlflow.MLflowRuntime",
 }
 _EXPRESSION = re.compile(r"\{\{-?\s*\.(Name|Namespace|Labels|Annotations)(?:\.([\w./-]+))?\s*-?\}\}")
 
@@ -112,6 +119,8 @@ def render_pod_template(
         runtime: what serves its model; None for a component with containers of its own.
         storage: the model, its URI resolved.
     """
+    if runtime is not None and component == "predictor":
+        service = _with_runtime_labels(service, runtime)
     declared = service["spec"][component]
     runtime_spec = (runtime or {}).get("spec") or {}
     containers = _containers(declared, runtime_spec)
@@ -123,6 +132,25 @@ def render_pod_template(
     spec["containers"] = [_finish(container, service) for container in containers]
     metadata = _metadata(service, runtime_spec, storage, component)
     return {"metadata": metadata, "spec": _add_agent(_add_storage(spec, service, storage), service, component)}
+
+
+def _with_runtime_labels(service: Object, runtime: Object) -> Object:
+    """Add the labels and variables that runtimes of MLServer and TorchServe refer to, as KServe's webhook does."""
+    kind = annotations_of(runtime).get("serving.kserve.io/server-type") or (runtime.get("metadata") or {}).get("name")
+    predictor = service["spec"]["predictor"]
+    model, format_ = predictor["model"], predictor["model"]["modelFormat"]["name"]
+    if kind == "mlserver":
+        wanted = {"modelClass": _MLSERVER_CLASSES.get(format_, "")}
+        variables = {"MLSERVER_MODEL_NAME": service["metadata"]["name"], "MLSERVER_MODEL_URI": MODEL_PATH}
+        given = {item["name"] for item in model.get("env") or ()}
+        env = [{"name": name, "value": value} for name, value in variables.items() if name not in given]
+        model = {**model, "env": [*(model.get("env") or ()), *env]}
+    elif kind == "torchserve":
+        wanted = {"serviceEnvelope": "kservev2" if model.get("protocolVersion") == "v2" else "kserve"}
+    else:
+        return service
+    metadata = {**service["metadata"], "labels": wanted | labels_of(service)}
+    return {**service, "metadata": metadata, "spec": {**service["spec"], "predictor": {**predictor, "model": model}}}
 
 
 def _add_agent(spec: dict[str, Any], service: Object, component: str) -> dict[str, Any]:
@@ -187,16 +215,27 @@ def _containers(predictor: Mapping[str, Any], runtime_spec: Mapping[str, Any]) -
     model = predictor.get("model")
     if model is None:
         return own
+    merged = serving_container(predictor, runtime_spec)
     base = list(runtime_spec.get("containers") or [])
-    serving = next((item for item in base if item.get("name") == CONTAINER), base[0] if base else {})
-    user = {name: value for name, value in model.items() if name not in _MODEL_FIELDS}
-    merged = _merge_container(serving, user) | {"name": CONTAINER}
-    if version := model.get("runtimeVersion"):
-        merged["image"] = _with_tag(merged.get("image", ""), version)
-    others = {item["name"]: item for item in base if item is not serving}
+    others = {item["name"]: item for item in base if item is not _base_container(runtime_spec)}
     for item in own:
         others[item["name"]] = _merge_container(others.get(item["name"], {}), item)
     return [merged, *others.values()]
+
+
+def _base_container(runtime_spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    base = list(runtime_spec.get("containers") or [])
+    return next((item for item in base if item.get("name") == CONTAINER), base[0] if base else {})
+
+
+def serving_container(predictor: Mapping[str, Any], runtime_spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runtime's container with what ``predictor.model`` says of it."""
+    model = predictor["model"]
+    user = {name: value for name, value in model.items() if name not in _MODEL_FIELDS}
+    merged = _merge_container(_base_container(runtime_spec), user) | {"name": CONTAINER}
+    if version := model.get("runtimeVersion"):
+        merged["image"] = _with_tag(merged.get("image", ""), version)
+    return merged
 
 
 def _merge_container(base: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 __all__ = ["Options", "OptionsError", "parse_options"]
 
 # Words that image entrypoints are called by; what they would do is done anyway.
-_PROGRAMS = ("tritonserver", "torchserve", "mlserver", "start", "/usr/bin/tensorflow_model_server")
+_PROGRAMS = ("tritonserver", "torchserve", "mlserver", "start", "--start", "/usr/bin/tensorflow_model_server")
 # Spelling -> ours. Both "--name value" and "--name=value" are understood.
 _NAMES = {
     "model_name": "name",
@@ -76,12 +76,13 @@ class Options(NamedTuple):
 
 def parse_options(argv: Sequence[str], env: Mapping[str, str]) -> Options:
     """
-    Read a command line of any of the servers.
+    Read a command line of any of the servers; what it does not say is as KServe's own have it.
 
     Raises:
         OptionsError: a number is none.
     """
-    found = _of_mlserver(env)
+    found = {"name": env["INFERENCE_SERVICE_NAME"]} if env.get("INFERENCE_SERVICE_NAME") else {}
+    found |= _of_mlserver(env)
     arguments: dict[str, str] = {}
     ignored = []
     words = [word for word in argv if word not in _PROGRAMS]

@@ -120,6 +120,8 @@ def load_model(name: str, folder: str | Path, options: LoadOptions | None = None
 
 def find_model(folder: Path, options: LoadOptions) -> tuple[str, Path]:
     """Return the module of ``formats`` that loads a folder, and what it shall load."""
+    if options.arguments.get("model_id"):
+        return "transformers", folder
     if folder.is_file():
         return _module_of(folder), folder
     if not folder.is_dir():
@@ -186,10 +188,8 @@ def _settings_uri(folder: Path) -> Path | None:
 
 
 def _is_transformer(folder: Path, options: LoadOptions) -> bool:
-    if options.framework == "huggingface":
-        return True
     weights = any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").is_file()
-    return weights and (folder / "config.json").is_file()
+    return (weights or options.framework == "huggingface") and (folder / "config.json").is_file()
 
 
 def _newest_version(folder: Path) -> Path | None:

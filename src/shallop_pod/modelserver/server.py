@@ -430,6 +430,8 @@ def main(argv: list[str]) -> int:
 def _load_all(options: Options, how: LoadOptions) -> tuple[list[Model], Load | None]:
     """Load the model of the folder, or all models of a repository, which can be loaded and unloaded later."""
     folder = Path(options.folder)
+    if folder.name == "model-store" and not folder.exists():
+        folder = folder.parent  # TorchServe's layout is asked for, the plain one is there
     several = find_models(folder, how)
     if not several:
         return [load_model(options.name, folder, how)], None

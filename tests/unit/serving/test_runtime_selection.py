@@ -35,7 +35,15 @@ def chosen(
 def test_the_shipped_runtimes_serve_their_formats() -> None:
     shipped = load_runtimes()
     assert chosen(*shipped) == "kserve-sklearnserver"
-    assert chosen(*shipped, format_=ModelFormat("xgboost"), protocol="v2") == "kserve-xgbserver"
+    assert chosen(*shipped, format_=ModelFormat("xgboost")) == "kserve-xgbserver"
+    # As upstream: of two that fit MLServer has the higher priority, but speaks only V2.
+    assert chosen(*shipped, format_=ModelFormat("xgboost"), protocol="v2") == "kserve-mlserver"
+    assert chosen(*shipped, format_=ModelFormat("sklearn"), protocol="grpc-v2") == "kserve-sklearnserver"
+    assert chosen(*shipped, format_=ModelFormat("tensorflow")) == "kserve-tensorflow-serving"
+    assert chosen(*shipped, format_=ModelFormat("onnx"), protocol="v2") == "kserve-tritonserver"
+    assert chosen(*shipped, format_=ModelFormat("pytorch")) == "kserve-torchserve"
+    assert chosen(*shipped, format_=ModelFormat("mlflow"), protocol="v2") == "kserve-mlserver"
+    assert chosen(*shipped, format_=ModelFormat("huggingface"), protocol="v2") == "kserve-huggingfaceserver"
     assert all(validate(item, None) == [] for item in shipped)
 
 
@@ -86,7 +94,7 @@ def test_only_a_named_runtime_may_serve_without_auto_select() -> None:
     ("wanted", "reason", "message"),
     [
         ("kserve-sklearn", "RuntimeNotRecognized", 'did you mean "kserve-sklearnserver"?'),
-        ("zzz", "RuntimeNotRecognized", "there are: kserve-lgbserver, kserve-sklearnserver, kserve-xgbserver"),
+        ("zzz", "RuntimeNotRecognized", "there are: kserve-huggingfaceserver, kserve-lgbserver"),
         (
             "kserve-xgbserver",
             "NoSupportingRuntime",
@@ -109,8 +117,8 @@ def test_a_disabled_runtime_cannot_be_named() -> None:
 
 def test_a_missing_protocol_is_told_from_a_missing_format() -> None:
     with pytest.raises(SelectionError) as error:
-        chosen(*load_runtimes(), protocol="grpc-v2")
-    assert "with protocol grpc-v2" in error.value.message
+        chosen(*load_runtimes(), protocol="grpc-v1")
+    assert "with protocol grpc-v1" in error.value.message
 
 
 def test_entries_of_one_format_must_agree_on_their_priority() -> None:

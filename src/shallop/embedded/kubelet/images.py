@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,7 +21,7 @@ import yaml
 
 from shallop.errors import ImageResolutionError, SettingsError
 
-__all__ = ["ImageEntry", "ImageTable", "add_image", "read_requirements", "remove_image"]
+__all__ = ["ImageEntry", "ImageTable", "add_image", "read_requirements", "remove_image", "stand_in"]
 
 _VERSION = re.compile(r"3\.\d+")
 _TAG_VERSION = re.compile(r"(?:python)?-?(3\.\d+)(?![\d])")
@@ -186,6 +186,14 @@ def _strings(item: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(element, str) for element in value):
         raise SettingsError(f"{where}.{name}: expected a list of strings.")
     return tuple(value)
+
+
+def stand_in(argv: Sequence[str], programs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what runs in place of a program that is no Python and only in the real image."""
+    stands = programs.get(argv[0])
+    if stands is None:
+        return list(argv)
+    return [*stands[:-1], *argv[1:]] if stands[-1:] == ("$@",) else list(stands)
 
 
 def read_requirements(path: Path) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from shallop.embedded.kubelet.execution import (
     start_execution,
 )
 from shallop.embedded.kubelet.ignored import ignored_fields
+from shallop.embedded.kubelet.images import stand_in
 from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
@@ -460,8 +461,7 @@ class PodWorker:
                 "not known here; set command in the Pod"
             )
         argv = expand_all(words, env)
-        # A program that is no Python and only in the real image has a stand-in, whatever its arguments.
-        argv = list(dict(environment.spec.programs).get(argv[0], argv))
+        argv = stand_in(argv, dict(environment.spec.programs))
         if "workingDir" not in container and environment.spec.workdir:
             container = {**container, "workingDir": environment.spec.workdir}
         request = self._node.isolate(self._pod, container, self._mounts(record, environment, env), argv, env)

@@ -25,7 +25,8 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
         elif schema is not None and len(schema.inputs) == 1 and hasattr(rows, "dtype"):
             rows = rows.astype(schema.inputs[0].type, copy=False)
         result = model.predict(rows)
-        return result.to_numpy() if type(result).__name__ == "Series" else result
+        result = result.to_numpy() if type(result).__name__ == "Series" else result
+        return {"output-1": result} if options.mlserver and hasattr(result, "dtype") else result
 
     return Model(name, "mlflow", predict, len(columns or ()), _tensors(schema), batches=False)
 

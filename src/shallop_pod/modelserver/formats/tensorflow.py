@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
     """Load a folder with ``saved_model.pb`` or a file of Keras."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(max(1, options.threads))
+    with contextlib.suppress(RuntimeError):  # a second model finds it set
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, options.threads))
     return _load_saved(name, path) if path.is_dir() else _load_keras(name, path)
 
 
@@ -55,7 +57,8 @@ def _load_keras(name: str, path: Path) -> Model:
 
     model = keras.models.load_model(path, compile=False)
     inputs = tuple(_tensor(item.name, item) for item in model.inputs)
-    outputs = tuple(_tensor(key, item) for key, item in zip(model.output_names, model.outputs, strict=True))
+    names = getattr(model, "output_names", None) or [f"output-{number}" for number in range(len(model.outputs))]
+    outputs = tuple(_tensor(key, item) for key, item in zip(names, model.outputs, strict=True))
 
     def predict(arrays: Any) -> Any:
         given = feed(arrays, inputs)
@@ -63,7 +66,7 @@ def _load_keras(name: str, path: Path) -> Model:
         results = result if isinstance(result, list) else [result]
         if isinstance(result, dict):
             return result
-        return dict(zip((tensor.name for tensor in outputs), results, strict=True))
+        return dict(zip(names, results, strict=True))
 
     return Model(name, "keras", predict, 0, inputs, outputs, named=True, batches=False)
 

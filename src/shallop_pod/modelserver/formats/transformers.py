@@ -47,6 +47,7 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
     if refused := [item for item in _REFUSED if arguments.get(item) not in (None, "", "1", "false")]:
         raise LoadError(f"--{refused[0]}: not possible with the huggingface backend.")
     torch.set_num_threads(max(1, options.threads))
+    transformers.utils.logging.disable_progress_bar()
     source = arguments.get("model_id") or str(path)
     where = {"revision": arguments["model_revision"]} if arguments.get("model_revision") else {}
     config = transformers.AutoConfig.from_pretrained(source, **where)
@@ -109,9 +110,9 @@ class _Encoder:
 
     def _classes(self, logits: Any) -> list[Any]:
         if self._logits:
-            return [dict(enumerate(row.tolist())) for row in logits]
+            return [_by_class(row) for row in logits]
         if self._probabilities:
-            return [dict(enumerate(row.tolist())) for row in logits.softmax(-1)]
+            return [_by_class(row) for row in logits.softmax(-1)]
         classes: list[Any] = logits.argmax(-1).tolist()
         return classes
 
@@ -141,6 +142,10 @@ class _Encoder:
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, emit: Callable[[str], bool]) -> Completion:
         raise ValueError("this model embeds texts; it cannot generate any")
+
+
+def _by_class(values: Any) -> dict[str, float]:
+    return {str(number): value for number, value in enumerate(values.tolist())}
 
 
 def _text_of(row: Any) -> str:
