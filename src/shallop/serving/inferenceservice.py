@@ -33,6 +33,7 @@ from shallop.serving.podtemplate import (
     MODEL_PATH,
     Source,
     Storage,
+    is_multi_model,
     render_pod_template,
     serving_container,
     workload_name,
@@ -55,10 +56,12 @@ from shallop.serving.status import (
 )
 from shallop.serving.storage import REGISTRY, ModelPathError, claim_of, find_missing, local_path
 from shallop.serving.traffic import weights
+from shallop.serving.trainedmodel import TRAINED_MODEL, models_of, render_model_config
 
 __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
 
 DEPLOYMENT, SERVICE, POD = Gvk("apps/v1", "Deployment"), Gvk("v1", "Service"), Gvk("v1", "Pod")
+CONFIG_MAP = Gvk("v1", "ConfigMap")
 SECRET, SERVICE_ACCOUNT = Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")
 KNATIVE_SERVICE = Gvk("serving.knative.dev/v1", "Service")
 AUTOSCALER = Gvk("autoscaling/v2", "HorizontalPodAutoscaler")
@@ -161,6 +164,8 @@ async def _resolve_storage(
     if block and not wanted:
         uri, env = await _configured_storage(ctx, service, block)
         wanted = [(uri, MODEL_PATH)]
+    if not wanted and is_multi_model(service) and component == "predictor":
+        return Storage(env=await _account_env(ctx, service, component)), {}
     if not wanted:
         return Storage(), {}
     if any("://" in uri and not uri.startswith(("file://", "pvc://", REGISTRY)) for uri, _ in wanted):
@@ -250,6 +255,9 @@ def _host_path(uri: str) -> str:
 
 
 async def _apply(ctx: Context, service: Object, runtime: Object | None) -> Observed:
+    if is_multi_model(service):
+        models = models_of(ctx, service["metadata"]["namespace"], service["metadata"]["name"])
+        await ctx.client.apply(render_model_config(service, models), owner=service)
     # Revisions need our gateway, which starts their Pods.
     mode, keep = mode_of(service) if ctx.settings.gateway_url else "Standard", set[tuple[str, str]]()
     apply = _apply_knative if mode == "Knative" else _apply_standard
@@ -436,6 +444,11 @@ def _labelled_service(obj: Object) -> Iterable[Key]:
     return [Key(obj["metadata"]["namespace"], name)] if name else []
 
 
+def _service_of_model(model: Object) -> Iterable[Key]:
+    name = (model.get("spec") or {}).get("inferenceService")
+    return [Key(model["metadata"]["namespace"], name)] if name else []
+
+
 _PREV = "?(@.tag=='prev')"
 _LATEST = "?(@.latestRevision==true)"
 _TRAFFIC = ".status.components.predictor.traffic"
@@ -459,8 +472,12 @@ INFERENCE_SERVICE = Kind(
     default=default,
     validate=validate,
     reconcile=reconcile,
-    owns=(DEPLOYMENT, SERVICE, HTTP_ROUTE, KNATIVE_SERVICE, AUTOSCALER),
-    watches=(Watch(POD, _labelled_service), Watch(ENDPOINT_SLICE, _labelled_service)),
+    owns=(DEPLOYMENT, SERVICE, HTTP_ROUTE, KNATIVE_SERVICE, AUTOSCALER, CONFIG_MAP),
+    watches=(
+        Watch(POD, _labelled_service),
+        Watch(ENDPOINT_SLICE, _labelled_service),
+        Watch(TRAINED_MODEL.gvk, _service_of_model),
+    ),
     # Credentials of models are named by the Pods' ServiceAccount.
     reads=(Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")),
 )

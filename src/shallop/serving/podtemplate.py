@@ -23,6 +23,8 @@ __all__ = [
     "REQUIREMENTS",
     "Source",
     "Storage",
+    "is_multi_model",
+    "model_config_name",
     "render_pod_template",
     "serving_container",
     "workload_name",
@@ -103,6 +105,20 @@ class Storage(NamedTuple):
     env: Sequence[Mapping[str, Any]] = ()
 
 
+def is_multi_model(service: Object) -> bool:
+    """Say whether the predictor of a service has a server but no model: its models are TrainedModels."""
+    predictor = service["spec"]["predictor"]
+    model = predictor.get("model")
+    if model is None or predictor.get("storageUris") or model.get("storageUri") or model.get("storage"):
+        return False
+    return not any(str(argument).startswith("--model_id") for argument in model.get("args") or ())
+
+
+def model_config_name(service: str) -> str:
+    """Return the name of the ConfigMap that lists the TrainedModels of a service."""
+    return f"modelconfig-{service}-0"
+
+
 def workload_name(service: Object, component: str = "predictor") -> str:
     name = (service["spec"][component].get("name") or "").strip() if component == "predictor" else ""
     return "-".join(part for part in (service["metadata"]["name"], name, component) if part)
@@ -131,7 +147,39 @@ def render_pod_template(
     spec = strategic_merge_patch(spec, pod_fields, "Pod", _merge_rule)
     spec["containers"] = [_finish(container, service) for container in containers]
     metadata = _metadata(service, runtime_spec, storage, component)
-    return {"metadata": metadata, "spec": _add_agent(_add_storage(spec, service, storage), service, component)}
+    spec = _add_agent(_add_storage(spec, service, storage), service, component)
+    if component == "predictor" and not storage.uri and is_multi_model(service):
+        spec = _add_puller(spec, service, storage)
+    return {"metadata": metadata, "spec": spec}
+
+
+def _add_puller(spec: dict[str, Any], service: Object, storage: Storage) -> dict[str, Any]:
+    """Put what brings TrainedModels beside the container that serves; both see the folder of models."""
+    serving = next(item for item in spec["containers"] if item["name"] == CONTAINER)
+    port = serving["ports"][0]["containerPort"] if serving.get("ports") else PORT
+    models = {"name": "model-dir", "mountPath": MODEL_PATH}
+    puller = {
+        "name": "puller",
+        "image": AGENT_IMAGE,
+        "command": ["python3", "-m", "shallop_pod.puller"],
+        "args": ["--config-dir", "/mnt/configs", "--model-dir", MODEL_PATH, "--port", str(port)],
+        "env": [dict(item) for item in storage.env],
+        "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}},
+        "volumeMounts": [models, {"name": "model-config", "mountPath": "/mnt/configs", "readOnly": True}],
+    }
+    serving = {
+        **serving,
+        "env": [*serving["env"], {"name": "SHALLOP_MULTI_MODEL", "value": "true"}],
+        "volumeMounts": [*(serving.get("volumeMounts") or ()), models],
+    }
+    others = [item for item in spec["containers"] if item["name"] != CONTAINER]
+    listed = {"name": model_config_name(service["metadata"]["name"]), "optional": True}
+    volumes = [{"name": "model-dir", "emptyDir": {}}, {"name": "model-config", "configMap": listed}]
+    return {
+        **spec,
+        "containers": [serving, *others, puller],
+        "volumes": [*(spec.get("volumes") or ()), *volumes],
+    }
 
 
 def _with_runtime_labels(service: Object, runtime: Object) -> Object:

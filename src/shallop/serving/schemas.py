@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["INFERENCE_GRAPH", "INFERENCE_SERVICE", "KNATIVE_SERVICE", "REVISION", "SERVING_RUNTIME"]
+__all__ = ["INFERENCE_GRAPH", "INFERENCE_SERVICE", "KNATIVE_SERVICE", "REVISION", "SERVING_RUNTIME", "TRAINED_MODEL"]
 
 Schema = dict[str, Any]
 
@@ -286,6 +286,30 @@ _STEP = _object(
         "dependency": _enum("Soft", "Hard"),
     }
 )
+TRAINED_MODEL = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "spec": _described(
+            _object(
+                {
+                    "inferenceService": STRING,
+                    "model": _object(
+                        {"framework": STRING, "memory": QUANTITY, "storageUri": STRING},
+                        *("framework", "memory", "storageUri"),
+                    ),
+                },
+                *("inferenceService", "model"),
+            ),
+            inferenceService="Name of the service whose server loads the model; its predictor has no storageUri.",
+            model="What to load, from where, and how much memory of the server's container it takes.",
+        ),
+        "status": ANY,
+    },
+    "spec",
+)
+
 INFERENCE_GRAPH = _object(
     {
         "apiVersion": STRING,

@@ -57,6 +57,7 @@ class Options(NamedTuple):
     Args:
         name: of the model; empty in a repository, whose folders are the names.
         grpc_port: 0 for none of its own.
+        threads: for one prediction; 0 is the library's own choice.
         arguments: of models of texts.
         ignored: arguments without effect here, as they were given.
     """
@@ -66,7 +67,7 @@ class Options(NamedTuple):
     http_port: int = 8080
     grpc_port: int = 8081
     host: str = ""
-    threads: int = 1
+    threads: int = 0
     workers: int = 1
     framework: str = ""
     mlserver: bool = False

@@ -60,14 +60,14 @@ class LoadOptions(NamedTuple):
     Args:
         env: ``PREDICT_PROBA=true`` makes a classifier answer with probabilities; ``MODEL_CLASS_NAME`` names the class
             of a PyTorch state dict.
-        threads: for one prediction.
+        threads: for one prediction; 0 is the library's own choice, one for boosters.
         framework: of ``modelFormat``; decides where the files could be read in two ways.
         mlserver: answer as MLServer does: scikit-learn's output is called ``predict``, one column wide.
         arguments: those of the Hugging Face server, by name: ``task``, ``return_probabilities``, ...
     """
 
     env: Mapping[str, str] = os.environ
-    threads: int = 1
+    threads: int = 0
     framework: str = ""
     mlserver: bool = False
     arguments: Mapping[str, str] = {}

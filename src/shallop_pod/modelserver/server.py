@@ -432,8 +432,10 @@ def _load_all(options: Options, how: LoadOptions) -> tuple[list[Model], Load | N
     folder = Path(options.folder)
     if folder.name == "model-store" and not folder.exists():
         folder = folder.parent  # TorchServe's layout is asked for, the plain one is there
-    several = find_models(folder, how)
-    if not several:
+    # Told to wait for models: a puller puts them into the folder one by one.
+    waiting = os.environ.get("SHALLOP_MULTI_MODEL") == "true"
+    several = _folders(folder) if waiting else list(find_models(folder, how))
+    if not several and not waiting:
         return [load_model(options.name, folder, how)], None
 
     def load(name: str) -> Model:
@@ -441,7 +443,21 @@ def _load_all(options: Options, how: LoadOptions) -> tuple[list[Model], Load | N
             raise LoadError("this is no name of a model")
         return load_model(name, folder / name, how)
 
-    return [load(name) for name in several], load
+    return _load_what_can_be(several, load) if waiting else [load(name) for name in several], load
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _load_what_can_be(names: Sequence[str], load: Load) -> list[Model]:
+    models = []
+    for name in names:
+        try:
+            models.append(load(name))
+        except LoadError as error:
+            print(f"cannot serve {name!r}: {error}", file=sys.stderr, flush=True)
+    return models
 
 
 def _run(models: Sequence[Model], load: Load | None, options: Options) -> int:

@@ -31,13 +31,13 @@ def _load_xgboost(name: str, path: Path, options: LoadOptions) -> Model:
     import numpy as np
     import xgboost
 
-    booster = xgboost.Booster({"nthread": options.threads})
+    booster = xgboost.Booster({"nthread": options.threads or 1})
     booster.load_model(path)
 
     def predict(rows: Any) -> Any:
         if isinstance(rows, np.ndarray) and rows.dtype != object:
             return booster.inplace_predict(rows, validate_features=False)
-        return booster.predict(xgboost.DMatrix(rows, nthread=options.threads))
+        return booster.predict(xgboost.DMatrix(rows, nthread=options.threads or 1))
 
     return Model(name, "xgboost", predict, int(booster.num_features()))
 
@@ -54,6 +54,6 @@ def _load_lightgbm(name: str, path: Path, options: LoadOptions) -> Model:
     booster = lightgbm.Booster(model_file=str(path))
 
     def predict(rows: Any) -> Any:
-        return booster.predict(rows, num_threads=options.threads)
+        return booster.predict(rows, num_threads=options.threads or 1)
 
     return Model(name, "lightgbm", predict, int(booster.num_feature()))

@@ -25,7 +25,7 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
     import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):  # a second model finds it set
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, options.threads))
+        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     return _load_saved(name, path) if path.is_dir() else _load_keras(name, path)
 
 
@@ -46,7 +46,7 @@ def _load_saved(name: str, path: Path) -> Model:
         try:
             result = signature(**tensors)
         except (tf.errors.InvalidArgumentError, TypeError) as error:
-            raise ValueError(str(error).strip().splitlines()[0]) from error
+            raise ValueError(_reason(error)) from error
         return {key: result[key].numpy() for key in sorted(result)}
 
     return Model(name, "tensorflow_savedmodel", predict, 0, inputs, outputs, named=True, batches=False)
@@ -54,6 +54,7 @@ def _load_saved(name: str, path: Path) -> Model:
 
 def _load_keras(name: str, path: Path) -> Model:
     import keras
+    import tensorflow as tf
 
     model = keras.models.load_model(path, compile=False)
     inputs = tuple(_tensor(item.name, item) for item in model.inputs)
@@ -62,13 +63,22 @@ def _load_keras(name: str, path: Path) -> Model:
 
     def predict(arrays: Any) -> Any:
         given = feed(arrays, inputs)
-        result = model.predict_on_batch(given if len(inputs) > 1 else next(iter(given.values())))
+        try:
+            result = model.predict_on_batch(given if len(inputs) > 1 else next(iter(given.values())))
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(_reason(error)) from error
         results = result if isinstance(result, list) else [result]
         if isinstance(result, dict):
             return result
         return dict(zip(names, results, strict=True))
 
     return Model(name, "keras", predict, 0, inputs, outputs, named=True, batches=False)
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of TensorFlow's error that is not about where in its graph it was."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith((" ", "\t"))]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _tensor(name: str, spec: Any) -> Tensor:

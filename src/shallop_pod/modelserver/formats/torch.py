@@ -36,7 +36,8 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
     """Load a module in evaluation mode, on the CPU."""
     import torch
 
-    torch.set_num_threads(max(1, options.threads))
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if path.suffix == ".mar":
         with tempfile.TemporaryDirectory() as folder:
             return load(name, _unpack(path, Path(folder)), options)

@@ -46,7 +46,8 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
         raise LoadError(f"--backend={arguments['backend']}: not there; use huggingface.")
     if refused := [item for item in _REFUSED if arguments.get(item) not in (None, "", "1", "false")]:
         raise LoadError(f"--{refused[0]}: not possible with the huggingface backend.")
-    torch.set_num_threads(max(1, options.threads))
+    if options.threads:
+        torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
     source = arguments.get("model_id") or str(path)
     where = {"revision": arguments["model_revision"]} if arguments.get("model_revision") else {}
