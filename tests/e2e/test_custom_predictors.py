@@ -52,7 +52,11 @@ def test_servers_of_users_run_unmodified(platform: Any) -> None:
     code = {path.name: path.read_text() for path in CODE.glob("*.py")}
     objects = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "custom-code"}, "data": code},
-        service("doubler", predictor=component("predictor"), transformer=component("transformer")),
+        service(
+            "doubler",
+            predictor=component("predictor", args=["--model_name=doubler"]),
+            transformer=component("transformer"),
+        ),
         service("fast", predictor=component("fast")),
         service(
             "flasky",

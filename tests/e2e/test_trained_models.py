@@ -23,7 +23,8 @@ FIT = """
 import joblib, sys
 from sklearn.dummy import DummyRegressor
 for number in (1, 2):
-    joblib.dump(DummyRegressor(strategy="constant", constant=number).fit([[0.0]], [1]), f"{sys.argv[1]}/{number}.joblib")
+    model = DummyRegressor(strategy="constant", constant=number).fit([[0.0]], [1])
+    joblib.dump(model, f"{sys.argv[1]}/{number}.joblib")
 """
 
 pytestmark = pytest.mark.timeout(240)

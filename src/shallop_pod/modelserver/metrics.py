@@ -32,7 +32,7 @@ class Board:
 
     def __init__(self, workers: int = 1) -> None:
         self.worker = 0
-        self._workers = workers
+        self.workers = workers
         memory = memoryview(mmap.mmap(-1, 8 * _ROW * _ROWS * workers))
         self._cells: memoryview[float] = memory.cast("d")
         self._models: list[str] = []
@@ -51,7 +51,7 @@ class Board:
 
     def total(self, row: int) -> list[float]:
         """Return a row added up over all workers."""
-        rows = [self.cells(row, worker) for worker in range(self._workers)]
+        rows = [self.cells(row, worker) for worker in range(self.workers)]
         return [sum(values) for values in zip(*rows)]  # noqa: B905  all rows are equally long
 
     def render(self) -> bytes:

@@ -14,7 +14,7 @@ from shallop_pod.modelserver.protocol import Tensor
 if TYPE_CHECKING:
     from shallop_pod.modelserver.language import Language
 
-__all__ = ["LoadError", "LoadOptions", "Model", "find_model", "find_models", "load_model"]
+__all__ = ["LoadError", "LoadOptions", "Model", "find_model", "find_models", "load_model", "survives_fork"]
 
 
 class LoadError(Exception):
@@ -91,6 +91,8 @@ _NOT_MODELS = (
     *("metadata.json", "model-settings.json", "result.json", "config.json", "signature_def.json", "settings.json"),
     *("input_example.json", "serving_input_example.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
 )
+# Others have threads of their own from the moment that a model is loaded.
+_FORKABLE = ("sklearn", "boosters", "torch")
 _WITHOUT_SERVER = {".pmml": "PMML needs a Java machine", ".pdmodel": "PaddlePaddle", ".plan": "TensorRT needs a GPU"}
 
 
@@ -167,6 +169,15 @@ def find_models(folder: Path, options: LoadOptions) -> dict[str, Path]:
         find_model(path, options)  # a folder that is no model is told of here
         found[path.name] = path
     return found
+
+
+def survives_fork(folder: Path, options: LoadOptions) -> bool:
+    """Say whether the models of a folder can be loaded once and served by processes that are forked afterwards."""
+    try:
+        found = find_models(folder, options).values() or [folder]
+        return all(find_model(path, options)[0] in _FORKABLE for path in found)
+    except LoadError:
+        return True  # told when it is loaded
 
 
 def _module_of(path: Path) -> str:

@@ -14,10 +14,11 @@ from shallop_pod.modelserver.dialects import Options, OptionsError, parse_option
 from shallop_pod.modelserver.http import Connection
 from shallop_pod.modelserver.language import Language
 from shallop_pod.modelserver.metrics import Board
-from shallop_pod.modelserver.models import LoadError, LoadOptions, Model, find_models, load_model
+from shallop_pod.modelserver.models import LoadError, LoadOptions, Model, find_models, load_model, survives_fork
 from shallop_pod.modelserver.openai import OpenAi
 from shallop_pod.modelserver.protocol import ProtocolError, Request, dumps, parse_v1, parse_v2, render_v1, render_v2
 from shallop_pod.modelserver.queue import MAX_BATCH_ROWS, ModelQueue, is_fast
+from shallop_pod.modelserver.workers import supervise
 
 __all__ = ["ModelServer", "main"]
 
@@ -245,6 +246,8 @@ class ModelServer:
 
     def _control(self, connection: Connection, path: str) -> None:
         name, _, action = path.removeprefix("/v2/repository/models/").partition("/")
+        if self._board.workers > 1:
+            raise ProtocolError("only one of several workers would hear of it: serve with --workers=1", 501)
         if action == "unload":
             self.unload(name)
             connection.answer(200, dumps({"name": name, "unload": True}))
@@ -419,12 +422,33 @@ def main(argv: list[str]) -> int:
             mlserver=options.mlserver,
             arguments=options.arguments,
         )
+        if options.workers > 1:
+            return _run_workers(options, how)
         models, load = _load_all(options, how)
     except (LoadError, OptionsError) as error:
-        print(f"cannot serve: {error}", file=sys.stderr, flush=True)
-        _write_termination_message(str(error))
-        return 1
-    return _run(models, load, options)
+        return _fail(error)
+    return _run(ModelServer(models, load=load), options)
+
+
+def _run_workers(options: Options, how: LoadOptions) -> int:
+    board = Board(options.workers)
+    shared = _load_all(options, how)[0] if survives_fork(Path(options.folder), how) else None
+
+    def work(number: int) -> int:
+        board.worker = number
+        try:
+            models = _load_all(options, how)[0] if shared is None else shared
+        except LoadError as error:
+            return _fail(error)
+        return _run(ModelServer(models, board=board), options)
+
+    return supervise(options.workers, work)
+
+
+def _fail(error: Exception) -> int:
+    print(f"cannot serve: {error}", file=sys.stderr, flush=True)
+    _write_termination_message(str(error))
+    return 1
 
 
 def _load_all(options: Options, how: LoadOptions) -> tuple[list[Model], Load | None]:
@@ -460,8 +484,7 @@ def _load_what_can_be(names: Sequence[str], load: Load) -> list[Model]:
     return models
 
 
-def _run(models: Sequence[Model], load: Load | None, options: Options) -> int:
-    server = ModelServer(models, load=load)
+def _run(server: ModelServer, options: Options) -> int:
     try:
         import uvloop
 
