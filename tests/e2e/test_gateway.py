@@ -560,3 +560,32 @@ async def test_a_prediction_that_died_with_its_pod_is_asked_once_more_elsewhere(
     world.serve_at(world.endpoints[0])
     assert (await world.ask(get("/app/train", method="POST", body=b"x")))[0] == 502
     assert asked == 1, "only what changes nothing may be asked twice"
+
+
+async def test_predictions_are_captured_once_someone_reads_and_never_wait_for_them(world: World) -> None:
+    await world.backend(echo)
+    backends = (Backend("ns", "app-00002", 80),)
+    world.table.endpoints = {("ns", "app-00002"): world.table.endpoints["ns", "app"]}
+    route = Route(b"", b"/app", False, b"/", backends, (), "ns/app.path", capture=True)
+    world.table.replace_routes([route])
+    reader, writer = await world.connect()
+
+    async def predict(body: bytes) -> None:
+        head = b"POST /app/v1/models/m:predict HTTP/1.1\r\nhost: x\r\nx-request-id: 7\r\ncontent-type: text/plain\r\n"
+        writer.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        assert (await read_answer(reader))[2] == body
+
+    await predict(b"nobody reads")
+    waiting = asyncio.create_task(world.gateway.captures.take())
+    await asyncio.sleep(0)
+    for size in (5, 5, 600_000, 3_000_000):
+        await predict(b"x" * size)
+    first, second, *rest = await asyncio.wait_for(waiting, DEADLINE_S) + list(world.gateway.captures._queue)
+    assert first[:4] == ("ns/app", "app-00002", "/app/v1/models/m:predict", "7")
+    assert (first.status, first.request, first.response, first.content_type) == (200, b"xxxxx", b"xxxxx", "text/plain")
+    assert second.request == first.request
+    assert [len(capture.response) for capture in rest] == [600_000]
+    assert b"captures_dropped_total 1" in world.gateway.metrics.render(world.gateway.captures.dropped)
+    for _ in range(60):
+        await predict(b"x" * 900_000)
+    assert world.gateway.captures.dropped > 1

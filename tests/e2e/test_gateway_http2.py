@@ -431,3 +431,17 @@ async def test_a_gateway_that_stops_says_goodbye_and_lets_calls_end(world: World
     pod.say(pod.heard[0].stream, b"late")
     assert (await world.answer(client, stream))[0] == b"late"
     await until(lambda: client.lost)
+
+
+async def test_calls_are_captured_like_any_prediction(world: World) -> None:
+    world.serve_at(await world.pod("a"))
+    route = Route(b"", b"/", False, None, (Backend("ns", "app", 80),), (), "ns/app", capture=True)
+    world.table.replace_routes([route])
+    client = await world.client()
+    taking = asyncio.create_task(world.gateway.captures.take())
+    await asyncio.sleep(0)
+    await world.answer(client, world.call(client, OTHER))
+    await world.answer(client, world.call(client, INFER, b"question"))
+    (capture,) = await asyncio.wait_for(taking, DEADLINE_S)
+    assert (capture.request, capture.response, capture.status) == (b"question", b"a", 200)
+    assert capture.content_type == "application/grpc"

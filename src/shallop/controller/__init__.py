@@ -1,5 +1,6 @@
 """The control loop: kinds, informers, work queues, workers."""
 
+from shallop.controller.captures import Capture, Captures
 from shallop.controller.events import EventRecorder
 from shallop.controller.index import Index
 from shallop.controller.informer import Change, Informer, Store
@@ -9,6 +10,8 @@ from shallop.controller.queue import WorkQueue
 
 __all__ = [
     "Admission",
+    "Capture",
+    "Captures",
     "Change",
     "Column",
     "Context",

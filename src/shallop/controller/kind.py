@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from shallop.controller.captures import Captures
 from shallop.errors import FieldError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Key, Object, key_of
@@ -197,6 +198,7 @@ class Services:
         sockets: listening sockets that the platform has bound, by the name of their setting: ``gateway``.
         cannot_run: why this node cannot run an image with a command, in words for users; None when it can.
         environment_of: what this node would run them with, as a digest of all packages; empty where it cannot know.
+        captures: predictions that passed the gateway, for a part that watches models.
     """
 
     settings: Settings
@@ -206,6 +208,7 @@ class Services:
     sockets: Mapping[str, socket.socket] = field(default_factory=dict)
     cannot_run: Callable[[str, Sequence[str]], str | None] = lambda image, argv: None
     environment_of: Callable[[str, Sequence[str]], str] = lambda image, argv: ""
+    captures: Captures = field(default_factory=Captures)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
 
 async def _serve(services: Services) -> None:
     table = RouteTable()
-    gateway = Gateway(table)
+    gateway = Gateway(table, services.captures)
     autoscaler = Autoscaler(services.client, gateway)
     routes, slices, ports = (Informer(services.client, gvk) for gvk in (HTTPROUTE.gvk, _SLICE, _SERVICE))
 

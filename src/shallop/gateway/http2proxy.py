@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 from shallop.gateway.http1 import MessageError
-from shallop.gateway.placement import MAX_REPLAY, Placed
-from shallop.gateway.plan import HOP_HEADERS, find_route, is_repeatable
+from shallop.gateway.placement import MAX_REPLAY, Placed, Recording
+from shallop.gateway.plan import HOP_HEADERS, Captured, find_route, is_captured, is_repeatable
 from shallop.gateway.routes import Endpoint, fixed_draw
 from shallop_pod.http2 import (
     CANCEL,
@@ -327,6 +327,8 @@ class _Exchange(Placed):
         for line in route.headers:
             header, _, value = line.partition(b":")
             self._headers.append((header.lower(), value.strip()))
+        if self._gateway.captures.wanted and is_captured(route, path):
+            self.recording = Recording(Captured.of(lines, path))
         number = fixed_draw(lines) if len(route.backends) > 1 else 0.0
         self.begin_placement(route, table.draw(route) if number is None else number)
 
@@ -337,6 +339,8 @@ class _Exchange(Placed):
         if size > len(data):
             self._client.frames.acknowledge(self._stream, size - len(data))
         self._unread_request += len(data)
+        if self.recording is not None:
+            self.note(request=data)
         self._all_received = self._all_received or end
         if self._kept is not None:
             self._kept.append(data)
@@ -392,6 +396,8 @@ class _Exchange(Placed):
         if size > len(data):
             self._backend.frames.acknowledge(self._backend_stream, size - len(data))
         self._unread_answer += len(data)
+        if self.recording is not None:
+            self.note(response=data)
         self._client.frames.send_data(self._stream, data, end=end)
         self._client.flush_soon()
         if end:
@@ -457,6 +463,7 @@ class _Exchange(Placed):
 
     def fail(self, status: int, message: str, *, retry_after_s: int = 0) -> None:
         self._drop_backend()
+        self.recording = None
         frames = self._client.frames
         if self._code:
             # Half of an answer can only be cut off.
@@ -494,6 +501,8 @@ class _Exchange(Placed):
             self._client.frames.acknowledge(self._stream, self._unread_request)
             self._unread_request = 0
         self._kept = None
+        if self.recording is not None:
+            self.hand_over(code, self._since)
         owner = self._route.owner if self._route else ""
         self._gateway.metrics.observe(owner, code, self._loop.time() - self._since)
         self.leave()

@@ -5,6 +5,7 @@ What the gateway counts, as Prometheus text; served at ``/-/metrics``.
 none matched. Code 499 is a client that left before its answer was complete.
 ``shallop_gateway_request_duration_seconds{namespace,route}`` is a histogram of the time from the request's head to the
 last byte of the answer.
+``shallop_gateway_captures_dropped_total`` counts predictions that those who watch models have not seen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ __all__ = ["Metrics"]
 
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _REQUESTS = "shallop_gateway_requests_total"
+_DROPPED = "shallop_gateway_captures_dropped_total"
 _DURATION = "shallop_gateway_request_duration_seconds"
 
 
@@ -46,7 +48,7 @@ class Metrics:
             series = self._series[route] = Series()
         series.observe(code, seconds)
 
-    def render(self) -> bytes:
+    def render(self, captures_dropped: int = 0) -> bytes:
         """Write all metrics in the text format 0.0.4."""
         lines = [f"# HELP {_REQUESTS} Requests by route and status code.", f"# TYPE {_REQUESTS} counter"]
         for route, series in sorted(self._series.items()):
@@ -54,6 +56,7 @@ class Metrics:
         lines += [f"# HELP {_DURATION} Head of the request to end of the answer.", f"# TYPE {_DURATION} histogram"]
         for route, series in sorted(self._series.items()):
             lines += self._histogram(_labels(route), series.buckets, series.total)
+        lines += [f"# TYPE {_DROPPED} counter", f"{_DROPPED} {captures_dropped}"]
         return ("\n".join(lines) + "\n").encode()
 
     def _histogram(self, labels: str, buckets: list[int], total: float) -> list[str]:

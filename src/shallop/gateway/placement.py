@@ -6,16 +6,19 @@ What speaks a protocol (``proxy``, ``http2proxy``) derives from ``Placed`` and a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+from shallop.controller.captures import MAX_BYTES, Capture
 from shallop.gateway.load import Load
+from shallop.gateway.plan import Captured
 from shallop.gateway.routes import Backend, Endpoint, Route
 
 if TYPE_CHECKING:
     from shallop.gateway.proxy import Gateway
 
-__all__ = ["MAX_REPLAY", "Placed"]
+__all__ = ["MAX_REPLAY", "Placed", "Recording"]
 
 # A request up to this size is kept until the answer starts, so that a backend that closed a kept-alive connection
 # under our hands costs nobody an error.
@@ -23,6 +26,18 @@ MAX_REPLAY = 1 << 20
 _MAX_ATTEMPTS = 4
 # Requests of one Service that wait for a Pod; as many as Knative's activator holds.
 MAX_WAITING = 10_000
+
+
+class Recording:
+    """The bodies of a prediction while it passes; given up when one is too large."""
+
+    __slots__ = ("captured", "request", "response", "size")
+
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.request: list[bytes] = []
+        self.response: list[bytes] = []
+        self.size = 0
 
 
 class Placed:
@@ -39,6 +54,7 @@ class Placed:
         self._refused: set[Endpoint] = set()
         self._attempts = 0
         self._waits = False
+        self.recording: Recording | None = None
 
     def ask(self, endpoint: Endpoint) -> None:
         """Send the request there; a failure is told by ``retry``."""
@@ -47,6 +63,44 @@ class Placed:
     def fail(self, status: int, message: str, *, retry_after_s: int = 0) -> None:
         """Answer with an error of the gateway's; ``status`` is that of HTTP."""
         raise NotImplementedError
+
+    def note(self, *, request: bytes = b"", response: bytes = b"") -> None:
+        """Keep a part of a body for those who watch models."""
+        recording = self.recording
+        if recording is None:
+            return
+        if request:
+            recording.request.append(request)
+        if response:
+            recording.response.append(response)
+        recording.size += len(request) + len(response)
+        if recording.size > MAX_BYTES:
+            self.recording = None
+            self._gateway.captures.dropped += 1
+
+    def hand_over(self, code: int, since: float) -> None:
+        """Give a complete prediction to those who watch models."""
+        recording, self.recording = self.recording, None
+        if recording is None or self._target is None or self._route is None:
+            return
+        seen = recording.captured
+        latency_s = self._clock() - since
+        request, response = b"".join(recording.request), b"".join(recording.response)
+        self._gateway.captures.put(
+            Capture(
+                # Routes of one InferenceService are told apart behind a dot.
+                self._route.owner.partition(".")[0],
+                self._target.service,
+                seen.path,
+                seen.request_id,
+                time.time() - latency_s,
+                latency_s,
+                code,
+                request,
+                response,
+                seen.content_type,
+            )
+        )
 
     def begin_placement(self, route: Route, number: float) -> None:
         """

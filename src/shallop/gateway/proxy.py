@@ -20,11 +20,12 @@ from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import cast
 
+from shallop.controller.captures import Captures
 from shallop.gateway.http1 import Body, Head, MessageError, parse_request, parse_response
 from shallop.gateway.http2proxy import Http2Client, Http2Pool
 from shallop.gateway.load import Load
 from shallop.gateway.metrics import Metrics
-from shallop.gateway.placement import MAX_REPLAY, MAX_WAITING, Placed
+from shallop.gateway.placement import MAX_REPLAY, MAX_WAITING, Placed, Recording
 from shallop.gateway.plan import Plan, hop_headers, plan_request
 from shallop.gateway.routes import Endpoint, RouteTable, ServiceKey
 
@@ -103,6 +104,8 @@ class _Backend(asyncio.Protocol):
         if self._body is not None:
             taken = self._body.feed(data)
             client.transport.write(data[:taken] if taken < len(data) else data)
+            if client.recording is not None:
+                client.note(response=data[:taken])
             if self._body.done:
                 self._end(client, surplus=taken < len(data))
             return
@@ -126,6 +129,8 @@ class _Backend(asyncio.Protocol):
         if taken != len(data) or head.length < 0:
             self._body = Body(head.length)
             taken = end + 4 + self._body.feed(data[end + 4 :])
+        if client.recording is not None:
+            client.note(response=data[end + 4 : taken])
         if client.begin_answer(head) and head.keep_alive:
             client.transport.write(data[:taken] if taken < len(data) else data)
         else:
@@ -204,6 +209,8 @@ class _Client(Placed, asyncio.Protocol):
                 self._begin(plan)
                 self.sent_all = True
                 self._replay = plan.head + data[end + 4 :]
+                if self.recording is not None:
+                    self.note(request=data[end + 4 :])
                 self.place()
                 return
         elif self._lingering:
@@ -287,7 +294,7 @@ class _Client(Placed, asyncio.Protocol):
         del self._buffer[:size]
         path = request.start[1].partition(b"?")[0]
         if path == b"/-/metrics" and self._method in (b"GET", b"HEAD") and self.sent_all:
-            self._answer(200, "text/plain; version=0.0.4", self._gateway.metrics.render())
+            self._answer(200, "text/plain; version=0.0.4", self._gateway.metrics.render(self._gateway.captures.dropped))
             return True
         if path.startswith(b"/-/"):
             raise MessageError("paths under /-/ belong to the gateway; there is 'GET /-/metrics'", 404)
@@ -298,6 +305,8 @@ class _Client(Placed, asyncio.Protocol):
         self._since = self._loop.time()
         self._method, self._repeatable = plan.method, plan.repeatable
         self.persistent = plan.persistent
+        if plan.captured is not None and self._gateway.captures.wanted:
+            self.recording = Recording(plan.captured)
         self.keep_alive = self.keep_alive and plan.keep_alive
         route = plan.route
         number = plan.number
@@ -325,6 +334,8 @@ class _Client(Placed, asyncio.Protocol):
         if taken < len(data):
             part = data[:taken]
             self._buffer += data[taken:]
+        if self.recording is not None:
+            self.note(request=part)
         if self._replay is not None:
             cast(bytearray, self._replay).extend(part)
         if self._backend is not None:
@@ -390,6 +401,7 @@ class _Client(Placed, asyncio.Protocol):
         """Answer with an error of ours; a half-sent answer can only be cut off."""
         self._drop_backend()
         self.leave()
+        self.recording = None
         if self._code:
             self._count(502)
             self.busy = False
@@ -412,6 +424,8 @@ class _Client(Placed, asyncio.Protocol):
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is complete; go on with the next request."""
         self._count(self._code)
+        if self.recording is not None:
+            self.hand_over(self._code, self._since)
         self.leave()
         self._backend = self._replay = self._route = self._body = None
         self.busy = False
@@ -454,8 +468,9 @@ class _Client(Placed, asyncio.Protocol):
 class Gateway:
     """Accepts client connections and keeps idle connections to endpoints."""
 
-    def __init__(self, table: RouteTable) -> None:
+    def __init__(self, table: RouteTable, captures: Captures | None = None) -> None:
         self.table = table
+        self.captures = captures or Captures()
         self.metrics = Metrics()
         self.clients: set[_Client | Http2Client] = set()
         self.http2 = Http2Pool(self)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from shallop.kube.objects import Object, labels_of
+from shallop.kube.objects import Object, annotations_of, labels_of
 
 __all__ = [
     "Backend",
@@ -32,6 +32,7 @@ ServiceKey = tuple[str, str]
 """Namespace and name of a Service."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(\d{1,5})(ms|h|m|s)")
+CAPTURE = "gateway.shallop.dev/capture"
 _MAX_REMEMBERED = 4096
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -74,6 +75,7 @@ class Route:
         method: the only method it is for; empty for all.
         matchers: of headers and query parameters; all must fit.
         path_pattern: what the whole path must be, instead of ``path``.
+        capture: predictions are handed to whoever watches models, see ``controller.captures``.
         repeat: a prediction that was lost with its backend may be asked again; predictions change nothing.
     """
 
@@ -91,6 +93,7 @@ class Route:
     path_pattern: re.Pattern[str] | None = None
     repeat: bool = False
     replace_full: bytes | None = None
+    capture: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -202,6 +205,7 @@ def _rules(route: Object) -> Iterable[Route]:
                     pattern,
                     bool((rule.get("retry") or {}).get("attempts")),
                     full,
+                    annotations_of(route).get(CAPTURE) == "true",
                 )
 
 

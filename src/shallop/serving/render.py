@@ -40,6 +40,8 @@ _GATEWAY = {
     "namespace": "kserve",
 }
 _DEFAULT_TIMEOUT_S = {"Standard": 60, "Knative": 300}
+# On an InferenceService and its routes: "true" hands its predictions to whoever watches models.
+CAPTURE = "gateway.shallop.dev/capture"
 # Marks a part of a service whose number of replicas is given; does not reach its Pods.
 FIXED_REPLICAS = "internal.serving.kserve.io/fixed-replicas"
 _SCALING = "autoscaling.knative.dev/"
@@ -280,6 +282,9 @@ def render_routes(service: Object, mode: str, shares: Mapping[str, Sequence[Shar
             routes.append(render_route(metadata | {"name": f"{name}.{component}-host"}, hosts, backends, timeout_s))
         if backends:
             routes.append(render_route(metadata, [], backends, timeout_s, prefix=prefix))
+    if capture := annotations_of(service).get(CAPTURE):
+        for route in routes:
+            route["metadata"] |= {"annotations": {CAPTURE: capture}}
     return routes
 
 
