@@ -150,6 +150,12 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         help="do not use outputs of pipeline steps again that are older (default: never too old)",
     )
     up.add_argument(
+        "--cron-timezone",
+        metavar="ZONE",
+        default=Settings.cron_timezone,
+        help="of recurring runs whose expression names none, such as Europe/Berlin (default %(default)s)",
+    )
+    up.add_argument(
         "--engine", choices=["podman", "docker"], default="", help="run images that no environment stands for by this"
     )
     for name, what in _LIMITS.items():
@@ -238,6 +244,7 @@ def _up(options: argparse.Namespace) -> int:
         engine=options.engine,
     )
     settings = replace(settings, **{name: getattr(options, name) for name in _LIMITS})
+    settings = replace(settings, cron_timezone=options.cron_timezone)
     given = {name: getattr(options, name) if getattr(options, name) is not None else automatic for name in names}
     ports: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
     settings = replace(settings, **ports)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zoneinfo import available_timezones
 
 from shallop.errors import SettingsError
 
@@ -46,6 +47,7 @@ class Settings:
         cpu_overcommit: how many times the machine's cores Pods may request.
         max_zygotes: warm fork-servers kept at once.
         cache_max_age_s: outputs of pipeline steps that are older, in seconds, are not used again; 0 = never too old.
+        cron_timezone: time zone of cron expressions of recurring runs that begin with none of their own (``TZ=...``).
         run_max_age_days: runs of pipelines are removed so many days after their end; 0 = never.
         run_max_count: of each namespace only so many of the newest runs are kept; 0 = all.
         artifact_max_age_days: files of artifacts that no run, entry of the cache, registered model or InferenceService
@@ -77,6 +79,7 @@ class Settings:
     max_zygotes: int = 4
     zygote_idle_s: float = 600.0
     cache_max_age_s: float = 0.0
+    cron_timezone: str = "UTC"
     run_max_age_days: float = 0.0
     run_max_count: int = 0
     artifact_max_age_days: float = 0.0
@@ -92,6 +95,9 @@ class Settings:
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
         if self.synchronous not in ("normal", "full"):
             raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
+        # Looked up only for another than the default: the list is read from some hundred files.
+        if self.cron_timezone != "UTC" and self.cron_timezone not in available_timezones():
+            raise SettingsError(f"cron_timezone: {self.cron_timezone!r} is not known; use one such as Europe/Berlin.")
         limits = ("env_max_gib", "env_max_age_days", "log_retention_days", "run_max_age_days", "run_max_count")
         for name in (*limits, "artifact_max_age_days"):
             if getattr(self, name) < 0:

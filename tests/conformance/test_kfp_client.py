@@ -92,6 +92,14 @@ def test_several_users(own_platform: Platform, kfp_python: str, tmp_path: Path) 
     assert done.stdout.strip().endswith("ok")
 
 
+def test_a_kubeconfig_is_enough(platform: Platform, kfp_python: str, tmp_path: Path) -> None:
+    command = [kfp_python, "-W", "ignore", str(HERE / "kfp_proxied_session.py"), platform.web]
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": platform.kubeconfig}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip().endswith("ok")
+
+
 def chain(folder: Path, length: int) -> dict[str, Any]:
     """Each task adds a line to a file of its own, slowly; its name is the number of its place."""
     tasks: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from shallop.controller import Services
 from shallop.errors import BadRequestError, NotFoundError
@@ -25,9 +25,11 @@ from shallop.pipelines.errors_wire import endpoint, not_implemented
 from shallop.pipelines.experiments_api import ExperimentsApi
 from shallop.pipelines.http import empty
 from shallop.pipelines.logs import LogsApi
+from shallop.pipelines.metrics import MetricsApi
 from shallop.pipelines.pipelines_api import PipelinesApi
 from shallop.pipelines.recurring_api import RecurringRunsApi
 from shallop.pipelines.runs_api import RunsApi
+from shallop.pipelines.ui_api import UiApi, redirect_to_pages
 from shallop.pipelines.watch import WatchApi
 
 __all__ = ["routes"]
@@ -40,6 +42,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
     """Return the routes for the web origin; the first that matches answers."""
     access = Access(services)
     health = endpoint(partial(_healthz, access))
+    logs, artifacts = LogsApi(services, access), ArtifactsApi(services, access)
     known = [
         Route(f"{_BASE}/auth", endpoint(partial(_auth, access)), methods=["GET"]),
         Route(f"{_BASE}/filters", endpoint(_filters), methods=["GET"]),
@@ -49,20 +52,24 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         *RecurringRunsApi(services, access).routes(),
         *ExperimentsApi(services, access).routes(),
         *PipelinesApi(services, access).routes(),
-        *LogsApi(services, access).routes(),
+        *logs.routes(),
         *WatchApi(services, access).routes(),
         *CompareApi(services, access).routes(),
         *RunsApi(services, access).routes(),
-        *ArtifactsApi(services, access).routes(),
+        *artifacts.routes(),
         *CacheApi(services, access).routes(),
+        *UiApi(services, access, artifacts, logs).routes(),
         Route(f"{_BASE}/{{rest:path}}", endpoint(_unknown), methods=_METHODS),
     ]
-    return [
+    served = [
         Route(f"{_BASE}/healthz", health, methods=["GET"]),
         # Clients older than 2.0 ask here whether the server lives.
         Route("/apis/v1beta1/healthz", health, methods=["GET"]),
         *(map(partial(_for_known, access), known) if access.is_multi_user else known),
     ]
+    # A whole Kubeflow has all of it below /pipeline, too: clients that were set up for one go on.
+    pages = Route("/", redirect_to_pages, methods=["GET"])
+    return [*served, *MetricsApi(services).routes(), Mount("/pipeline", routes=[*served, pages])]
 
 
 def _for_known(access: Access, route: BaseRoute) -> BaseRoute:

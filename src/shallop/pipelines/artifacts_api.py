@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
@@ -28,16 +28,18 @@ from shallop.errors import BadRequestError, ForbiddenError, NotFoundError, Objec
 from shallop.pipelines import tables
 from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.http import reply
+from shallop.pipelines.http import read_message, reply
 from shallop.pipelines.listing import ARTIFACT_KEYS, parse_page
-from shallop.pipelines.messages import ARTIFACT, ARTIFACT_LIST, ARTIFACT_TASK_LIST
+from shallop.pipelines.messages import ARTIFACT, ARTIFACT_LIST, ARTIFACT_TASK_LIST, NEW_ARTIFACT, to_micros
 from shallop.pipelines.podends import pod_namespace
 from shallop.pipelines.providers import access_to
+from shallop.pipelines.signals import signals_of
 from shallop.store.objects import download, is_object_uri
 
 __all__ = ["ArtifactsApi", "artifact_path"]
 
 _MAX_LINKS = 200
+_MAX_READ_BYTES = 32 << 20
 _LINK_FILTERS = {"run_id": "run_id", "task_id": "task_id", "artifact_id": "artifact_id", "type": "type"}
 
 
@@ -70,7 +72,9 @@ class ArtifactsApi:
 
     def __init__(self, services: Services, access: Access) -> None:
         self._access = access
+        self._services = services
         self._database = services.database
+        self._signals = signals_of(services.database)
         self._client = services.client
         self._root = services.settings.artifacts
 
@@ -78,8 +82,12 @@ class ArtifactsApi:
         base = "/apis/v2beta1/artifacts"
         return [
             Route(base, endpoint(self.list), methods=["GET"]),
+            Route(base, endpoint(self.create), methods=["POST"]),
             Route(f"{base}/{{artifact_id}}:download", endpoint(self.download), methods=["GET"]),
             Route(f"{base}/{{artifact_id}}", endpoint(self.get), methods=["GET"]),
+            Route(
+                "/apis/v2beta1/runs/{run_id}/nodes/{node}/artifacts/{name}:read", endpoint(self.read), methods=["GET"]
+            ),
             Route("/apis/v2beta1/artifact_tasks", endpoint(self.list_links), methods=["GET"]),
         ]
 
@@ -96,6 +104,60 @@ class ArtifactsApi:
                 "total_size": listed.total,
             },
         )
+
+    async def create(self, request: Request) -> Response:
+        """Register what exists somewhere; with ``task_id`` it counts as an output of that task."""
+        given = await read_message(request, NEW_ARTIFACT)
+        artifact = _checked(given.get("artifact") or {})
+        task_id = given.get("task_id", "")
+        run = await self._database.read(lambda c: tables.get_run_of_task(c, task_id)) if task_id else None
+        if task_id and (run is None or given.get("run_id", run["id"]) != run["id"]):
+            raise NotFoundError(f"task_id: no task {task_id!r} in run {given.get('run_id', '')!r}; GET the run.")
+        if run is not None:
+            await self._access.allow(request, "update", "runs", run)
+            namespace = run["namespace"]
+        else:
+            namespace = await self._access.place(request, "create", "runs", artifact.get("namespace", ""))
+        if not is_object_uri(artifact["uri"]) and namespace and "://" not in artifact["uri"]:
+            await asyncio.to_thread(artifact_path, artifact["uri"], (self._root / namespace,))
+        row: dict[str, Any] = {
+            "name": artifact["name"],
+            "type": artifact.get("type") or "system.Artifact",
+            "uri": artifact["uri"],
+            "metadata": artifact.get("metadata", {}),
+            "digest": "",
+            "size_bytes": 0,
+            "created_at": to_micros(self._services.now()),
+            "run_id": run["id"] if run is not None else "",
+            "task_id": task_id,
+            "namespace": namespace,
+        }
+        key = given.get("producer_key") or row["name"]
+        _, last = await self._database.read(tables.last_numbers)
+        self._signals.artifacts = row["id"] = max(self._signals.artifacts, last) + 1
+        await self._database.write(lambda c: tables.insert_artifact(c, row, key))
+        return reply(ARTIFACT, _message(row))
+
+    async def read(self, request: Request) -> Response:
+        """Send an output of a task as base64 in JSON; ``node`` is the id of a task or the name of its Pod."""
+        run_id, node, name = (request.path_params[part] for part in ("run_id", "node", "name"))
+        row = await self._database.read(lambda c: tables.find_output(c, run_id, node, name))
+        if row is None:
+            raise NotFoundError(f"name: task {node!r} of run {run_id!r} has no output artifact {name!r}.")
+        await self._access.allow(request, "readArtifact", "runs", row)
+        path, cleanup = await self._path(row)
+        try:
+            if not path.is_file():
+                raise precondition(
+                    f"name: {name!r} is a directory; download it with GET /artifacts/{row['id']}:download."
+                )
+            if path.stat().st_size > _MAX_READ_BYTES:
+                raise precondition(f"name: {name!r} is larger than {_MAX_READ_BYTES >> 20} MiB; download it.")
+            content = await asyncio.to_thread(path.read_bytes)
+        finally:
+            if cleanup is not None:
+                await cleanup()
+        return JSONResponse({"data": base64.b64encode(content).decode()})
 
     async def get(self, request: Request) -> Response:
         return reply(ARTIFACT, _message(await self._find(request)))
@@ -119,14 +181,20 @@ class ArtifactsApi:
 
     async def download(self, request: Request) -> Response:
         """Send the content as an attachment: a file as it is, a directory as tar.gz; ``peek=N``: the first bytes."""
-        row = await self._find(request)
-        cleanup: BackgroundTask | None = None
-        if is_object_uri(row["uri"]):
+        return await self.content(await self._find(request), request.query_params.get("peek") or "0")
+
+    async def _path(self, row: Mapping[str, Any], below: str = "") -> tuple[Path, BackgroundTask | None]:
+        """Return the content on this machine, and what removes it after use."""
+        uri = f"{row['uri'].rstrip('/')}/{below}" if below else row["uri"]
+        if is_object_uri(uri):
             folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="download-")
             cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
-            path = await self._bring(row, Path(folder))
-        else:
-            path = await asyncio.to_thread(artifact_path, row["uri"], (self._root / row["namespace"],))
+            return await self._bring(row, uri, Path(folder)), cleanup
+        return await asyncio.to_thread(artifact_path, uri, (self._root / row["namespace"],)), None
+
+    async def content(self, row: Mapping[str, Any], peek_text: str, below: str = "") -> Response:
+        """Send the content of an artifact, or of what is ``below`` it; see ``download``."""
+        path, cleanup = await self._path(row, below)
         # Content is written by users' code: never rendered by a browser on this origin.
         headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
         name = path.name or "artifact"
@@ -137,14 +205,13 @@ class ArtifactsApi:
         if not stat.S_ISREG(path.stat().st_mode):
             raise precondition(f"uri: {row['uri']!r} is neither a file nor a directory.")
         headers["Content-Disposition"] = _attachment(name)
-        if peek := _parse_id(request.query_params.get("peek") or "0"):
+        if peek := _parse_id(peek_text):
             content = await asyncio.to_thread(_read_first, path, min(peek, 1 << 20))
             return Response(content, media_type="application/octet-stream", headers=headers, background=cleanup)
         return FileResponse(path, media_type="application/octet-stream", headers=headers, background=cleanup)
 
-    async def _bring(self, row: Mapping[str, Any], folder: Path) -> Path:
-        """Bring an artifact out of its object store for the time of an answer."""
-        uri = row["uri"]
+    async def _bring(self, row: Mapping[str, Any], uri: str, folder: Path) -> Path:
+        """Bring an artifact, or what is below it, out of its object store for the time of an answer."""
         path = folder / (uri.partition("?")[0].rstrip("/").rpartition("/")[2] or "artifact")
         try:
             access = await access_to(self._client, pod_namespace(row), uri)
@@ -182,6 +249,15 @@ class ArtifactsApi:
 
 def _message(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "artifact_id": row["id"]}
+
+
+def _checked(artifact: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not artifact.get("name"):
+        raise BadRequestError("artifact.name: required.")
+    uri = artifact.get("uri", "")
+    if not uri.startswith("/") and "://" not in uri:
+        raise BadRequestError(f"artifact.uri: {uri!r} is neither an absolute path nor a URI such as s3://BUCKET/KEY.")
+    return artifact
 
 
 def _parse_id(text: str) -> int:

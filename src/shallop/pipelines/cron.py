@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 __all__ = ["Cron", "Every", "parse_cron"]
 
@@ -50,7 +51,12 @@ class Every(NamedTuple):
 
 
 class Cron(NamedTuple):
-    """The seconds that an expression names, in UTC; of both day fields one is enough when both are restricted."""
+    """
+    The seconds that an expression names; of both day fields one is enough when both are restricted.
+
+    Times are those of a clock on the wall in ``zone``: one that is left out when clocks go forward has no tick, one
+    that comes twice when they go back has its tick at the first.
+    """
 
     seconds: tuple[int, ...]
     minutes: tuple[int, ...]
@@ -59,15 +65,19 @@ class Cron(NamedTuple):
     months: frozenset[int]
     weekdays: frozenset[int]
     either_day: bool
+    zone: tzinfo
 
     def after(self, time: datetime) -> datetime | None:
         """Return the first tick after an aware ``time``; None when there is none in the next nine years."""
-        time = time.astimezone(UTC)
-        for day in self._days_from(time.date()):
-            floor = (time.hour, time.minute, time.second + 1) if day == time.date() else (0, 0, 0)
-            clock = self._first_from(*floor)
-            if clock is not None:
-                return datetime(day.year, day.month, day.day, *clock, tzinfo=UTC)
+        wall = time.astimezone(self.zone)
+        for day in self._days_from(wall.date()):
+            floor = (wall.hour, wall.minute, wall.second + 1) if day == wall.date() else (0, 0, 0)
+            while (clock := self._first_from(*floor)) is not None:
+                tick = datetime(day.year, day.month, day.day, *clock, tzinfo=self.zone).astimezone(UTC)
+                back = tick.astimezone(self.zone)
+                if tick > time and (back.hour, back.minute, back.second) == clock:
+                    return tick
+                floor = (clock[0], clock[1], clock[2] + 1)
         return None
 
     def _days_from(self, first: date) -> Iterator[date]:
@@ -89,13 +99,19 @@ class Cron(NamedTuple):
         return None
 
 
-def parse_cron(text: str) -> Cron | Every:
+def parse_cron(text: str, zone: str = "UTC") -> Cron | Every:
     """
     Read an expression.
+
+    Args:
+        zone: IANA name of the time zone for one that does not begin with its own, such as ``TZ=Europe/Berlin``.
 
     Raises:
         ValueError: says which field is wrong.
     """
+    head, _, rest = text.strip().partition(" ")
+    if head.startswith(("TZ=", "CRON_TZ=")):
+        zone, text = head.partition("=")[2], rest
     lowered = text.strip().lower()
     if lowered.startswith("@every"):
         return _parse_every(lowered.removeprefix("@every").strip())
@@ -108,7 +124,15 @@ def parse_cron(text: str) -> Cron | Every:
     either = not any(fields[place].startswith(("*", "?")) for place in (3, 5))
     seconds, minutes, hours = (tuple(sorted(found)) for found in values[:3])
     days, months, weekdays = map(frozenset, values[3:])
-    return Cron(seconds, minutes, hours, days, months, weekdays, either)
+    return Cron(seconds, minutes, hours, days, months, weekdays, either, _find_zone(zone))
+
+
+def _find_zone(name: str) -> tzinfo:
+    try:
+        # Machines without a database of time zones know this one.
+        return UTC if name == "UTC" else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{name!r} is no time zone that this machine knows; write one such as Europe/Berlin") from None
 
 
 def _parse_every(text: str) -> Every:

@@ -59,7 +59,7 @@ class Driver:
         self._runs: dict[str, RunDriver] = {}
         self._finished: deque[Key] = deque()
         self._too_many = asyncio.Event()
-        self._execution = self._artifact = 0
+        self._execution = 0
         self._group: asyncio.TaskGroup | None = None
 
     def now(self) -> int:
@@ -70,8 +70,8 @@ class Driver:
         return self._execution
 
     def next_artifact(self) -> str:
-        self._artifact += 1
-        return str(self._artifact)
+        self.signals.artifacts += 1
+        return str(self.signals.artifacts)
 
     async def store(self, fn: Callable[[sa.Connection], None]) -> None:
         """Write; while the disk is full or the database away, wait: what was decided must not be lost."""
@@ -88,7 +88,8 @@ class Driver:
         """Resume what was active, then serve requests until cancelled."""
         if not self.services.settings.multi_user:
             await self.database.write(lambda c: ensure_default_experiment(c, self.now()))
-        self._execution, self._artifact = await self.database.read(tables.last_numbers)
+        self._execution, artifact = await self.database.read(tables.last_numbers)
+        self.signals.artifacts = max(self.signals.artifacts, artifact)
         async with asyncio.TaskGroup() as group:
             self._group = group
             self.pods.add_handler(self._pod_changed)

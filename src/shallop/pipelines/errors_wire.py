@@ -22,7 +22,7 @@ from shallop.errors import (
     UnavailableError,
 )
 
-__all__ = ["Handler", "endpoint", "error_response", "not_implemented", "precondition", "upload_endpoint"]
+__all__ = ["Handler", "endpoint", "error_response", "http_status", "not_implemented", "precondition", "upload_endpoint"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger(__name__)
@@ -64,6 +64,10 @@ def _codes(error: ApiError) -> tuple[int, int]:
         if isinstance(error, cls):
             return http, grpc
     return 500, 13
+
+
+def http_status(error: ApiError) -> int:
+    return _codes(error)[0]
 
 
 def error_response(error: ApiError) -> Response:

@@ -14,6 +14,7 @@ from shallop.pipelines.filters import FilterKey, Predicate, parse_filter
 __all__ = [
     "ARTIFACT_KEYS",
     "EXPERIMENT_KEYS",
+    "METRIC",
     "PIPELINE_KEYS",
     "RECURRING_RUN_KEYS",
     "RUN_KEYS",
@@ -23,6 +24,8 @@ __all__ = [
     "parse_page",
 ]
 
+# Runs can be sorted by a number in their metrics: ``metric:accuracy``.
+METRIC = "metric:"
 _DEFAULT_SIZE = 20
 _MAX_SIZE = 200
 
@@ -103,7 +106,7 @@ class Page(NamedTuple):
     What a list request asks for.
 
     Args:
-        sort: column to sort by; ties are broken by ``id`` in the same direction.
+        sort: column to sort by, or ``metric:NAME``; ties are broken by ``id`` in the same direction.
         after: sort value and id of the last row of the page before, None for the first page.
         fingerprint: of sort order and filter; a token is only good for the same ones.
     """
@@ -143,10 +146,12 @@ def _parse_size(text: str) -> int:
 
 
 def _parse_sort(text: str, keys: Mapping[str, FilterKey]) -> tuple[str, bool]:
-    words = text.lower().split()
+    words = text.split()
     if not words:
         return "created_at", False
-    key = keys.get(words[0])
+    metric = words[0].startswith(METRIC) and keys is RUN_KEYS and words[0] != METRIC
+    words = [words[0] if metric else words[0].lower(), *map(str.lower, words[1:])]
+    key = FilterKey(words[0]) if metric else keys.get(words[0])
     if key is None or key.kind == "tags":
         raise BadRequestError(f"sort_by: {words[0]!r} is no field to sort by; use one of {', '.join(keys)}")
     if len(words) > 2 or (len(words) == 2 and words[1] not in ("asc", "desc")):
@@ -159,7 +164,7 @@ def _parse_token(token: str, fingerprint: str) -> tuple[Any, Any] | None:
         return None
     try:
         given, value, id_ = json.loads(base64.urlsafe_b64decode(token))
-        if not all(isinstance(part, str | int) for part in (value, id_)):
+        if not (isinstance(value, str | int | float) and isinstance(id_, str | int)):
             raise ValueError(token)
     except (TypeError, ValueError):
         raise BadRequestError("page_token: not a token of this server; leave it out to start over") from None

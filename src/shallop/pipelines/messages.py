@@ -26,6 +26,7 @@ __all__ = [
     "EXPERIMENT",
     "EXPERIMENT_LIST",
     "FILTER",
+    "NEW_ARTIFACT",
     "OPERATION",
     "PIPELINE",
     "PIPELINE_LIST",
@@ -39,6 +40,7 @@ __all__ = [
     "RUN_LIST",
     "STORAGE_STATE",
     "TASK",
+    "TASK_LIST",
     "Message",
     "format_micros",
     "from_micros",
@@ -363,6 +365,15 @@ ARTIFACT = Message(
     },
     shown=("created_at",),
 )
+NEW_ARTIFACT = Message(
+    "CreateArtifactRequest",
+    {
+        "artifact": ARTIFACT,
+        "run_id": "string",
+        "task_id": "string",
+        "producer_key": "string",
+    },
+)
 ARTIFACT_TASK = Message(
     "ArtifactTask",
     {
@@ -387,6 +398,7 @@ PIPELINE_VERSION_LIST = _list_of(PIPELINE_VERSION, "pipeline_versions")
 RUN_LIST = _list_of(RUN, "runs")
 ARTIFACT_LIST = _list_of(ARTIFACT, "artifacts")
 ARTIFACT_TASK_LIST = _list_of(ARTIFACT_TASK, "artifact_tasks")
+TASK_LIST = _list_of(TASK, "tasks")
 RECURRING_RUN_LIST = _list_of(RECURRING_RUN, "recurring_runs", camel=("recurring_runs",))
 
 

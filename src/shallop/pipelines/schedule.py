@@ -25,15 +25,17 @@ class Trigger(NamedTuple):
         cron: an expression; empty for an interval.
         interval_s: seconds; 0 for an expression.
         start, end: 0 = none; no tick is before ``start`` or after ``end``.
+        zone: time zone of an expression that names none.
     """
 
     cron: str
     interval_s: int
     start: int
     end: int
+    zone: str = "UTC"
 
     @classmethod
-    def of(cls, message: Mapping[str, Any]) -> Trigger:
+    def of(cls, message: Mapping[str, Any], zone: str = "UTC") -> Trigger:
         """Read a checked Trigger message."""
         cron, periodic = message.get("cron_schedule") or {}, message.get("periodic_schedule") or {}
         times = cron or periodic
@@ -42,13 +44,14 @@ class Trigger(NamedTuple):
             periodic.get("interval_second", 0),
             times.get("start_time", 0),
             times.get("end_time", 0),
+            zone,
         )
 
     def after(self, time: int) -> int | None:
         """Return the first tick after ``time``, whatever start and end say."""
         if not self.cron:
             return time + self.interval_s * _SECOND
-        found = parse_cron(self.cron).after(_EPOCH + timedelta(microseconds=time // _SECOND * _SECOND))
+        found = parse_cron(self.cron, self.zone).after(_EPOCH + timedelta(microseconds=time // _SECOND * _SECOND))
         return None if found is None else (found - _EPOCH) // timedelta(microseconds=1)
 
 

@@ -53,7 +53,7 @@ class Scheduler:
         return pause_s
 
     async def _start_ticks(self, row: Row, active: int) -> float:
-        trigger = Trigger.of(row["trigger"])
+        trigger = Trigger.of(row["trigger"], self._services.settings.cron_timezone)
         while True:
             now = to_micros(self._services.now())
             times = {"created": row["created_at"], "last": row["last_tick"]}

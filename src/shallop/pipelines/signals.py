@@ -13,9 +13,14 @@ __all__ = ["Signals", "signals_of"]
 
 
 class Signals:
-    """Notices from the driver to those who show a run, and from the API to the driver."""
+    """
+    Notices from the driver to those who show a run, and from the API to the driver.
+
+    ``artifacts`` is the highest id of an artifact that was given out: both make some.
+    """
 
     def __init__(self) -> None:
+        self.artifacts = 0
         self._waiters: dict[str, set[asyncio.Event]] = {}
         self._requested: dict[str, None] = {}
         self._any_requested = asyncio.Event()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from shallop.errors import AlreadyExistsError
 from shallop.pipelines.filters import Predicate
-from shallop.pipelines.listing import Page, next_token
+from shallop.pipelines.listing import METRIC, Page, next_token
 
 __all__ = ["MIGRATIONS", "Listed"]
 
@@ -318,8 +318,9 @@ def _list(
     own = [] if namespace is None else [table.c.namespace == namespace]
     conditions = [*own, *where, *(_clause(table, predicate) for predicate in page.predicates)]
     count = sa.select(sa.func.count()).select_from(table).where(*conditions)
-    sort, id_ = table.c[page.sort], table.c.id
-    query = sa.select(table).where(*conditions)
+    id_: sa.ColumnElement[Any] = table.c.id
+    sort = _metric(page.sort.removeprefix(METRIC)) if page.sort.startswith(METRIC) else table.c[page.sort]
+    query = sa.select(table, sort.label("sorted_by")).where(*conditions)
     if page.after:
         here, after = sa.tuple_(sort, id_), sa.tuple_(*map(sa.literal, page.after))
         query = query.where(here < after if page.descending else here > after)
@@ -328,10 +329,30 @@ def _list(
     token = ""
     if len(rows) > page.size:
         rows.pop()
-        token = next_token(page, rows[-1][page.sort], rows[-1]["id"])
+        token = next_token(page, rows[-1]["sorted_by"], rows[-1]["id"])
+    for row in rows:
+        del row["sorted_by"]
     return Listed(rows, connection.execute(count).scalar_one(), token)
 
 
+def _metric(name: str) -> sa.ColumnElement[Any]:
+    """Return the greatest number of this name in the metrics of a run; runs without one come before all others."""
+    value = artifacts.c.metadata[name].as_float()
+    found = (
+        sa.select(sa.func.max(value))
+        .join(artifact_tasks, artifact_tasks.c.artifact_id == artifacts.c.id)
+        .where(
+            artifact_tasks.c.run_id == runs.c.id,
+            artifact_tasks.c.type == "OUTPUT",
+            artifacts.c.type == "system.Metrics",
+        )
+        .correlate(runs)
+        .scalar_subquery()
+    )
+    return sa.func.coalesce(found, _NO_METRIC)
+
+
+_NO_METRIC = -1e300
 _COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
     "EQUALS": lambda column, value: column == value,
     "NOT_EQUALS": lambda column, value: column != value,
@@ -610,6 +631,37 @@ def active_runs(connection: sa.Connection) -> list[Row]:
     return [_row(row) for row in connection.execute(query.order_by(runs.c.created_at, runs.c.id))]
 
 
+class Totals(NamedTuple):
+    """Numbers over all rows; ``seconds`` is what tasks of a state have taken together."""
+
+    runs: dict[str, float]
+    tasks: dict[str, float]
+    seconds: dict[str, float]
+    recurring_runs: dict[str, float]
+    cache_entries: int
+    artifacts: int
+    artifact_bytes: int
+
+
+def read_totals(connection: sa.Connection) -> Totals:
+    count = sa.func.count()
+    spent = sa.func.sum(sa.case((tasks.c.ended_at > 0, tasks.c.ended_at - tasks.c.started_at), else_=0))
+    by_state = sa.select(tasks.c.state, count, spent).where(tasks.c.kind == "container").group_by(tasks.c.state)
+    found = list(connection.execute(by_state))
+    of_runs = sa.select(runs.c.state, count).group_by(runs.c.state)
+    of_recurring = sa.select(recurring_runs.c.status, count).group_by(recurring_runs.c.status)
+    sizes = connection.execute(sa.select(count, sa.func.coalesce(sa.func.sum(artifacts.c.size_bytes), 0))).one()
+    return Totals(
+        runs={state: number for state, number in connection.execute(of_runs)},
+        tasks={state: number for state, number, _ in found},
+        seconds={state: float(micros) / 1e6 for state, _, micros in found},
+        recurring_runs={status: number for status, number in connection.execute(of_recurring)},
+        cache_entries=connection.execute(sa.select(count).select_from(cache_entries)).scalar_one(),
+        artifacts=sizes[0],
+        artifact_bytes=sizes[1],
+    )
+
+
 # --- recurring runs ---
 
 
@@ -822,6 +874,33 @@ def list_artifacts(connection: sa.Connection, page: Page, run_id: str, namespace
 
 def get_artifact(connection: sa.Connection, id_: int) -> Row | None:
     return _one(connection, sa.select(artifacts).where(artifacts.c.id == id_))
+
+
+def insert_artifact(connection: sa.Connection, row: Row, key: str) -> None:
+    """Add an artifact, and tie it to its task, if it has one, as an output."""
+    connection.execute(artifacts.insert(), row)
+    if row["task_id"]:
+        link = {"artifact_id": row["id"], "run_id": row["run_id"], "task_id": row["task_id"]}
+        connection.execute(artifact_tasks.insert(), link | {"type": "OUTPUT", "key": key})
+
+
+def find_output(connection: sa.Connection, run_id: str, node: str, key: str) -> Row | None:
+    """Return an output of a task, given by its id or the name of one of its Pods; of several the first."""
+    task = get_task(connection, node)
+    if task is None:
+        named = (one for one in get_tasks(connection, run_id) if any(pod["name"] == node for pod in one["pods"]))
+        task = next(named, None)
+    if task is None or task["run_id"] != run_id:
+        return None
+    query = sa.select(artifacts).join(artifact_tasks, artifact_tasks.c.artifact_id == artifacts.c.id)
+    query = query.where(artifact_tasks.c.task_id == task["id"], artifact_tasks.c.type == "OUTPUT")
+    return _one(connection, query.where(artifact_tasks.c.key == key).order_by(artifact_tasks.c.id).limit(1))
+
+
+def find_artifact_holding(connection: sa.Connection, uris: Sequence[str]) -> Row | None:
+    """Return the newest artifact at one of the places; the innermost place first."""
+    query = sa.select(artifacts).where(artifacts.c.uri.in_(uris))
+    return _one(connection, query.order_by(sa.func.length(artifacts.c.uri).desc(), artifacts.c.id.desc()).limit(1))
 
 
 def unused_artifacts(connection: sa.Connection, before: int) -> list[Row]:

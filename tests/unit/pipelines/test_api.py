@@ -71,6 +71,10 @@ class Server:
     def send(self, method: str, path: str, content: bytes, content_type: str, query: dict[str, Any]) -> Answer:
         return anyio.run(self._call, method, BASE + path, content, content_type, query)
 
+    def root(self, method: str, path: str, **query: Any) -> Answer:
+        """Call what is not below ``/apis/v2beta1``."""
+        return anyio.run(self._call, method, path, b"", "application/json", query)
+
     async def _call(self, method: str, path: str, content: bytes, content_type: str, query: dict[str, Any]) -> Answer:
         sent: list[dict[str, Any]] = []
         scope = {
@@ -672,3 +676,96 @@ def test_what_has_no_effect_is_said_in_a_header(server: Server) -> None:
     answer = server.call("POST", "/runs", body)
     assert answer.status == 200
     assert answer.headers["warning"].endswith('executors.exec-echo.gpuBurst: not known, ignored."')
+
+
+# ---- what clients of a whole Kubeflow use
+
+
+def put_task(server: Server, run_id: str) -> None:
+    row = {"id": "t", "execution": 1, "run_id": run_id, "path": "root/t", "name": "t", "kind": "container"}
+    row |= {"state": "SUCCEEDED", "started_at": 1_000_000, "ended_at": 3_500_000, "state_history": []}
+    row |= {"pods": [{"name": "pod-1"}], "inputs": {}, "outputs": {}, "error": None}
+
+    async def write() -> None:
+        await server.database.write(lambda c: c.execute(tables.tasks.insert(), row))
+
+    anyio.run(write)
+
+
+def test_an_artifact_is_registered_as_an_output_and_read_in_all_ways(server: Server) -> None:
+    run_id = submit(server).json["run_id"]
+    put_task(server, run_id)
+    folder = server.settings.artifacts / "p" / "model"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("w" * 10)
+    body: dict[str, Any] = {"artifact": {"name": "model", "type": "system.Model", "uri": str(folder)}}
+    body["artifact"]["metadata"] = {"accuracy": 0.5}
+    made = server.call("POST", "/artifacts", body | {"task_id": "t", "producer_key": "out"}).json
+    assert (made["run_id"], made["task_id"], made["metadata"]) == (run_id, "t", {"accuracy": 0.5})
+    (link,) = server.call("GET", "/artifact_tasks", task_id="t").json["artifact_tasks"]
+    assert (link["artifact_id"], link["key"], link["type"]) == (made["artifact_id"], "out", "OUTPUT")
+    refused = server.call("GET", f"/runs/{run_id}/nodes/pod-1/artifacts/out:read")
+    assert (refused.status, "is a directory" in refused.detail) == (400, True)
+    assert server.call("GET", f"/runs/{run_id}/nodes/t/artifacts/other:read").status == 404
+    weights = {"artifact": {"name": "weights", "uri": str(folder / "weights")}, "task_id": "t"}
+    second = server.call("POST", "/artifacts", weights).json
+    assert int(second["artifact_id"]) == int(made["artifact_id"]) + 1
+    assert server.call("GET", f"/runs/{run_id}/nodes/t/artifacts/weights:read").json == {"data": "d3d3d3d3d3d3dw=="}
+    # As the pages of a whole Kubeflow ask for it; what lies in a folder, too.
+    query = {"source": "volume", "bucket": "artifacts", "key": f"{folder}/weights"}
+    for prefix in ("", "/pipeline"):
+        assert server.root("GET", f"{prefix}/artifacts/get", **query, peek=3).body == b"www"
+    # A folder's artifact leads no further than the folder of all artifacts.
+    assert (
+        server.root("GET", "/artifacts/get", source="volume", bucket="x", key=f"{folder}/../../../token").status == 403
+    )
+    assert server.root("GET", "/artifacts/get", source="volume", bucket="x", key="/etc/passwd").status == 404
+    assert server.root("GET", "/artifacts/get", source="http", bucket="x", key="y").status == 400
+    assert server.root("GET", "/pipeline/apis/v2beta1/healthz").json["multi_user"] is False
+    assert server.root("GET", "/pipeline/").headers["location"] == "/"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "artifact.name: required"),
+        ({"artifact": {"name": "a", "uri": "model"}}, "artifact.uri: 'model' is neither"),
+        ({"artifact": {"name": "a", "uri": "s3://b/k"}, "task_id": "x"}, "task_id: no task 'x'"),
+    ],
+)
+def test_a_wrong_artifact_is_refused(server: Server, body: dict[str, Any], message: str) -> None:
+    assert message in server.call("POST", "/artifacts", body).detail
+
+
+def test_runs_are_sorted_by_a_metric(server: Server) -> None:
+    ids = [submit(server).json["run_id"] for _ in range(4)]
+
+    async def write() -> None:
+        def insert(connection: Any) -> None:
+            for number, value in ((1, 0.9), (2, 0.5), (3, 0.7)):
+                row = {"id": number, "name": "m", "type": "system.Metrics", "uri": "/m", "metadata": {"Acc": value}}
+                connection.execute(tables.artifacts.insert(), row)
+                link = {"artifact_id": number, "run_id": ids[number], "task_id": "", "type": "OUTPUT", "key": "m"}
+                connection.execute(tables.artifact_tasks.insert(), link)
+
+        await server.database.write(insert)
+
+    anyio.run(write)
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = server.call("GET", "/runs", sort_by="metric:Acc desc", page_size=2, page_token=token).json
+        seen += [run["run_id"] for run in page["runs"]]
+        token = page.get("next_page_token", "")
+        if not token:
+            break
+    assert seen == [ids[1], ids[3], ids[2], ids[0]]
+    assert server.call("GET", "/experiments", sort_by="metric:Acc").status == 400
+
+
+def test_metrics_count_runs_and_tasks(server: Server) -> None:
+    put_task(server, submit(server).json["run_id"])
+    text = server.root("GET", "/metrics").body.decode()
+    assert 'shallop_pipelines_runs{state="PENDING"} 1\n' in text
+    assert 'shallop_pipelines_runs{state="FAILED"} 0\n' in text
+    assert 'shallop_pipelines_task_seconds{state="SUCCEEDED"} 2.5\n' in text

@@ -26,6 +26,12 @@ SECOND = 1_000_000
         ("5/20 59 23 31 12 *", "2026-12-31T23:59:45Z", "2027-12-31T23:59:05Z"),
         ("@daily", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"),
         ("@every 1h30m", "2026-01-01T00:00:00Z", "2026-01-01T01:30:00Z"),
+        ("TZ=Europe/Berlin 0 30 8 * * *", "2026-07-01T00:00:00Z", "2026-07-01T06:30:00Z"),
+        ("CRON_TZ=Asia/Kolkata @daily", "2026-01-01T00:00:00Z", "2026-01-01T18:30:00Z"),
+        # Clocks go forward on 29 March 2026, back on 25 October.
+        ("TZ=Europe/Berlin 0 30 2 * * *", "2026-03-28T12:00:00Z", "2026-03-30T00:30:00Z"),
+        ("TZ=Europe/Berlin 0 30 2 * * *", "2026-10-24T12:00:00Z", "2026-10-25T00:30:00Z"),
+        ("TZ=Europe/Berlin 0 30 2 * * *", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"),
     ],
 )
 def test_the_next_tick_of_an_expression(text: str, after: str, expected: str) -> None:
@@ -47,6 +53,7 @@ def test_a_day_that_never_comes_has_no_tick() -> None:
         ("@every 0s", "at least 1s"),
         ("@every soon", "duration"),
         ("@never", "1 fields"),
+        ("TZ=Europe/Atlantis 0 0 0 * * *", "'Europe/Atlantis' is no time zone"),
     ],
 )
 def test_a_wrong_expression_names_its_field(text: str, message: str) -> None:

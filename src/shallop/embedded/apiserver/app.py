@@ -71,6 +71,10 @@ _MAX_BODY = 3 * 1024 * 1024
 _VERSION = ("1", "36", "v1.36.2+shallop")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "kubernetes", "10.96.0.1")
 _CLUSTER_NAMES = ("kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
+# No group of the API: kfp asks so where a kubeconfig has a token, because the kubernetes client, when it refreshes the
+# token, sets kfp's address of the Service's proxy back to that of the API server.
+_PIPELINES = ["apis", "v2beta1"]
+_PIPELINES_PROXY = ["api", "v1", "namespaces", "kubeflow", "services", "ml-pipeline:http", "proxy"]
 _STREAMING = ("attach", "exec", "log", "portforward", "proxy")
 _HEALTH = ("/healthz", "/livez", "/readyz")
 _COMMON = [(b"cache-control", b"no-cache, private")]
@@ -203,6 +207,8 @@ class App:
         user = impersonated(user, scope["headers"], self._authorize)
         request = Request(scope["method"], scope["path"], query, headers, scope, receive, send, user, warnings)
         parts = [part for part in request.path.split("/") if part]
+        if parts[:2] == _PIPELINES:
+            parts = [*_PIPELINES_PROXY, *parts]
         if len(parts) > 2 and parts[0] == "api":
             return await self._resource(request, "", parts[1], parts[2:])
         if len(parts) > 3 and parts[0] == "apis":
