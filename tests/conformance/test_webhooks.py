@@ -27,7 +27,7 @@ def config_map(name: str, namespace: str = "default", **data: str) -> dict[str, 
 
 
 def core_rule(resource: str, *operations: str) -> dict[str, Any]:
-    return {"apiGroups": [""], "apiVersions": ["v1"], "operations": operations, "resources": [resource]}
+    return {"apiGroups": [""], "apiVersions": ["v1"], "operations": list(operations), "resources": [resource]}
 
 
 class Hook:
@@ -229,5 +229,98 @@ def test_a_dry_run_is_not_sent_where_it_would_have_effects(run: Callable[[Test],
         assert resource is not None
         await server.verbs.create(resource, "default", config_map("a"), WriteOptions(dry_run=True))
         assert hook.asked[0][1]["dryRun"] is True
+
+    run(test)
+
+
+# ---- connections and scales
+
+
+async def ask(server: ApiServer, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    """Send a request to the server in process."""
+    path, _, query = path.partition("?")
+    given = {"host": "localhost", "authorization": "Bearer t", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+    }
+    raw = json.dumps(body).encode() if body is not None else b""
+    answer: dict[str, Any] = {"body": b""}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    async def send(message: Any) -> None:
+        answer["status"] = message.get("status", answer.get("status"))
+        answer["body"] += message.get("body", b"")
+
+    await server.asgi(scope, receive, send)  # type: ignore[arg-type]
+    return answer["status"], json.loads(answer["body"])
+
+
+def test_a_webhook_sees_and_refuses_connections_to_pods(run: Callable[[Test], None]) -> None:
+    async def test(hook: Hook, server: ApiServer, client: LocalClient) -> None:
+        spec = {"containers": [{"name": "main", "image": "a"}]}
+        await client.create(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": spec}
+        )
+        rules = [core_rule("pods/exec", "CONNECT"), core_rule("services/proxy", "CONNECT")]
+        await client.create(hook.configuration("ValidatingWebhookConfiguration", {"rules": rules}))
+        path = "/api/v1/namespaces/default/pods/p/exec?command=ls&command=-l&container=main&stdout=true"
+        status, _ = await ask(server, "POST", path)
+        assert status == 400  # allowed, and then no upgrade
+        ((_, request),) = hook.asked
+        assert request["operation"] == "CONNECT" and "options" not in request
+        assert request["kind"] == {"group": "", "version": "v1", "kind": "PodExecOptions"}
+        assert (request["resource"]["resource"], request["subResource"], request["name"]) == ("pods", "exec", "p")
+        wanted = {
+            "kind": "PodExecOptions",
+            "apiVersion": "v1",
+            "stdout": True,
+            "container": "main",
+            "command": ["ls", "-l"],
+        }
+        assert (request["object"], request["oldObject"]) == (wanted, None)
+        hook.answers["/0"] = lambda _: {"allowed": False, "status": {"message": "nobody looks inside", "code": 403}}
+        status, body = await ask(server, "POST", path)
+        assert (status, body["message"]) == (
+            403,
+            'admission webhook "h0.example.com" denied the request: nobody looks inside',
+        )
+        await client.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": "s", "namespace": "default"},
+                "spec": {"ports": [{"port": 80}]},
+            }
+        )
+        status, body = await ask(server, "GET", "/api/v1/namespaces/default/services/s/proxy/deep/path")
+        assert status == 403 and hook.asked[-1][1]["object"]["path"] == "/deep/path"
+
+    run(test)
+
+
+def test_a_webhook_sees_and_changes_scales(run: Callable[[Test], None]) -> None:
+    async def test(hook: Hook, server: ApiServer, client: LocalClient) -> None:
+        template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "main", "image": "a"}]}}
+        spec = {"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": template}
+        metadata = {"name": "d", "namespace": "default"}
+        await client.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
+        rule = core_rule("deployments/scale", "UPDATE") | {"apiGroups": ["apps"]}
+        await client.create(hook.configuration("MutatingWebhookConfiguration", {"rules": [rule]}))
+        hook.answers["/0"] = patching({"op": "replace", "path": "/spec/replicas", "value": 3})
+        path = "/apis/apps/v1/namespaces/default/deployments/d/scale"
+        patch = {"spec": {"replicas": 9}}
+        status, scale = await ask(server, "PATCH", path, patch, content_type="application/merge-patch+json")
+        assert (status, scale["spec"]["replicas"]) == (200, 3)
+        ((_, request),) = hook.asked
+        assert request["kind"] == {"group": "autoscaling", "version": "v1", "kind": "Scale"}
+        assert (request["object"]["spec"], request["oldObject"]["spec"]) == ({"replicas": 9}, {"replicas": 1})
+        stored = await client.get(Gvk("apps/v1", "Deployment"), "d", "default")
+        assert (stored["spec"]["replicas"], stored["metadata"]["generation"]) == (3, 2)
 
     run(test)

@@ -11,7 +11,7 @@ from shallop.embedded.apiserver import conversion
 from shallop.embedded.apiserver.cel import BOOL, DYN, CelError, Program, compile_expression
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
-from shallop.kube.objects import Object, labels_of
+from shallop.kube.objects import Gvk, Object, labels_of
 from shallop.kube.selectors import match_selector
 
 __all__ = ["REQUEST_VARIABLES", "Review", "compiled", "equivalent_resource", "matches_labels", "unmet_condition"]
@@ -28,8 +28,9 @@ class Review:
     One write as admission sees it.
 
     Args:
-        operation: CREATE, UPDATE or DELETE.
-        obj: the new object, None for DELETE; ``old``: the stored one, None for CREATE.
+        operation: CREATE, UPDATE, DELETE or CONNECT.
+        obj: the new object, None for DELETE; ``old``: the stored one, None for CREATE and CONNECT.
+        kind: of the objects, where it is not that of the resource: a Scale, the options of an exec.
     """
 
     resource: Resource
@@ -40,6 +41,7 @@ class Review:
     old: Object | None
     options: WriteOptions
     subresource: str = ""
+    kind: Gvk | None = None
 
     def request(self, uid: str = "", *, seen_as: Resource | None = None) -> Object:
         """Return the ``request`` of an AdmissionReview, without the objects."""
@@ -53,17 +55,18 @@ class Review:
         kinds = {"CREATE": "CreateOptions", "UPDATE": "UpdateOptions", "DELETE": "DeleteOptions"}
         request: Object = {
             "uid": uid,
-            "kind": _kind(seen),
+            "kind": _kind(self.kind or seen.gvk),
             "resource": _resource(seen),
-            "requestKind": _kind(self.resource),
+            "requestKind": _kind(self.kind or self.resource.gvk),
             "requestResource": _resource(self.resource),
             "name": self.name,
             "namespace": self.namespace,
             "operation": self.operation,
             "userInfo": info,
             "dryRun": self.options.dry_run,
-            "options": {"kind": kinds[self.operation], "apiVersion": "meta.k8s.io/v1"},
         }
+        if self.operation in kinds:
+            request["options"] = {"kind": kinds[self.operation], "apiVersion": "meta.k8s.io/v1"}
         if self.subresource:
             request |= {"subResource": self.subresource, "requestSubResource": self.subresource}
         return {key: value for key, value in request.items() if value not in ("", None)}
@@ -73,7 +76,7 @@ class Review:
         return {"object": self._seen(self.obj, seen_as), "oldObject": self._seen(self.old, seen_as)}
 
     def _seen(self, obj: Object | None, seen_as: Resource) -> Object | None:
-        if obj is None or seen_as is self.resource:
+        if obj is None or seen_as is self.resource or self.kind is not None:
             return obj
         return conversion.to_version(seen_as, conversion.to_storage(self.resource, obj | {"metadata": obj["metadata"]}))
 
@@ -83,8 +86,8 @@ class Review:
         return {"object": self.obj, "oldObject": self.old, "request": self.request()}
 
 
-def _kind(resource: Resource) -> Object:
-    return {"group": resource.group, "version": resource.version, "kind": resource.kind}
+def _kind(gvk: Gvk) -> Object:
+    return {"group": gvk.group, "version": gvk.version, "kind": gvk.kind}
 
 
 def _resource(resource: Resource) -> Object:

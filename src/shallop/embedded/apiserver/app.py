@@ -545,19 +545,31 @@ class App:
         # A browser's WebSocket is a GET: reading a Pod must not be enough to run commands in it.
         self._check_allowed(request, address, "create")
         pod = self._verbs.get(address.resource, address.namespace, address.name)
-        upgrade = streaming.Upgrade(request.query, request.headers, request.scope)
+        asked = streaming.render_options(address.subresource, request.query)
+        query = streaming.parse_options(await self._admit_connect(request, address, asked))
+        upgrade = streaming.Upgrade(query, request.headers, request.scope)
         await streaming.connect(self.node, pod, address.subresource, upgrade)
+
+    async def _admit_connect(self, request: Request, address: Address, asked: Object) -> Object:
+        options = WriteOptions(request.user, warnings=request.warnings)
+        where = (address.resource, address.namespace, address.name, address.subresource)
+        return await self._verbs.admit_connect(*where, asked, options)
 
     async def _proxy(self, request: Request, address: Address) -> Answer | None:
         scheme, name, port = proxying.parse_target(address.name)
         obj = self._verbs.get(address.resource, address.namespace, name)
+        kind = f"{address.resource.kind}ProxyOptions"
+        await self._admit_connect(request, address, {"kind": kind, "apiVersion": "v1", "path": f"/{address.rest}"})
         if address.resource.plural == "pods":
             target: tuple[str, int] | None = proxying.pod_target(obj, port)
         else:
             target = self.resolve_service(address.namespace, name, port) if self.resolve_service else None
         if target is None:
             raise UnavailableError(f'no endpoints available for service "{address.name}"')
-        await proxying.forward(request.scope, request.receive, request.send, scheme, target, address.rest)
+        if request.headers.get(b"upgrade") and "shallop.upgrade" in (request.scope.get("extensions") or {}):
+            await proxying.tunnel(request.scope, scheme, target, address.rest)
+        else:
+            await proxying.forward(request.scope, request.receive, request.send, scheme, target, address.rest)
         return None
 
 

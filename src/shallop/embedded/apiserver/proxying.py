@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 
@@ -11,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 from shallop.errors import BadRequestError, UnavailableError
 from shallop.kube.objects import Object
 
-__all__ = ["forward", "parse_target", "pod_target"]
+__all__ = ["forward", "parse_target", "pod_target", "tunnel"]
 
+_CHUNK = 64 * 1024
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 # Meant for one connection, or for this server only: the endpoint must not see the token.
 _NOT_FORWARDED = {
@@ -43,6 +46,50 @@ def pod_target(pod: Object, port: str) -> tuple[str, int]:
     return str(address), int(chosen)
 
 
+async def tunnel(scope: Scope, scheme: str, target: tuple[str, int], path: str) -> None:
+    """
+    Pass on a request that leaves HTTP (a WebSocket) and everything after it, both ways, until one side ends.
+
+    Raises:
+        UnavailableError: nobody listens there; nothing was taken over yet.
+    """
+    host, port = target
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    head = [f"{scope['method']} /{path}".encode() + query + b" HTTP/1.1", f"Host: {host}:{port}".encode()]
+    head += [name + b": " + value for name, value in scope["headers"] if name not in (b"authorization", b"host")]
+    try:
+        async with asyncio.timeout(_TIMEOUT.sock_connect):
+            connection = await asyncio.open_connection(host, port, ssl=_unverified() if scheme == "https" else None)
+    except (OSError, TimeoutError) as error:
+        raise UnavailableError(f"error trying to reach service: {error}") from error
+    theirs, to_them = connection
+    ours, to_us = scope["extensions"]["shallop.upgrade"]()
+    to_them.write(b"\r\n".join([*head, b"", b""]))
+    ways = [asyncio.create_task(_copy(theirs, to_us)), asyncio.create_task(_copy(ours, to_them))]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        to_us.close()
+        to_them.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()
+
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 async def forward(scope: Scope, receive: Receive, send: Send, scheme: str, target: tuple[str, int], path: str) -> None:
     """Pass a request on and its answer back, both as streams."""
     host, port = target
@@ -50,9 +97,6 @@ async def forward(scope: Scope, receive: Receive, send: Send, scheme: str, targe
     if scope["query_string"]:
         url += "?" + scope["query_string"].decode("latin-1")
     headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"] if k not in _NOT_FORWARDED]
-    insecure = ssl.create_default_context()
-    insecure.check_hostname = False
-    insecure.verify_mode = ssl.CERT_NONE
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False) as session,
@@ -62,7 +106,7 @@ async def forward(scope: Scope, receive: Receive, send: Send, scheme: str, targe
                 headers=headers,
                 data=_body(receive) if scope["method"] not in ("GET", "HEAD", "OPTIONS") else None,
                 allow_redirects=False,
-                ssl=insecure if scheme == "https" else True,
+                ssl=_unverified() if scheme == "https" else True,
             ) as answer,
         ):
             out = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in _NOT_FORWARDED]

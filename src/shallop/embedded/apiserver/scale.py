@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from shallop.embedded.apiserver.resources import Resource
-from shallop.kube.objects import Object
+from shallop.kube.objects import Gvk, Object
 
-__all__ = ["render_patch", "render_scale"]
+__all__ = ["GVK", "render_patch", "render_scale"]
 
+GVK = Gvk("autoscaling/v1", "Scale")
 _BUILTIN = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
 
 

@@ -32,7 +32,7 @@ from shallop.errors import BadRequestError, ForbiddenError, UnavailableError
 from shallop.kube.node import Execution, NodeApi
 from shallop.kube.objects import Object
 
-__all__ = ["STREAMING", "Upgrade", "connect", "no_ephemeral_containers"]
+__all__ = ["STREAMING", "Upgrade", "connect", "no_ephemeral_containers", "parse_options", "render_options"]
 
 STREAMING = ("attach", "exec", "portforward")
 _CHUNK = 64 * 1024
@@ -70,6 +70,31 @@ def no_ephemeral_containers(name: str) -> ForbiddenError:
         f"pod {name}: ephemeral containers cannot be added on this node. Look inside with "
         f"'kubectl exec -it {name} -- sh', or debug a copy with 'kubectl debug {name} --copy-to NAME'"
     )
+
+
+_KINDS = {"attach": "PodAttachOptions", "exec": "PodExecOptions", "portforward": "PodPortForwardOptions"}
+_FLAGS = ("stdin", "stdout", "stderr", "tty")
+
+
+def render_options(subresource: str, query: Mapping[str, list[str]]) -> Object:
+    """Return what the query of a connection asks for, as the object that admission sees."""
+    options: Object = {"kind": _KINDS[subresource], "apiVersion": "v1"}
+    if subresource == "portforward":
+        ports = [text for value in query.get("ports") or () for text in value.split(",")]
+        return options | ({"ports": [int(text) if text.isdigit() else text for text in ports]} if ports else {})
+    options |= {name: True for name in _FLAGS if parse_bool((query.get(name) or [""])[0])}
+    if query.get("container"):
+        options["container"] = query["container"][0]
+    return options | ({"command": list(query["command"])} if query.get("command") else {})
+
+
+def parse_options(options: Object) -> dict[str, list[str]]:
+    """Return the query that stands for options which admission has seen, and perhaps changed."""
+    query = {name: ["true"] for name in _FLAGS if options.get(name) is True}
+    for name in ("command", "ports"):
+        if options.get(name):
+            query[name] = [str(value) for value in options[name]]
+    return query | ({"container": [str(options["container"])]} if options.get("container") else {})
 
 
 class _Raw:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
-from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers
+from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers, scale
 from shallop.embedded.apiserver.admission_matching import Review
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
 from shallop.embedded.apiserver.go_text import render_patch, render_patched
@@ -35,7 +35,7 @@ from shallop.errors import (
     TimeoutStatusError,
     UnsupportedMediaTypeError,
 )
-from shallop.kube.objects import Object, format_time, set_condition
+from shallop.kube.objects import Object, format_time, gvk_of, set_condition
 from shallop.kube.patch import json_patch, merge_patch, strategic_merge_patch
 
 __all__ = ["CRD_CLEANUP", "DeleteOptions", "Page", "Verbs", "Written"]
@@ -254,9 +254,11 @@ class Verbs:
         self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions, subresource: str = ""
     ) -> Object:
         """Let webhooks and policies change or refuse a changed object."""
-        if self.plugins is None or not self.plugins.concern() or subresource == "scale":
+        if self.plugins is None or not self.plugins.concern():
             return new
         name = old["metadata"]["name"]
+        if subresource == "scale":
+            return await self._admit_scale(resource, namespace, old, new, options)
         review = Review(resource, "UPDATE", namespace, name, new, old, options, subresource)
         changed = await self.plugins.mutate(review)
         if changed is not None and changed is not new:
@@ -265,6 +267,45 @@ class Verbs:
             new = admission.prepare_update(resource, changed, old, quiet, self.now(), subresource)
         await self.plugins.validate(replace(review, obj=new))
         return new
+
+    async def _admit_scale(
+        self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions
+    ) -> Object:
+        """As ``_admit_change``, of the Scale that stands for an object."""
+        assert self.plugins is not None
+        before, after = scale.render_scale(resource, old), scale.render_scale(resource, new)
+        name = old["metadata"]["name"]
+        review = Review(resource, "UPDATE", namespace, name, after, before, options, "scale", scale.GVK)
+        changed = await self.plugins.mutate(review) or after
+        replicas = (changed.get("spec") or {}).get("replicas") or 0
+        if replicas != (after["spec"].get("replicas") or 0):
+            quiet = WriteOptions(options.user, field_validation="Ignore")
+            wanted = admission.check_body(
+                resource, namespace, name, merge_patch(new, scale.render_patch(resource, replicas))
+            )
+            new = admission.prepare_update(resource, wanted, old, quiet, self.now(), "scale")
+            after = scale.render_scale(resource, new)
+        await self.plugins.validate(replace(review, obj=after))
+        return new
+
+    async def admit_connect(
+        self, resource: Resource, namespace: str, name: str, subresource: str, asked: Object, options: WriteOptions
+    ) -> Object:
+        """
+        Let webhooks and policies change or refuse a connection to a Pod or Service.
+
+        Args:
+            asked: the options of the connection, such as PodExecOptions.
+
+        Returns:
+            The options to go on with.
+        """
+        if self.plugins is None or not self.plugins.concern():
+            return asked
+        review = Review(resource, "CONNECT", namespace, name, asked, None, options, subresource, gvk_of(asked))
+        changed = await self.plugins.mutate(review) or asked
+        await self.plugins.validate(replace(review, obj=changed))
+        return changed
 
     def _check_type_stays(self, resource: Resource, name: str) -> None:
         if resource.custom:
