@@ -108,6 +108,15 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     return sock
 
 
+# A real API server waits 32 s for a head, and takes 1 MiB of it; commands of exec are in there.
+HEAD_S, MAX_HEAD, MAX_HEADERS = 30.0, 512 * 1024, 256
+# A body may be slow, not dead: this many bytes in each interval.
+BODY_S, _MIN_BODY = 20.0, 10_000
+# What is still read of a body after its request was answered, so that the client sees the answer.
+_MAX_UNREAD = 8 * 1024 * 1024
+_IDLE, _HEAD, _BODY = range(3)
+
+
 class _UpgradableHttp(HttpToolsProtocol):
     """
     HTTP/1.1 whose connection an application may take over.
@@ -117,11 +126,96 @@ class _UpgradableHttp(HttpToolsProtocol):
     request with ``Connection: Upgrade`` has ``scope["extensions"]["shallop.upgrade"]`` instead: called instead of
     ``send``, it returns the reader and writer of the raw connection, on which the application answers ``101`` itself.
     They are closed when the server stops.
+
+    A client that sends too much head (431), takes too long for it or trickles its body (408), or goes on with a body
+    that was refused, loses its connection.
     """
 
     _handed_over = False
+    _phase = _IDLE
+    # Bytes of a head that is not complete, or of a body since the last look.
+    _received = 0
+    _refusal: tuple[int, str] | None = None
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEAD_S, self._lose_patience)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._be_patient()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._phase == _IDLE:
+            if self._patience is not None:
+                self._be_patient()
+            return
+        self._received += len(data)
+        if self._phase == _HEAD:
+            if self._received > MAX_HEAD:
+                self._refuse(431, f"the head of a request may have {MAX_HEAD} bytes")
+        elif self.cycle.response_complete and self._received > _MAX_UNREAD:
+            self.transport.close()
+        if self._patience is None:
+            after_s = HEAD_S if self._phase == _HEAD else BODY_S
+            self._patience = self.loop.call_later(after_s, self._lose_patience)
+
+    def _be_patient(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _lose_patience(self) -> None:
+        """Look at a request that is not complete yet: is there any hope?"""
+        self._patience = None
+        if self._phase == _IDLE:
+            if self.cycle is None:
+                self.transport.close()
+            return
+        if self._phase == _HEAD:
+            self._refuse(408, f"the head of a request must be here within {HEAD_S:g} s")
+        elif self._is_body_awaited():
+            self._received = 0
+            self._patience = self.loop.call_later(BODY_S, self._lose_patience)
+        elif self.cycle.response_started:
+            self.transport.close()
+        else:
+            self._refuse(408, f"the body of a request must have {_MIN_BODY} bytes in {BODY_S:g} s")
+
+    def _is_body_awaited(self) -> bool:
+        """Whether a body comes fast enough, or nobody has asked for more of it yet."""
+        waits = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        return waits or (self._received >= _MIN_BODY and not self.cycle.response_complete)
+
+    def _refuse(self, status: int, why: str) -> None:
+        self._refusal = status, why
+        self.send_400_response(why)
+
+    def send_400_response(self, msg: str) -> None:
+        status, why = self._refusal or (400, msg)
+        if self.transport.is_closing():
+            return
+        body = why.encode()
+        head = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self._phase, self._received = _HEAD, 0
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._phase = _IDLE
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            self._refusal = 431, f"a request may have {MAX_HEADERS} headers"
+            raise ValueError(self._refusal)  # the parser makes an error of it, which ends in send_400_response
+        self._phase, self._received = _BODY, 0
+        self._be_patient()
         upgrade = self.parser.should_upgrade()
         extensions: dict[str, Any] = {"shallop.upgrade": self._hand_over} if upgrade else {}
         self.scope["extensions"] = extensions
@@ -150,6 +244,7 @@ class _UpgradableHttp(HttpToolsProtocol):
         """Whether it is supported the application decides."""
 
     def _hand_over(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._be_patient()
         self._handed_over = self.cycle.disconnected = True
         reader = asyncio.StreamReader(loop=self.loop)
         protocol = _Upgraded(reader, lambda: self.connections.discard(self))

@@ -256,9 +256,7 @@ class Normaliser:
             text = re.sub(re.escape(prefix) + _SUFFIX + r"\b", prefix + "<suffix>", text)
             if len(prefix) > 58:
                 text = re.sub(re.escape(prefix[:58]) + _SUFFIX + r"\b", prefix[:58] + "<suffix>", text)
-        text = _HASH.sub(
-            lambda found: f"{found[1]}<hash>{'-<suffix>' if (found[2] or '-') != '-' else found[2] or ''}", text
-        )
+        text = _HASH.sub(lambda found: f"{found[1]}<hash>{found[2] or ''}{'<suffix>' if found[3] else ''}", text)
         return re.sub(r"(30|31|32)\d{3}(?=/TCP|/UDP)", "<nodePort>", text)
 
 

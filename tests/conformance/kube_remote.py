@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,27 @@ from shallop.kube.credentials import Login
 from shallop.kube.kubeconfig import load_kubeconfig
 
 KUBECONFIG = os.environ.get("SHALLOP_TEST_KUBECONFIG", "")
+# Steps that show more than the API server: what nodes make of Pods, what the recorded distribution's controllers
+# made, and a method that HTTP servers refuse before anybody asks what it is for.
+ELSEWHERE: Mapping[str, frozenset[str]] = {
+    "finalizers_gc": frozenset(("deploy-pod",)),
+    "http_errors": frozenset(("method-unknown",)),
+    "kubectl/cluster": frozenset(("get-nodes", "top-nodes")),
+    "kubectl/configmap": frozenset(("get-name", "get-labels", "get-label-column")),
+    "kubectl/deployment": frozenset(("describe", "get-pods", "rollout-status-timeout")),
+    "patch_strategic": frozenset(
+        f"pod-{name}" for name in ("conditions", "conditions-merge", "conditions-delete", "podips", "status-on-main")
+    ),
+}
+# Made by a controller whose name is that of its distribution.
+_OF_CONTROLLERS = frozenset(("root-ca",))
+
+
+def differences_elsewhere(topic: str) -> frozenset[str]:
+    """Steps of a file that may differ because another cluster answers; none with a server of ours."""
+    return ELSEWHERE.get(topic, frozenset()) | _OF_CONTROLLERS if KUBECONFIG else frozenset()
+
+
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=30)
 
 

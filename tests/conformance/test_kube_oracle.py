@@ -22,8 +22,6 @@ _STEP_S = 30
 NEEDS_NO_NODES = frozenset(
     ("defaults_pod", "lists", "nodes_eviction_logs", "patch_merge_json", "quota_limitrange", "workload_controllers")
 )
-# Made by a controller whose name is that of its distribution.
-OF_CONTROLLERS = frozenset(("root-ca",))
 
 
 async def _replay(topic: str, home: Path) -> dict[str, list[str]]:
@@ -50,7 +48,7 @@ def test_answers_are_those_of_a_real_server(topic: str, tmp_path: Path) -> None:
     if kube_remote.KUBECONFIG and topic in NEEDS_NO_NODES:
         pytest.skip("the cluster has nodes")
     found = asyncio.run(_replay(topic, tmp_path / "home"))
-    known = set(DIFFERENCES.get(topic, {})) | (OF_CONTROLLERS if kube_remote.KUBECONFIG else frozenset())
+    known = set(DIFFERENCES.get(topic, {})) | kube_remote.differences_elsewhere(topic)
     unexpected = {name: problems for name, problems in found.items() if name not in known}
     assert not unexpected, "\n".join(f"{name}: {problem}" for name, list_ in unexpected.items() for problem in list_)
 
