@@ -253,6 +253,24 @@ def test_names_that_are_paths_are_refused(guarded: Any, name: str) -> None:
         assert b"metadata.name" in answer.body
 
 
+@pytest.mark.parametrize(
+    ("metadata", "field"),
+    [
+        ({"name": "x" * 254}, "metadata.name"),
+        ({"name": "a", "labels": {"k": "x" * 64}}, "metadata.labels"),
+        ({"name": "a", "labels": {"x" * 64: "v"}}, "metadata.labels"),
+        ({"name": "a", "annotations": {"k": "x" * (256 * 1024)}}, "metadata.annotations"),
+        ({"generateName": "x" * 300}, "metadata.generateName"),
+    ],
+)
+def test_names_labels_and_annotations_have_a_longest_form(guarded: Any, metadata: dict[str, Any], field: str) -> None:
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    path = "/api/v1/namespaces/default/configmaps"
+    answer = call(guarded.api, "POST", path, json.dumps(body).encode(), **authorized(guarded, "api"))
+    assert answer.status == 422, answer.body[:300]
+    assert field in {cause["field"] for cause in json.loads(answer.body)["details"]["causes"]}, answer.body[:600]
+
+
 # ---- uploads
 
 
@@ -370,6 +388,26 @@ def test_huge_bodies_are_refused(guarded: Any, origin: str, method: str, path: s
         headers["Content_Type"] = "multipart/form-data; boundary=b"
     body = b'{"name": "' + b"x" * size + b'"}'
     assert call(getattr(guarded, origin), method, path, body, **headers).status == 413
+
+
+@pytest.mark.parametrize(
+    ("origin", "path"),
+    [
+        ("web", "/apis/v2beta1/runs"),
+        ("web", "/api/model_registry/v1/registered_models"),
+        ("api", "/api/v1/namespaces/default/configmaps"),
+    ],
+)
+def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(guarded: Any, origin: str, path: str) -> None:
+    headers = {"Content_Length": str(100 << 20), "Content_Type": "application/json", **authorized(guarded, origin)}
+    # Nothing of the body is sent: whoever waits for it does not answer.
+    assert call(getattr(guarded, origin), "POST", path, **headers).status == 413
+
+
+@pytest.mark.parametrize("origin", ["api", "web", "content"])
+def test_a_head_without_end_is_refused(guarded: Any, origin: str) -> None:
+    many = {f"X_Header_{number}": "x" for number in range(300)}
+    assert call(getattr(guarded, origin), "GET", READS[origin], **many).status == 431
 
 
 @pytest.mark.parametrize(
