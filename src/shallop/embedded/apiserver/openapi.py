@@ -163,6 +163,10 @@ class _Components:
         properties = rendered.setdefault("properties", {})
         properties["apiVersion"] = {"type": "string", "description": "Group and version of the object's kind."}
         properties["kind"] = {"type": "string", "description": "The kind of the object."}
+        metadata = properties.get("metadata")
+        if metadata and "$ref" in metadata:
+            text = "Name, namespace, labels and what else the API keeps of every object."
+            properties["metadata"] = {"allOf": [metadata], "description": text}
         rendered["type"] = "object"
         self.schemas[name] = rendered
 
