@@ -168,13 +168,15 @@ def _protocol(request: Request) -> str:
 
 
 async def _read(request: Request) -> bytes:
+    size = int(request.headers.get("content-length") or 0)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise TooLargeError(
-                f"body: longer than {_MAX_BODY_BYTES} bytes; send large requests to the endpoint itself."
-            )
+    if size <= _MAX_BODY_BYTES:
+        async for chunk in request.stream():
+            body += chunk
+            if (size := len(body)) > _MAX_BODY_BYTES:
+                break
+    if size > _MAX_BODY_BYTES:
+        raise TooLargeError(f"body: longer than {_MAX_BODY_BYTES} bytes; send large requests to the endpoint itself.")
     try:
         json.loads(body)
     except ValueError as error:

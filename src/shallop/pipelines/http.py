@@ -20,12 +20,16 @@ MAX_BODY_BYTES = 48 * 1024 * 1024
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    """Read a body of at most ``limit`` bytes; TooLargeError as soon as it is longer."""
+    """Read a body of at most ``limit`` bytes; TooLargeError as soon as it is longer, or says that it will be."""
+    size = int(request.headers.get("content-length") or 0)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise TooLargeError(f"request body: more than {limit} bytes; split the pipeline or embed less.")
+    if size <= limit:
+        async for chunk in request.stream():
+            body += chunk
+            if (size := len(body)) > limit:
+                break
+    if size > limit:
+        raise TooLargeError(f"request body: more than {limit} bytes; split the pipeline or embed less.")
     return bytes(body)
 
 

@@ -292,9 +292,13 @@ def _decode_token(text: str) -> tuple[int, int] | None:
 
 
 async def _read_body(request: Request) -> bytes:
+    size = int(request.headers.get("content-length") or 0)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise TooLargeError(f"the body is longer than {_MAX_BODY_BYTES} bytes; keep large content in artifacts")
+    if size <= _MAX_BODY_BYTES:
+        async for chunk in request.stream():
+            body += chunk
+            if (size := len(body)) > _MAX_BODY_BYTES:
+                break
+    if size > _MAX_BODY_BYTES:
+        raise TooLargeError(f"the body is longer than {_MAX_BODY_BYTES} bytes; keep large content in artifacts")
     return bytes(body)

@@ -114,7 +114,7 @@ def test_a_custom_kind_keeps_its_keywords_and_gets_metadata() -> None:
         "description": "How many.",
     }
     assert thing["properties"]["spec"]["required"] == ["n"]
-    assert "ObjectMeta" in thing["properties"]["metadata"]["$ref"]
+    assert "ObjectMeta" in thing["properties"]["metadata"]["allOf"][0]["$ref"]
 
 
 def test_the_index_names_documents_with_their_hash() -> None:
