@@ -197,6 +197,11 @@ class _UpgradableHttp(HttpToolsProtocol):
         status, why = self._refusal or (400, msg)
         if self.transport.is_closing():
             return
+        earlier = self._phase != _BODY and self.cycle is not None and not self.cycle.response_complete
+        if earlier or self.pipeline:
+            # Its answer may have begun: this one would stand in the midst of it.
+            self.transport.close()
+            return
         body = why.encode()
         head = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head.encode() + body)

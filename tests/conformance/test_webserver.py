@@ -15,12 +15,17 @@ Conversation = Callable[[int], Awaitable[None]]
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the size of the body; ``/no`` refuses before it reads."""
+    """Answers with the size of the body; ``/no`` refuses before it reads, ``/long`` never ends."""
     size, more = 0, scope["path"] != "/no"
     while more:
         message = await receive()
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
+    if scope["path"] == "/long":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await receive()
+        return
     text = str(size).encode()
     headers = [(b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": 413 if scope["path"] == "/no" else 200, "headers": headers})
@@ -92,6 +97,16 @@ def test_a_second_request_is_not_waited_for_longer_than_the_first(monkeypatch: p
         whole = request("/", "Content-Length: 2") + b"ok"
         answer = await exchange(port, whole + b"GET / HTTP/1.1\r\nHos")
         assert answer.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 408 " in answer
+
+    serve(talk)
+
+
+def test_a_slow_second_head_does_not_spoil_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webserver, "HEAD_S", 0.3)
+
+    async def talk(port: int) -> None:
+        answer = await exchange(port, request("/long", "Content-Length: 0") + b"GET / HTTP/1.1\r\nHos")
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"408" not in answer
 
     serve(talk)
 
