@@ -27,7 +27,9 @@ def to_version(resource: Resource, stored: Object) -> Object:
 def to_storage(resource: Resource, obj: Object) -> Object:
     """Return an object as it is stored; private metadata stays private."""
     if resource.custom:
-        return obj | {"apiVersion": f"{resource.group}/{resource.storage_version}"}
+        stored = obj | {"apiVersion": f"{resource.group}/{resource.storage_version}"}
+        # The stored version has defaults of its own, and fields that it does not know are lost.
+        return resource.stored_schema.clean(stored)[0] if resource.stored_schema else stored
     convert = _IN.get((resource.group, resource.kind, resource.version))
     return convert(obj) if convert else obj
 

@@ -30,12 +30,20 @@ def validate_crd(crd: Object, old: Object | None) -> list[FieldError]:
         errors.append(_invalid("spec.versions", shown, "must contain unique version names"))
     if len(storage) != 1:
         errors.append(_invalid("spec.versions", shown, "must have exactly one version marked as storage version"))
-    if not (crd.get("status") or {}).get("storedVersions"):
+    stored = (crd.get("status") or {}).get("storedVersions")
+    if not stored:
         text = "must have at least one stored version"
         errors.append(_invalid("status.storedVersions", None, text))
+    elif storage and storage[-1].get("name") not in stored:
+        text = f"must have the storage version {storage[-1].get('name')}"
+        errors.append(_invalid("status.storedVersions", stored, text))
     for index, version in enumerate(versions):
         errors += _version(version, index, single=len(versions) == 1)
-    errors += _conversion(spec.get("conversion") or {})
+    if versions:
+        # The real server keeps the name of the first version here, too.
+        name = versions[0].get("name", "")
+        errors += [FieldError.invalid("spec.version", name, text) for text in check_dns_label_1035(name)]
+    errors += _conversion(spec.get("conversion") or {}, versions=len(versions))
     if spec.get("preserveUnknownFields"):
         text = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"
         errors.append(FieldError.invalid("spec.preserveUnknownFields", True, text))
@@ -130,7 +138,7 @@ def _column(column: Object, field: str) -> list[FieldError]:
     return errors
 
 
-def _conversion(conversion: Object) -> list[FieldError]:
+def _conversion(conversion: Object, *, versions: int) -> list[FieldError]:
     strategy = conversion.get("strategy", "None")
     if strategy == "None":
         return []
@@ -143,7 +151,8 @@ def _conversion(conversion: Object) -> list[FieldError]:
         errors.append(FieldError.required("spec.conversion.webhookClientConfig", text))
     if not webhook.get("conversionReviewVersions"):
         errors.append(FieldError.required("spec.conversion.conversionReviewVersions"))
-    if not errors:
+    # With one version there is nothing to convert.
+    if not errors and versions > 1:
         text = "webhook conversion is not done here: versions are converted by keeping the fields they share; use None"
         errors.append(FieldError.invalid("spec.conversion.strategy", strategy, text))
     return errors

@@ -364,7 +364,7 @@ def _crd(obj: Object, old: Object | None) -> Object:
 def _complete_crd(obj: Object) -> Object:
     stored = [version["name"] for version in obj["spec"].get("versions") or () if version.get("storage")]
     names = {"plural": "", "kind": ""}
-    return obj | {"status": {"conditions": None, "acceptedNames": names, "storedVersions": stored}}
+    return obj | {"status": {"conditions": None, "acceptedNames": names, "storedVersions": stored[:1]}}
 
 
 _COMPLETE: dict[str, Callable[[Object], Object]] = {

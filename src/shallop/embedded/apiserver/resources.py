@@ -90,6 +90,14 @@ class Resource:
             return crd_schema((self.crd_version.get("schema") or {}).get("openAPIV3Schema") or {})
         return builtin_schema(self.gvk)
 
+    @cached_property
+    def stored_schema(self) -> CompiledSchema | None:
+        """The schema of the version that is stored, where this is another one."""
+        if self.crd is None or self.version == self.storage_version:
+            return None
+        stored = next(version for version in self.crd["spec"]["versions"] if version["name"] == self.storage_version)
+        return crd_schema((stored.get("schema") or {}).get("openAPIV3Schema") or {})
+
     def subresource(self, name: str) -> Subresource | None:
         return next((sub for sub in self.subresources if sub.name == name), None)
 
