@@ -31,6 +31,7 @@ MAPS = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
 DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
 REPLICASETS = f"/apis/apps/v1/namespaces/{NAMESPACE}/replicasets"
 WRITERS, WATCHERS = 6, 4
+CHILDREN = 3
 SETTLE_S = 100.0
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _STREAM = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=120)
@@ -219,7 +220,8 @@ async def make_families(api: Api, journal: Journal, rng: random.Random, stop: as
     fates: dict[str, str] = {}
     number = 0
     while not stop.is_set():
-        name, number = f"f{number}", number + 1
+        deployment = rng.random() < 0.3
+        name, number = f"{'deployment' if deployment else 'family'}{number}", number + 1
         fate = rng.choice(["Background", "Foreground", "Orphan", ""])
 
         async def present(path: str) -> tuple[bool, Object]:
@@ -230,13 +232,12 @@ async def make_families(api: Api, journal: Journal, rng: random.Random, stop: as
             item = f"{path}/{obj['metadata']['name']}"
             return await settle(journal, lambda: api.send("POST", path, obj), lambda: present(item))
 
-        deployment = rng.random() < 0.3
         path = DEPLOYMENTS if deployment else MAPS
         owner = await put(path, empty_deployment(name) if deployment else family_member(name))
         if not deployment:
             reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": owner["metadata"]["uid"]}
             reference["blockOwnerDeletion"] = True
-            for child in range(3):
+            for child in range(CHILDREN):
                 await put(MAPS, family_member(f"{name}-{child}", ownerReferences=[reference]))
         fates[name] = fate
         if fate:
@@ -359,8 +360,13 @@ async def family_problems(api: Api, fates: dict[str, str]) -> list[str]:
     for name, fate in fates.items():
         if fate and name in by_name:
             problems.append(f"{name} is not gone ({fate})")
+        children = [by_name[child] for child in (f"{name}-{n}" for n in range(CHILDREN)) if child in by_name]
         if not fate and not owned[name]:
             problems.append(f"{name} has lost what it owns")
+        if name.startswith("family") and len(children) != (0 if fate in ("Background", "Foreground") else CHILDREN):
+            problems.append(f"{name} ({fate or 'not deleted'}) has {len(children)} dependents")
+        if fate == "Orphan" and any(child["metadata"].get("ownerReferences") for child in children):
+            problems.append(f"{name} still owns what should be an orphan")
         if not fate and "spec" in by_name.get(name, {}) and len(owned[name]) != 1:
             problems.append(f"Deployment {name} has {len(owned[name])} ReplicaSets")
     return problems
