@@ -95,7 +95,9 @@ def test_an_unknown_image_is_run_by_the_engine(engine: Any) -> None:
     uids = engine.kubectl("get", "pods", "-o", "jsonpath={.items[*].metadata.uid}").split()
     assert len(uids) == 3
     engine.kubectl("delete", "pod", "--all", "--timeout=60s")
-    left = subprocess.run(["podman", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True).stdout
+    left = subprocess.run(
+        ["podman", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
+    ).stdout
     assert not [uid for uid in uids if f"shallop-{uid}-" in left], left
 
 

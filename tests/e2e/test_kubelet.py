@@ -523,6 +523,8 @@ def test_exit_codes_become_phases_and_reasons(on_node: Callable[..., None]) -> N
     async def test(world: World) -> None:
         await world.run("good", "true")
         await world.run("bad", "sh", "-c", "echo gone wrong; echo why > $TERMINATION_LOG; exit 4")
+        await world.run("silent", "sh", "-c", "echo gone wrong; exit 4")
+        await world.run("told", "sh", "-c", "echo gone wrong; exit 4", terminationMessagePolicy="FallbackToLogsOnError")
         await world.run("shot", "sh", "-c", "kill -9 $$$$")
         await world.run("absent", "no-such-program")
         good, bad, shot, absent = [await world.ended(name) for name in ("good", "bad", "shot", "absent")]
@@ -530,6 +532,8 @@ def test_exit_codes_become_phases_and_reasons(on_node: Callable[..., None]) -> N
         assert bad["status"]["phase"] == "Failed"
         assert (state(bad)["terminated"]["exitCode"], state(bad)["terminated"]["reason"]) == (4, "Error")
         assert state(bad)["terminated"]["message"].strip() == "why"
+        assert "message" not in state(await world.ended("silent"))["terminated"]
+        assert state(await world.ended("told"))["terminated"]["message"] == "gone wrong"
         assert state(shot)["terminated"]["exitCode"] == 137
         assert state(absent)["terminated"]["exitCode"] in (127, 128)
         assert {"Scheduled", "Started"} <= {reason for reason, _ in await world.events("good")}

@@ -329,6 +329,26 @@ def test_logs_have_the_flags_of_kubectl(cluster: Cluster) -> None:
 # --- many -----------------------------------------------------------------------------------------------------------
 
 
+def test_logs_and_files_stay_when_the_pod_goes(cluster: Cluster) -> None:
+    claim: dict[str, Any] = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"}}
+    claim["spec"] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
+    volumes = [{"name": "out", "persistentVolumeClaim": {"claimName": "kept"}}]
+    mounts = [{"name": "out", "mountPath": "/out"}]
+    writer = pod(
+        "writer", "sh", "-c", "echo said; echo made > /out/file", spec={"volumes": volumes}, volumeMounts=mounts
+    )
+    cluster.apply(claim, writer)
+    cluster.phase("writer", "Succeeded")
+    uid = cluster.get("pod", "writer")["metadata"]["uid"]
+    cluster("delete", "pod", "writer", "--timeout=60s")
+    log = cluster.platform.home / "logs" / cluster.namespace / f"writer_{uid}" / "main" / "0.log"
+    assert log.read_text().endswith(" said\n")
+    reader = pod("reader", "cat", "/out/file", spec={"volumes": volumes}, volumeMounts=mounts)
+    cluster.apply(reader)
+    cluster.phase("reader", "Succeeded")
+    assert cluster("logs", "reader") == "made\n"
+
+
 def test_fifty_pods_at_once_leave_nothing_behind(cluster: Cluster) -> None:
     descriptors = Path(f"/proc/{cluster.platform.pid}/fd")
 

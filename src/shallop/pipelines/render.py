@@ -198,6 +198,8 @@ def _render_container(
         "volumeMounts": parts.mounts,
         "imagePullPolicy": config.get("imagePullPolicy", ""),
         "securityContext": _render_security(config.get("securityContext", {})),
+        # A task that ends without a result says why in the words of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     return _without_empty(rendered)
 

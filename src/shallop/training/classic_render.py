@@ -9,6 +9,7 @@ from shallop.kube.objects import Object
 from shallop.training.classic_env import MPI_FOLDER
 from shallop.training.classic_table import ClassicKind
 from shallop.training.classic_view import JobView
+from shallop.training.podsets import show_end_of_logs
 
 __all__ = [
     "JOB_NAME",
@@ -58,6 +59,7 @@ def render_pod(kind: ClassicKind, job: JobView, type_: str, index: int) -> Objec
     spec = template.get("spec") or {}
     policy = replica.get("restartPolicy") or kind.restart
     spec["restartPolicy"] = "Never" if policy == "ExitCode" else policy
+    show_end_of_logs(spec)
     variables = kind.variables(job, type_, index)
     for container in spec["containers"]:
         if not kind.main_only or container["name"] == job.container:

@@ -26,6 +26,7 @@ __all__ = [
     "merge_resources",
     "prepare",
     "set_env",
+    "show_end_of_logs",
 ]
 
 ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
@@ -120,6 +121,13 @@ def container_named(pods: PodSet, name: str) -> Object | None:
                 found: Object = container
                 return found
     return None
+
+
+def show_end_of_logs(pod_spec: dict[str, Any]) -> None:
+    """Have containers that fail say so with the end of their logs, where nothing else was asked for."""
+    for kind in ("initContainers", "containers"):
+        for container in pod_spec.get(kind) or ():
+            container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
 
 
 def set_env(container: Object, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from shallop.kube.objects import Object, annotations_of, labels_of
-from shallop.training.podsets import NODE, TRAINER, Training, container_named, prepare, set_env
+from shallop.training.podsets import NODE, TRAINER, Training, container_named, prepare, set_env, show_end_of_logs
 from shallop.training.policies import FRAMEWORK, apply_policy
 
 __all__ = ["CHECKPOINT_CLAIM", "CHECKPOINT_PATH", "JOBSET", "render_jobset", "render_snapshot", "train"]
@@ -47,6 +47,7 @@ def render_jobset(training: Training, status_url: str = "") -> Object:
         if pods.ancestor or pods.name == NODE:
             batch["parallelism"] = batch["completions"] = pods.count
         pods.job.setdefault("replicas", 1)
+        show_end_of_logs(pods.pod_spec)
         spec["replicatedJobs"].append(pods.job)
     return {"apiVersion": JOBSET, "kind": "JobSet", "metadata": metadata, "spec": spec}
 

@@ -712,9 +712,10 @@ class PodWorker:
             if text := path.read_text(errors="replace").strip():
                 path.write_text("")
                 return text
-        if ended.code == 0:
+        if ended.code == 0 or self._specs[record.name].get("terminationMessagePolicy") != "FallbackToLogsOnError":
             return ""
-        return last_lines(log_path(self._node.settings, self._pod, record.name, record.restarts), 12)
+        # As on Kubernetes: 80 lines or 2048 bytes, whichever is less.
+        return last_lines(log_path(self._node.settings, self._pod, record.name, record.restarts), 80)
 
     # Probes -----------------------------------------------------------------------------------------------------
 
