@@ -60,7 +60,10 @@ from shallop_pod.kfp_component import PythonComponent, installs_at_run_time, rec
 from shallop_pod.outputs import OutputError, read_outputs
 from shallop_pod.paths import UnsupportedUriError, local_path
 
-__all__ = ["Task", "main", "parse_arguments"]
+__all__ = ["PAUSED", "Task", "main", "parse_arguments"]
+
+# Set in a Pod that somebody looks around in: the task is not run, the process waits for its end.
+PAUSED = "SHALLOP_TASK_PAUSED"
 
 _RESULT = "result.json"
 _MESSAGE_LINES = 12
@@ -138,6 +141,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Task, list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the task; returns its exit code."""
+    if os.environ.get(PAUSED):
+        signal.signal(signal.SIGTERM, _terminated)
+        while True:
+            signal.pause()
     try:
         task, command = parse_arguments(argv)
     except (ValueError, OSError, KeyError, AttributeError) as error:

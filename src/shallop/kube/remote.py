@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -184,6 +184,39 @@ class RemoteClient:
         ) as response:
             async for chunk in response.content.iter_any():
                 yield chunk
+
+    @asynccontextmanager
+    async def exec(
+        self, pod: str, namespace: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """
+        Start a command in the first container of a Pod.
+
+        Returns:
+            A WebSocket of ``v5.channel.k8s.io``: the first byte of a message is its channel: 0 stdin, 1 stdout,
+            2 stderr, 3 the Status at the end, 4 the size of a terminal.
+        """
+        path = await self._path(_POD, namespace, pod, "exec")
+        streams = {"stdin": stdin, "stdout": True, "stderr": not tty, "tty": tty}
+        query = [("command", word) for word in command] + [(name, str(on).lower()) for name, on in streams.items()]
+        access = self._access
+        login = await access.credentials.login()
+        headers = [("User-Agent", f"shallop/{__version__}"), *access.headers]
+        headers += [("Authorization", login.authorization)] if login.authorization else []
+        try:
+            async with self._open().ws_connect(
+                access.server + path,
+                params=query,
+                protocols=("v5.channel.k8s.io",),
+                headers=headers,
+                ssl=login.ssl or True,
+                proxy=access.proxy or None,
+                server_hostname=access.server_name or None,
+                max_msg_size=0,
+            ) as socket:
+                yield socket
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UnavailableError(f"exec in Pod {namespace}/{pod}: {_words(error)}") from error
 
     async def resource_types(self) -> builtins.list[ResourceType]:
         groups = await self._send("GET", "/apis")

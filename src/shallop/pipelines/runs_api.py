@@ -13,13 +13,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller import Services
-from shallop.errors import NotFoundError
+from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import empty, json_text, read_message, reply, warned
-from shallop.pipelines.listing import RUN_KEYS, parse_page
-from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
+from shallop.pipelines.listing import RUN_KEYS, next_token, parse_page
+from shallop.pipelines.messages import RUN, RUN_LIST, TASK, TASK_LIST, render, to_micros
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.submission import (
     Submission,
@@ -75,6 +75,8 @@ class RunsApi:
             *(Route(f"{one}:{verb}", endpoint(handler), methods=["POST"]) for verb, handler in verbs.items()),
             Route(one, endpoint(self.get), methods=["GET"]),
             Route(one, endpoint(self.delete), methods=["DELETE"]),
+            Route("/apis/v2beta1/tasks", endpoint(self.list_tasks), methods=["GET"]),
+            Route("/apis/v2beta1/tasks/{task_id}", endpoint(self.get_task), methods=["GET"]),
         ]
 
     async def list(self, request: Request) -> Response:
@@ -120,6 +122,30 @@ class RunsApi:
         if text is None:
             raise _no_run(id_)
         return Response(text, media_type="application/json")
+
+    async def list_tasks(self, request: Request) -> Response:
+        """List the tasks of a run in the order in which they came to be; ``parent_id``: those directly below a task."""
+        query = request.query_params
+        run_id, parent = query.get("run_id", ""), query.get("parent_id", "")
+        if not run_id:
+            raise BadRequestError("run_id: required; the run whose tasks are listed.")
+        await self._find(request, "get", run_id)
+        page = parse_page({name: query.get(name, "") for name in ("page_size", "page_token")}, {})
+        details = await self._database.read(lambda c: _details(c, run_id))
+        found = [task for task in details if not parent or task["parent_task_id"] == parent]
+        rest = [task for task in found if page.after is None or task["execution_id"] > page.after[0]]
+        shown = rest[: page.size]
+        token = next_token(page, shown[-1]["execution_id"], shown[-1]["task_id"]) if len(rest) > page.size else ""
+        return reply(TASK_LIST, {"tasks": shown, "next_page_token": token, "total_size": len(found)})
+
+    async def get_task(self, request: Request) -> Response:
+        id_ = request.path_params["task_id"]
+        run = await self._database.read(lambda c: tables.get_run_of_task(c, id_))
+        if run is None:
+            raise NotFoundError(f"task_id: no task {id_!r}; list them with GET /apis/v2beta1/tasks?run_id=...")
+        await self._access.allow(request, "get", "runs", run)
+        details = await self._database.read(lambda c: _details(c, run["id"]))
+        return reply(TASK, next(task for task in details if task["task_id"] == id_))
 
     async def delete(self, request: Request) -> Response:
         row = await self._find(request, "delete")
@@ -169,8 +195,8 @@ class RunsApi:
         self._signals.request(row["id"])
         return empty()
 
-    async def _find(self, request: Request, verb: str) -> dict[str, Any]:
-        id_ = request.path_params["run_id"]
+    async def _find(self, request: Request, verb: str, id_: str = "") -> dict[str, Any]:
+        id_ = id_ or request.path_params["run_id"]
         row = await self._database.read(lambda c: tables.get_run(c, id_))
         if row is None:
             raise _no_run(id_)
@@ -183,9 +209,14 @@ def _run_text(connection: sa.Connection, id_: str) -> str | None:
     if row is None:
         return None
     message = run_message(row, tables.get_specs(connection, _own_specs([row])))
-    if tasks := tables.get_task_states(connection, id_):
-        message["run_details"] = {"task_details": task_messages(tasks, tables.get_run_links(connection, id_))}
+    if details := _details(connection, id_):
+        message["run_details"] = {"task_details": details}
     return json_text(render(RUN, message))
+
+
+def _details(connection: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    tasks = tables.get_task_states(connection, run_id)
+    return task_messages(tasks, tables.get_run_links(connection, run_id)) if tasks else []
 
 
 def _no_run(id_: str) -> NotFoundError:

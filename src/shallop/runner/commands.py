@@ -211,7 +211,7 @@ def _shell(options: argparse.Namespace) -> int:
     folder = options.folder.absolute() if options.folder else Path(tempfile.mkdtemp(prefix=f"{task['name']}-"))
     folder.mkdir(parents=True, exist_ok=True)
     kubeconfig = instance.read_status(settings)["kubeconfig"]
-    return open_shell(settings, kubeconfig, pod, folder, options.script)
+    return open_shell(kubeconfig, pod, folder, options.script)
 
 
 def _selected(options: argparse.Namespace, client: PipelinesClient) -> dict[str, str]:

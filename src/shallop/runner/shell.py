@@ -1,53 +1,102 @@
-"""A shell where a step ran: its environment, its variables, its inputs, and a script that runs it again."""
+"""A shell where a step ran: in a Pod like the step's own, with its inputs, and a script that runs it again."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import shlex
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import shallop_pod
 from shallop.errors import NotFoundError, ShallopError
-from shallop.kube.objects import Gvk
-from shallop.settings import Settings
+from shallop.kube.objects import Gvk, labels_of
+from shallop.kube.remote import RemoteClient, load_kubeconfig
+from shallop.runner.terminal import attach
 from shallop_pod.kfp_component import recognise_component
+from shallop_pod.launcher import PAUSED
 
-__all__ = ["open_shell", "prepare_folder"]
+__all__ = ["open_shell", "prepare_folder", "render_shell_pod"]
 
-_KEPT = ("HOME", "TERM", "LANG", "USER", "SHELL", "PATH")
 Json = dict[str, Any]
+_POD = Gvk("v1", "Pod")
+_LONGEST_S = 86400  # of a Pod whose shell was killed
+_LOOK_S = 0.05
+# The folder and what is run there come as arguments: nothing is quoted twice.
+_ENTER = f'unset {PAUSED}; cd "$0" && exec sh -c "$1"'
 
 
-def open_shell(settings: Settings, kubeconfig: str, pod: Json, folder: Path, script: str = "") -> int:
-    """
-    Run a shell, or ``script`` in one, as the step of ``pod`` would run; returns its exit code.
-
-    The processes are not isolated as in the Pod: paths that it mounts are not there.
-    """
-    from shallop.embedded.kubelet.environments import Environments
-
+def open_shell(kubeconfig: str, pod: Json, folder: Path, script: str = "") -> int:
+    """Run a shell, or ``script`` in one, in a Pod that differs from ``pod`` in doing nothing; return its exit code."""
     container = pod["spec"]["containers"][0]
     task, argv = json.loads(container["args"][1]), container["args"][3:]
-    environments = Environments.of(settings)
-    spec = environments.resolve(container["image"], argv)
-    environment = asyncio.run(environments.ensure(spec, lambda text: print(text, file=sys.stderr)))
     prepare_folder(folder, task, argv)
-    environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environ["PATH"] = f"{environment.path / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    environ["PYTHONPATH"] = str(folder / ".shallop")
-    environ |= dict(spec.env) | asyncio.run(_variables(container.get("env", []), pod, kubeconfig))
-    command = ["sh", "-c", script] if script else [os.environ.get("SHELL") or "/bin/sh"]
     if not script:
         print(f"step {task['name']} in {folder}\n  ./run.sh runs it again, outputs go to outputs/", file=sys.stderr)
         print("  inputs/ has its artifacts, inputs.json its parameters", file=sys.stderr)
-    return subprocess.run(command, cwd=folder, env=environ, check=False).returncode
+    return asyncio.run(_open(kubeconfig, render_shell_pod(pod, folder), folder, script))
+
+
+async def _open(kubeconfig: str, pod: Json, folder: Path, script: str) -> int:
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    async with RemoteClient(load_kubeconfig(kubeconfig)) as client:
+        await client.create(pod)
+        try:
+            await _started(client, name, namespace)
+            tty = not script and sys.stdin.isatty() and sys.stdout.isatty()
+            command = ["sh", "-c", _ENTER, str(folder), script or "exec ${SHELL:-/bin/sh}"]
+            async with client.exec(name, namespace, command, stdin=not script, tty=tty) as socket:
+                return await attach(socket, stdin=not script, tty=tty)
+        finally:
+            try:
+                await asyncio.shield(client.delete(_POD, name, namespace, grace_period_s=0))
+            except NotFoundError:
+                pass
+
+
+async def _started(client: RemoteClient, name: str, namespace: str) -> None:
+    said = ""
+    while True:
+        status = (await client.get(_POD, name, namespace)).get("status") or {}
+        phase = status.get("phase")
+        states = [one.get("state") or {} for one in status.get("containerStatuses") or ()]
+        if states and all("running" in state for state in states):
+            return
+        waiting = next((state["waiting"] for state in states if state.get("waiting", {}).get("message")), None)
+        text = f"{waiting['reason']}: {waiting['message']}" if waiting else str(status.get("message") or "")
+        if phase in ("Failed", "Succeeded"):
+            raise ShallopError(f"Pod {namespace}/{name} of the shell ended at once: {text or phase}")
+        if text and text != said:
+            print(text, file=sys.stderr)
+            said = text
+        await asyncio.sleep(_LOOK_S)
+
+
+def render_shell_pod(pod: Json, folder: Path) -> Json:
+    """Render a Pod with all that the step's own has, that waits, belongs to no run, and has ``folder`` at its path."""
+    copy: Json = json.loads(json.dumps(pod))
+    metadata, spec = copy["metadata"], copy["spec"]
+    labels = {key: value for key, value in labels_of(pod).items() if not key.startswith("pipeline")}
+    container = spec["containers"][0]
+    container["env"] = [*(container.get("env") or ()), {"name": PAUSED, "value": "1"}]
+    container["volumeMounts"] = [*(container.get("volumeMounts") or ()), {"name": "shell", "mountPath": str(folder)}]
+    spec["volumes"] = [*(spec.get("volumes") or ()), {"name": "shell", "hostPath": {"path": str(folder)}}]
+    spec["activeDeadlineSeconds"] = _LONGEST_S
+    spec.pop("nodeName", None)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{metadata['name'][:48].rstrip('-.')}-shell-{uuid.uuid4().hex[:6]}",
+            "namespace": metadata["namespace"],
+            "labels": labels,
+            "annotations": metadata.get("annotations") or {},
+        },
+        "spec": spec,
+    }
 
 
 def prepare_folder(folder: Path, task: Json, argv: Sequence[str]) -> None:
@@ -64,10 +113,6 @@ def prepare_folder(folder: Path, task: Json, argv: Sequence[str]) -> None:
             link = folder / "inputs" / (name if len(value["artifacts"]) == 1 else f"{name}-{number}")
             if artifact["uri"].startswith("/") and not link.is_symlink():
                 link.symlink_to(artifact["uri"])
-    (folder / ".shallop").mkdir(exist_ok=True)
-    package = folder / ".shallop" / "shallop_pod"
-    if not package.is_symlink():
-        package.symlink_to(Path(str(shallop_pod.__file__)).parent)
     words = [shlex.quote(word) for word in argv]
     component = recognise_component(list(argv))
     if component is not None and component.source in argv:
@@ -77,35 +122,10 @@ def prepare_folder(folder: Path, task: Json, argv: Sequence[str]) -> None:
     command = f"exec python3 -m shallop_pod.launcher --task @task.json -- {' '.join(words)}"
     _write_once(folder / "run.sh", f'#!/bin/sh\ncd "$(dirname "$0")"\n{command}\n')
     (folder / "run.sh").chmod(0o755)
+    os.makedirs(outputs, exist_ok=True)
 
 
 def _write_once(path: Path, text: str) -> None:
     """Leave a file alone that the user may have changed since."""
     if not path.exists():
         path.write_text(text)
-
-
-async def _variables(env: Sequence[Mapping[str, Any]], pod: Json, kubeconfig: str) -> dict[str, str]:
-    """Resolve the variables of the container, those from Secrets and ConfigMaps too."""
-    from shallop.kube.remote import RemoteClient, load_kubeconfig
-
-    values: dict[str, str] = {}
-    async with RemoteClient(load_kubeconfig(kubeconfig)) as client:
-        for one in env:
-            source = one.get("valueFrom") or {}
-            if not source:
-                values[one["name"]] = one.get("value", "")
-            elif field_path := (source.get("fieldRef") or {}).get("fieldPath", "").removeprefix("metadata."):
-                values[one["name"]] = str(pod["metadata"].get(field_path, ""))
-            for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
-                if reference := source.get(field):
-                    try:
-                        obj = await client.get(Gvk("v1", kind), reference["name"], pod["metadata"]["namespace"])
-                        raw = obj["data"][reference["key"]]
-                    except (NotFoundError, KeyError):
-                        if reference.get("optional"):
-                            continue
-                        message = f"variable {one['name']}: {kind} {reference['name']!r} has no {reference['key']!r}."
-                        raise ShallopError(message) from None
-                    values[one["name"]] = base64.b64decode(raw).decode() if kind == "Secret" else raw
-    return values

@@ -769,3 +769,14 @@ def test_metrics_count_runs_and_tasks(server: Server) -> None:
     assert 'shallop_pipelines_runs{state="PENDING"} 1\n' in text
     assert 'shallop_pipelines_runs{state="FAILED"} 0\n' in text
     assert 'shallop_pipelines_task_seconds{state="SUCCEEDED"} 2.5\n' in text
+
+
+def test_tasks_are_listed_and_shown(server: Server) -> None:
+    run_id = submit(server).json["run_id"]
+    put_task(server, run_id)
+    (task,) = server.call("GET", "/tasks", run_id=run_id).json["tasks"]
+    assert (task["task_id"], task["state"], task["pod_name"]) == ("t", "SUCCEEDED", "pod-1")
+    assert server.call("GET", "/tasks/t").json == task
+    assert "tasks" not in server.call("GET", "/tasks", run_id=run_id, parent_id="other").json
+    assert "run_id: required" in server.call("GET", "/tasks").detail
+    assert server.call("GET", "/tasks/x").status == 404
