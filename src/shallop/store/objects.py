@@ -215,5 +215,6 @@ def delete(uri: str, access: Access) -> None:
 def _failed(what: str, uri: str, error: Exception) -> ObjectStoreError:
     reason = " ".join(str(error).split())[:500]
     return ObjectStoreError(
-        f"{uri.partition('?')[0]}: {what}: {reason}. Endpoint and credentials are in ConfigMap kubeflow/kfp-launcher."
+        f"{uri.partition('?')[0]}: {what}: {reason}. Endpoint and credentials are in ConfigMap "
+        "kfp-launcher of the run's namespace."
     )
