@@ -1,50 +1,198 @@
-"""Wrong input is refused at the door, with where and what to do, and nothing is half-made."""
+"""Whatever clients send, a model server and the gateway before it answer rightly, live on and keep nothing of it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec:\n  containers: "
+from shallop.gateway.proxy import Gateway
+from shallop.gateway.routes import Backend, Route, RouteTable
+from shallop_pod.modelserver.models import Model
+from shallop_pod.modelserver.server import ModelServer
+
+pytest.importorskip("numpy")
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 30.0
+V1, V2 = b"/v1/models/m:predict", b"/v2/models/m/infer"
+GOOD = b'{"instances":[[1.0,2.0]]}'
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("a: [", "no YAML"),
-        ("kind: Pod", "apiVersion"),
-        (POD + "[{name: c, image: python, comand: [true]}]", "comand"),
-        (POD + '"none"', "containers"),
-        ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: bad}\na: &a [*a]", "aliases expand"),
-        ("apiVersion: acme.example/v1\nkind: Rocket\nmetadata: {name: bad}", "Rocket"),
-    ],
-)
-def test_apply_names_what_is_wrong_and_makes_nothing(platform: Any, tmp_path: Path, text: str, says: str) -> None:
-    file = tmp_path / "bad.yaml"
-    file.write_text(text)
-    done = platform.command("apply", "-f", str(file), check=False)
-    assert done.returncode == 1, done.stdout
-    assert says in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert "bad" not in platform.kubectl("get", "pods,configmaps", "-o", "name")
+class World:
+    """A model that adds up rows of two numbers, asked directly or through a gateway."""
+
+    def __init__(self) -> None:
+        self.server = ModelServer([Model("m", "sklearn", self._predict, 2)], inline=True)
+        table = RouteTable()
+        table.replace_routes([Route(b"", b"/", False, None, (Backend("ns", "m", 80),), (), "ns/m", 0.0)])
+        self.gateway = Gateway(table)
+        self.ports: dict[str, int] = {}
+        self._listeners: list[asyncio.Server] = []
+
+    @staticmethod
+    def _predict(rows: Any) -> Any:
+        if rows.ndim != 2 or rows.shape[1] != 2:
+            raise ValueError(f"rows of 2 numbers are expected, found shape {rows.shape}")
+        return rows.sum(axis=1)
+
+    async def start(self) -> None:
+        for name, connect in (("model server", self.server.connect), ("gateway", self.gateway.connect)):
+            listener = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0, backlog=1024)
+            self._listeners.append(listener)
+            self.ports[name] = listener.sockets[0].getsockname()[1]
+        self.gateway.table.endpoints = {("ns", "m"): [("127.0.0.1", {"": self.ports["model server"]})]}
+
+    async def stop(self) -> None:
+        self.gateway.close()
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.server.connections):
+            connection.finish_and_close()
+        await self.settled()
+
+    async def settled(self, left: int = 0) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while len(self.server.connections) > left or self.gateway.clients:
+                await asyncio.sleep(0.005)
+
+    async def send(self, where: str, data: bytes, *, end: bool = False) -> tuple[int, Any]:
+        """Send bytes and read one answer; ``end`` closes our half of the connection after them."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[where])
+        try:
+            writer.write(data)
+            if end:
+                writer.write_eof()
+            async with asyncio.timeout(DEADLINE_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+                return int(head.split(b" ")[1]), json.loads(await reader.readexactly(length))
+        finally:
+            writer.close()
+
+    async def predicts(self, where: str) -> None:
+        assert await self.send(where, post(V1, GOOD)) == (200, {"predictions": [3.0]})
 
 
-def test_logs_of_an_unknown_pod(platform: Any) -> None:
-    done = platform.command("logs", "nobody", check=False)
-    assert done.returncode == 1
-    assert "nobody" in done.stderr and "Traceback" not in done.stderr
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
 
 
-def test_a_second_platform_on_the_same_home(platform: Any) -> None:
-    done = platform.command("up", "--port", "auto", check=False)
-    assert done.returncode == 1
-    assert "already running" in done.stderr and "shallop down" in done.stderr
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST %s HTTP/1.1" % path, b"host: m", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join([*lines, b"", body])
 
 
-def test_a_taken_port_names_setting_and_flag(platform: Any, tmp_path: Path) -> None:
-    port = platform.web.rpartition(":")[2]
-    other = type(platform)(tmp_path / "home")
-    done = other.command("up", "--detach", "--port", "auto", "--web-port", port, check=False)
-    assert done.returncode == 1
-    assert "web_port" in done.stderr and "--web-port" in done.stderr
+def v2(**tensor: Any) -> bytes:
+    made = {"name": "a", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]} | tensor
+    return json.dumps({"inputs": [made]}).encode()
+
+
+HEADER = b"inference-header-content-length: %d"
+BINARY = v2(data=None, parameters={"binary_data_size": 16})
+
+
+REQUESTS = [
+    (post(V1, b""), 400),
+    (post(V1, b"\xff\xfe"), 400),
+    (post(V1, b'{"instances": [[1, NaN]]}'), 400),
+    (post(V1, b'{"instances": [[1, 2], [3]]}'), 400),
+    (post(V1, b'{"instances": [[1, 2, 3]]}'), 400),
+    (post(V1, b'{"instances": [["a", "b"]]}'), 400),
+    (post(V1, b'{"instances": {"a": 1}}'), 400),
+    (post(V1, b'{"instances": []}'), 400),
+    (post(V1, b"[" * 50_000), 400),
+    (post(V2, b"{}"), 400),
+    (post(V2, v2(shape=[2, 2])), 400),
+    (post(V2, v2(shape=[-1, 2])), 400),
+    (post(V2, v2(shape="2")), 400),
+    (post(V2, v2(datatype="FP128")), 400),
+    (post(V2, v2(data=["x", "y"])), 400),
+    (post(V2, BINARY + b"12345678", HEADER % len(BINARY)), 400),
+    (post(V2, BINARY, HEADER % 10**6), 400),
+    (post(V2, BINARY, b"inference-header-content-length: -1"), 400),
+    (post(V2, v2(data=None, parameters={"binary_data_size": -5}) + b"x" * 16), 400),
+    (post(V2, v2(data=None, parameters={"binary_data_size": "all"})), 400),
+    (post(b"/v1/models/nobody:predict", GOOD), 404),
+    (post(b"/v2/models/nobody/infer", v2()), 404),
+    (post(b"/nothing", GOOD), 404),
+    (b"BREW / HTTP/1.1\r\nhost: m\r\ncontent-length: 0\r\n\r\n", 405),
+    (b"nonsense\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nhost: m\r\ncontent-length: many\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nhost: m\r\ncontent-length: %s\r\n\r\n" % (b"9" * 5000), 400),
+    (b"POST / HTTP/1.1\r\nhost: m\r\ncontent-length: %d\r\n\r\n" % 2**40, 413),
+    (b"POST / HTTP/1.1\r\nhost: m\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+    (b"POST / HTTP/1.1\r\nhost: m\r\n" + b"x-long: " + b"y" * 70_000, 431),
+]
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+@pytest.mark.parametrize(("request_", "status"), REQUESTS, ids=map(str, range(len(REQUESTS))))
+async def test_it_is_told_what_is_wrong_in_the_shape_of_errors(
+    world: World, where: str, request_: bytes, status: int
+) -> None:
+    found, said = await world.send(where, request_)
+    assert found == status, said
+    assert isinstance(said["error"], str)
+    assert said["error"]
+    await world.predicts(where)
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_half_a_request_is_forgotten_with_its_connection(world: World, where: str) -> None:
+    whole = post(V1, GOOD)
+    for cut in (1, 20, len(whole) - len(GOOD), len(whole) - 1):
+        _, writer = await asyncio.open_connection("127.0.0.1", world.ports[where])
+        writer.write(whole[:cut])
+        await writer.drain()
+        writer.close()
+    await world.predicts(where)
+    world.gateway.close_idle_except(())
+    await world.settled()
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_a_client_that_sends_byte_by_byte_is_answered(world: World, where: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.ports[where])
+    for byte in post(V1, GOOD):
+        writer.write(bytes((byte,)))
+        await writer.drain()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await reader.readuntil(b"}")).endswith(b"3.0]}")
+    writer.close()
+
+
+async def test_requests_sent_ahead_without_reading_do_not_fill_the_memory(world: World) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.ports["gateway"])
+    flood = post(V1, GOOD) * 5000
+    writer.write(flood)
+    await asyncio.sleep(0.05)
+    await world.predicts("gateway")
+    async with asyncio.timeout(DEADLINE_S):
+        for _ in range(5000):
+            await reader.readuntil(b"3.0]}")
+    writer.close()
+
+
+async def test_hundreds_of_idle_connections_take_nothing_from_others(world: World) -> None:
+    count = min(300, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    idle = [await asyncio.open_connection("127.0.0.1", world.ports["gateway"]) for _ in range(count)]
+    for _, writer in idle[::3]:
+        writer.write(b"POST /v1/mod")
+    for _, writer in idle[1::3]:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+    await asyncio.gather(*(world.predicts("gateway") for _ in range(20)))
+    for _, writer in idle:
+        writer.close()
+    world.gateway.close_idle_except(())
+    await world.settled()

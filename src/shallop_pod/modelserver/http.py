@@ -35,6 +35,7 @@ class Connection(asyncio.Protocol):
         self._chunks: bytearray | None = None
         self._busy = False
         self._close = False
+        self._paused = False
         self._without_body = False
         self._chunked = True
         self._on_lost: Callable[[], None] | None = None
@@ -54,6 +55,10 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         if not self._busy:
             self._advance()
+        elif len(self._buffer) > _MAX_HEAD and not self._paused:
+            # Requests sent ahead wait in the kernel until this one is answered.
+            self._paused = True
+            self._transport.pause_reading()
 
     def finish_and_close(self) -> None:
         """Close now when idle, else after the answer under way."""
@@ -108,7 +113,7 @@ class Connection(asyncio.Protocol):
             self._chunks = bytearray()
         else:
             length = headers.get(b"content-length", b"0")
-            if not length.isdigit():
+            if not length.isdigit() or len(length) > 18:
                 raise ProtocolError("Content-Length is no number")
             self._length = int(length)
             if self._length > _MAX_BODY:
@@ -190,6 +195,9 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         self._busy = False
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
         if self._close:
             self._transport.close()
         elif self._buffer:

@@ -21,7 +21,16 @@ try:
         """Write JSON; arrays are written without a detour over lists."""
         return bytes(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=_plain))
 except ModuleNotFoundError:  # the environment of a custom image may lack it
-    loads = json.loads
+
+    def loads(value: bytes) -> Any:
+        """Read JSON, as strictly as orjson: NaN is none, and neither is what nests too deep."""
+        try:
+            return json.loads(value, parse_constant=_refuse)
+        except RecursionError as error:
+            raise ValueError("it nests too deep") from error
+
+    def _refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON value")
 
     def dumps(value: Any) -> bytes:
         return json.dumps(value, default=_plain).encode()
