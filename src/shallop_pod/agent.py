@@ -305,6 +305,19 @@ class Agent:
             kept_headers = [(k, v) for k, v in response.getheaders() if k.lower() not in (*_HOP, "content-length")]
             return Answer(response.status, kept_headers, content)
 
+    def splice(self, client: socket.socket) -> None:
+        """Carry bytes between a client and the component until both have ended."""
+        try:
+            component = socket.create_connection((self._host, self._options.component_port), self._options.timeout_s)
+        except OSError:
+            return
+        with component:
+            component.settimeout(None)
+            back = threading.Thread(target=_copy, args=(component, client), daemon=True)
+            back.start()
+            _copy(client, component)
+            back.join()
+
     def _metrics(self, headers: Mapping[str, str]) -> Answer:
         try:
             own = self._ask("GET", "/metrics", headers, b"")
@@ -316,10 +329,37 @@ class Agent:
         return Answer(200, [("Content-Type", "text/plain; version=0.0.4")], body)
 
 
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    """Copy until the source ends, and say so to the target."""
+    try:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        # One of both is gone: the other one shall not wait.
+        for end in (source, target):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     agent: Agent
+
+    def handle(self) -> None:
+        """Answer requests of HTTP/1.1; what speaks HTTP/2, as gRPC does, is passed on as it is."""
+        try:
+            http2 = self.connection.recv(3, socket.MSG_PEEK | socket.MSG_WAITALL) == b"PRI"
+        except OSError:
+            return
+        if http2:
+            self.close_connection = True
+            self.agent.splice(self.connection)
+        else:
+            super().handle()
 
     def _handle(self) -> None:
         length = self.headers.get("Content-Length") or "0"

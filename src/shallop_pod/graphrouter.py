@@ -55,6 +55,10 @@ class Graph:
         self._nodes: Mapping[str, Any] = spec["nodes"]
         timeouts = spec.get("routerTimeouts") or {}
         self._timeout_s = float(timeouts.get("serviceClient") or spec.get("timeout") or 300)
+        # Of one read or write of a client's connection, and between its requests.
+        self.read_s = float(timeouts.get("serverRead") or 60)
+        self.write_s = float(timeouts.get("serverWrite") or 60)
+        self.idle_s = float(timeouts.get("serverIdle") or 180)
         self._propagated = re.compile("|".join(f"(?:{part.strip()})" for part in headers.split(",")), re.IGNORECASE)
         self._connections = threading.local()
 
@@ -180,6 +184,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     graph: Graph
 
+    def handle_one_request(self) -> None:
+        self.connection.settimeout(self.graph.idle_s)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        self.connection.settimeout(self.graph.read_s)
+        return super().parse_request()
+
     def do_GET(self) -> None:
         self._send(Answer(200, b'{"status":"alive"}'))
 
@@ -192,6 +204,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(self.graph.answer(self.rfile.read(int(length)), dict(self.headers.items())))
 
     def _send(self, answer: Answer) -> None:
+        self.connection.settimeout(self.graph.write_s)
         self.send_response(answer.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer.body)))

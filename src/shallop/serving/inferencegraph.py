@@ -2,7 +2,7 @@
 InferenceGraph: requests that go through several services, one after the other or side by side.
 
 Honoured: ``nodes`` of all router types with ``serviceName``, ``serviceUrl``, ``nodeName``, ``data``, ``weight``,
-``condition``, ``dependency``, ``mapPredictionsToInstances``; ``timeout``, ``routerTimeouts.serviceClient``,
+``condition``, ``dependency``, ``mapPredictionsToInstances``; ``timeout``, ``routerTimeouts``,
 ``minReplicas``, ``maxReplicas``, ``scaleTarget``, ``scaleMetric``, ``resources`` and Pod placement. A router Pod, as a
 Knative Service of the graph's name, does the work.
 
