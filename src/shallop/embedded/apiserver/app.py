@@ -235,6 +235,9 @@ class App:
         if path == "/":
             return Answer.of({"paths": self._documents.paths()})
         if parts[0] == "openapi":
+            if parts == ["openapi", "v2"] and openapi_v2.WANTED not in request.accept:
+                documents = self._documents.bodies()
+                return Answer(await asyncio.to_thread(openapi_v2.render, documents))
             return self._openapi(request, parts)
         if parts[0] in ("api", "apis"):
             return self._discovery(request, parts)
@@ -634,6 +637,10 @@ class _Documents:
             ]
             cached = self._openapi[version] = (resources, openapi.render_document(version, served))
         return cached[1]
+
+    def bodies(self) -> list[bytes]:
+        versions = dict.fromkeys(resource.api_version for resource in self._registry.all())
+        return [document.body for version in versions if (document := self.openapi(version)) is not None]
 
     def index(self) -> bytes:
         versions = dict.fromkeys(resource.api_version for resource in self._registry.all())

@@ -132,3 +132,25 @@ def test_descriptions_name_fields_that_exist() -> None:
     for message, texts in DESCRIPTIONS.items():
         assert builtin_types.is_message(message), message
         assert texts.keys() - {""} <= builtin_types.fields(message).keys(), message
+
+
+def test_version_2_has_all_of_version_3_in_one_document(api: Any) -> None:
+    async def test(http: Any) -> None:
+        answer = await http("GET", "/openapi/v2", headers=[("accept", "application/json")])
+        assert answer.status == 200
+        document = answer.body
+        assert document["swagger"] == "2.0"
+        known = {f"#/definitions/{name}" for name in document["definitions"]}
+        assert set(references(document)) <= known
+        pod = document["definitions"]["io.k8s.api.core.v1.Pod"]
+        assert pod["x-kubernetes-group-version-kind"] == [{"group": "", "version": "v1", "kind": "Pod"}]
+        assert pod["properties"]["spec"]["$ref"] == "#/definitions/io.k8s.api.core.v1.PodSpec"
+        containers = document["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"]
+        assert (containers["type"], containers["x-kubernetes-patch-merge-key"]) == ("array", "name")
+        path = document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]
+        assert {parameter["name"] for parameter in path["parameters"]} == {"namespace", "name"}
+        assert "fieldValidation" in {parameter["name"] for parameter in path["patch"]["parameters"]}
+        assert path["put"]["parameters"][-1]["schema"] == {"$ref": "#/definitions/io.k8s.api.core.v1.Pod"}
+        assert not {"oneOf", "anyOf", "allOf"} & {key for value in document["definitions"].values() for key in value}
+
+    api(test)
