@@ -123,10 +123,11 @@ def render_status(replicaset: Object, pods: Sequence[Object], failure: str, now:
     status["terminatingReplicas"] = sum(is_deleting(pod) and not is_terminal(pod) for pod in pods)
     status["observedGeneration"] = replicaset["metadata"].get("generation", 1)
     conditions = list((replicaset.get("status") or {}).get("conditions") or ())
-    if failure:
-        conditions = set_condition(conditions, "ReplicaFailure", "True", "FailedCreate", failure, now)
-    else:
+    if not failure:
         conditions = [condition for condition in conditions if condition["type"] != "ReplicaFailure"]
+    elif not any(c["type"] == "ReplicaFailure" and c["status"] == "True" for c in conditions):
+        # Kept as it was first: it names the Pod, another one in each attempt, and a changed status brings the next.
+        conditions = set_condition(conditions, "ReplicaFailure", "True", "FailedCreate", failure, now)
     if conditions:
         status["conditions"] = conditions
     return status

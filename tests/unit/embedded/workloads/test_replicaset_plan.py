@@ -99,6 +99,9 @@ def test_a_failed_create_is_a_condition_until_it_works() -> None:
     failed = render_status(replicaset(), [], "quota exceeded", NOW)
     assert failed["conditions"][0]["type"] == "ReplicaFailure"
     assert "conditions" not in render_status(replicaset() | {"status": failed}, [], "", NOW)
+    # The next attempt names another Pod: a status that changed for it would bring one more at once.
+    again = render_status(replicaset() | {"status": failed}, [], "quota exceeded for another name", NOW)
+    assert again == failed
 
 
 @given(
