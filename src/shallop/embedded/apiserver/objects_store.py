@@ -132,11 +132,13 @@ class Subscription:
         """Return what has come, waiting for at least one; empty on timeout or when closed."""
         if not self.pending and not self.closed:
             self._wakeup.clear()
+            loop = asyncio.get_running_loop()
+            timer = None if timeout_s is None else loop.call_later(timeout_s, self._wakeup.set)
             try:
-                async with asyncio.timeout(timeout_s):
-                    await self._wakeup.wait()
-            except TimeoutError:
-                return []
+                await self._wakeup.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
         changes = list(self.pending)
         self.pending.clear()
         return changes
