@@ -13,6 +13,7 @@ __all__ = ["Application", "Connection"]
 
 _MAX_HEAD = 64 * 1024
 _MAX_BODY = 512 * 2**20
+_LARGE_BODY = 64 * 1024
 
 
 class Application(Protocol):
@@ -32,6 +33,9 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._head: tuple[str, str, dict[bytes, bytes]] | None = None
         self._length = 0
+        # Pieces of a large body that is not complete, and how many bytes it lacks.
+        self._parts: list[bytes] | None = None
+        self._missing = 0
         self._chunks: bytearray | None = None
         self._busy = False
         self._close = False
@@ -52,7 +56,15 @@ class Connection(asyncio.Protocol):
             self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
+        if self._parts is not None:
+            self._parts.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            # Joined once, instead of growing a buffer by each piece.
+            self._buffer, self._parts = bytearray().join(self._parts), None
+        else:
+            self._buffer += data
         if not self._busy:
             self._advance()
         elif len(self._buffer) > _MAX_HEAD and not self._paused:
@@ -132,7 +144,13 @@ class Connection(asyncio.Protocol):
 
     def _read_sized(self) -> bytes | None:
         if len(self._buffer) < self._length:
+            if self._length > _LARGE_BODY:
+                self._parts, self._missing = [bytes(self._buffer)], self._length - len(self._buffer)
             return None
+        if len(self._buffer) == self._length > _LARGE_BODY:
+            # Handed over, not copied; whoever reads bytes reads it as well.
+            whole, self._buffer = self._buffer, bytearray()
+            return cast(bytes, whole)
         body = bytes(memoryview(self._buffer)[: self._length])
         del self._buffer[: self._length]
         return body
@@ -166,7 +184,12 @@ class Connection(asyncio.Protocol):
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n"
             f"content-length: {len(body)}\r\n{extra}{closing}\r\n"
         )
-        self._transport.write(head.encode("latin-1") + (b"" if self._without_body else body))
+        if self._without_body:
+            self._transport.write(head.encode("latin-1"))
+        elif len(body) > _LARGE_BODY:
+            self._transport.writelines((head.encode("latin-1"), body))
+        else:
+            self._transport.write(head.encode("latin-1") + body)
         self._finish()
 
     def start_stream(self, content_type: str, on_lost: Callable[[], None]) -> None:

@@ -356,7 +356,9 @@ def render_v2(model: str, request: Request, result: Any) -> tuple[bytes, int | N
         datatype = datatype_of(array)
         output: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
         if request.binary:
-            chunk = _join_bytes(array) if datatype == "BYTES" else np.ascontiguousarray(array).tobytes()
+            flat: Any = np.ascontiguousarray(array).reshape(-1)
+            # A view: the bytes are copied once, into the answer.
+            chunk = _join_bytes(array) if datatype == "BYTES" else memoryview(flat.view("u1"))
             output["parameters"] = {"binary_data_size": len(chunk)}
             chunks.append(chunk)
         else:

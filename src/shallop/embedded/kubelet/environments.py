@@ -53,7 +53,8 @@ _INFO_FILE = "shallop-environment.json"
 _USED_FILE = "shallop-used"
 # Raise it when the layout changes: older environments are then not found, and age out.
 _LAYOUT = 1
-_NOT_COMPILED = "/tests?/"
+# Of the hundreds of architectures of transformers a Pod uses one; Python compiles it when it is first imported.
+_NOT_COMPILED = "/tests?/|/transformers/models/"
 _PRELOADS = {
     "numpy": "numpy",
     "pandas": "pandas",
