@@ -2,9 +2,9 @@
 Predictions of models of several libraries, asked of the model server itself, without a gateway.
 
 ``python benchmarks/model_formats.py``, in an environment with numpy, uvloop, orjson and the libraries to measure: what
-is missing is left out. Each is asked over one connection, one request after the other, with 1 and 1,000 rows,
-in JSON (V1) and as a binary tensor (V2). ``floor`` is the library's own ``predict`` in this process. ``echo`` is a model
-that answers with the tensor of 1 MB it was sent; its floor is a server that reads as many bytes and writes as many.
+is missing is left out. Each is asked over one connection, one request after the other, with 1 and 1,000 rows, in JSON
+(V1) and as a binary tensor (V2); ``predict`` is the library's own, in this process. ``echo`` is a model that answers
+with the tensor of 1 MB it was sent; its floor is a server that reads as many bytes and writes as many.
 """
 
 from __future__ import annotations

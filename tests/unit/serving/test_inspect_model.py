@@ -140,3 +140,38 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     list(module._windows(module._decompressed(io.BytesIO(data), data[:6])))
     module._sklearn_version(data)
     module._ubj_version(b"version[" + data)
+
+
+def test_an_mlflow_model_names_what_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "MLmodel").write_text("flavors: {}\n")
+    (tmp_path / "conda.yaml").write_text(
+        "dependencies:\n- python=3.11\n- pip:\n  - mlflow==3.1.0\n  - scikit-learn==1.5.1\n"
+    )
+    found = inspect_model(tmp_path)
+    assert found is not None
+    assert found.requirements == ("mlflow-skinny==3.1.0", "numpy", "pandas", "scikit-learn==1.5.1")
+    (tmp_path / "requirements.txt").write_text("mlflow[extras]==3.2.0  # as tracked\n--index-url x\npandas<3\n")
+    found = inspect_model(tmp_path)
+    assert found is not None
+    assert found.requirements == ("mlflow-skinny==3.2.0", "numpy", "pandas<3")
+
+
+def test_requirements_beside_a_model_win_over_its_bytes(tmp_path: Path) -> None:
+    shutil.copy(MODELS / "plain.joblib", tmp_path / "model.joblib")
+    plain = inspect_model(tmp_path)
+    assert plain is not None
+    assert any(line.startswith("scikit-learn==") for line in plain.requirements)
+    (tmp_path / "requirements.txt").write_text("scikit-learn==9.9\nextra\n")
+    found = inspect_model(tmp_path)
+    assert found is not None
+    assert {"scikit-learn==9.9", "extra"} <= set(found.requirements)
+    assert len([line for line in found.requirements if line.startswith("scikit-learn")]) == 1
+
+
+def test_names_of_files_tell_the_formats_of_a_repository(tmp_path: Path) -> None:
+    for name in ("a/1/model.onnx", "b/1/model.pt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    found = inspect_model(tmp_path)
+    assert found is not None
+    assert (found.requirements, found.formats) == ((), ("onnx", "pytorch"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,6 +25,15 @@ class Wire:
 
     def write(self, data: bytes) -> None:
         self.data += data
+
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        self.data += b"".join(parts)
+
+    def pause_reading(self) -> None:
+        """Pieces come when the test says so."""
+
+    def resume_reading(self) -> None:
+        """As above."""
 
     def close(self) -> None:
         self.closed = True
@@ -88,3 +100,31 @@ def test_answers_to_head_have_no_body() -> None:
     (answer,) = ask(lambda rows: rows, head + b"GET /none HTTP/1.1\r\n\r\n")
     assert answer.count(b"HTTP/1.1 ") == 2
     assert b"\r\n\r\nHTTP/1.1 404" in answer
+
+
+def test_a_large_tensor_comes_in_pieces_with_a_request_behind_it() -> None:
+    tensor = np.arange(50_000, dtype="<f4").reshape(1000, 50)
+    size = {"binary_data_size": tensor.nbytes}
+    described = {"name": "x", "shape": list(tensor.shape), "datatype": "FP32", "parameters": size}
+    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d" % (len(head) + tensor.nbytes, len(head))
+    request = b"POST /v2/models/m/infer HTTP/1.1\r\n%b\r\n\r\n%b%b" % (lengths, head, tensor.tobytes())
+    behind = b"GET /v2/health/live HTTP/1.1\r\n\r\n"
+
+    async def session(*pieces: bytes) -> bytes:
+        server = ModelServer([Model("m", "sklearn", lambda rows: rows, 50)], inline=True)
+        wire, connection = Wire(), server.connect()
+        connection.connection_made(wire)  # type: ignore[arg-type]
+        for piece in pieces:
+            connection.data_received(piece)  # type: ignore[attr-defined]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return wire.data
+
+    whole = request + behind
+    for cuts in ([], [100], [100, 90_000], [len(request) - 1], [len(request)], [1000, len(request) + 3]):
+        ends = [0, *cuts, len(whole)]
+        answer = asyncio.run(session(*(whole[a:b] for a, b in pairwise(ends))))
+        first, _, second = answer.partition(b"HTTP/1.1 200 OK")[2].partition(b"HTTP/1.1 200 OK")
+        assert first.endswith(tensor.tobytes()), cuts
+        assert b"live" in second, cuts
