@@ -21,6 +21,7 @@ import instance
 
 from shallop.tuning.algorithms import ALGORITHMS
 from shallop.tuning.algorithms.contract import Past, Problem
+from shallop.tuning.earlystopping import asha_stops, median_rules, rules_fire
 from shallop.tuning.space import parse_parameter
 
 TRIALS, SEEDS, EPOCHS = 30, 5, 9
@@ -36,6 +37,14 @@ FOUR = space(
     ("b", "double", {"min": "0.001", "max": "1", "distribution": "logUniform"}),
     ("c", "int", {"min": "1", "max": "64"}),
     ("d", "categorical", {"list": ["x", "y", "z"]}),
+)
+
+SGD = space(
+    ("rate", "double", {"min": "0.0001", "max": "100", "distribution": "logUniform"}),
+    ("alpha", "double", {"min": "0.000001", "max": "1", "distribution": "logUniform"}),
+    ("ratio", "double", {"min": "0", "max": "1"}),
+    ("power", "double", {"min": "0", "max": "1"}),
+    ("loss", "categorical", {"list": ["log_loss", "hinge", "modified_huber", "perceptron"]}),
 )
 
 
@@ -116,14 +125,9 @@ def digits() -> Callable[[dict[str, str], Any, int], tuple[float, Any]]:
 def play(name: str, seed: int, train: Callable[[dict[str, str], Any, int], tuple[float, Any]]) -> float:
     """Search with two trials always on and a budget of TRIALS * EPOCHS epochs; return the least error found."""
     by_epochs, population = name in ("hyperband", "asha"), name == "pbt"
-    parameters = space(
-        ("rate", "double", {"min": "0.0001", "max": "100", "distribution": "logUniform"}),
-        ("alpha", "double", {"min": "0.000001", "max": "1", "distribution": "logUniform"}),
-        ("ratio", "double", {"min": "0", "max": "1"}),
-        ("power", "double", {"min": "0", "max": "1"}),
-        ("loss", "categorical", {"list": ["log_loss", "hinge", "modified_huber", "perceptron"]}),
-    )
-    if name in ("grid", "pbt"):
+    listed = name in ("grid", "pbt", "random-listed")
+    parameters = SGD
+    if listed:
         rates = {"list": ["0.0001", "0.001", "0.01", "0.1", "1", "10", "100"]}
         alphas = {"list": ["0.000001", "0.0001", "0.01", "1"]}
         shares = {"list": ["0", "0.25", "0.5", "0.75", "1"]}
@@ -135,7 +139,7 @@ def play(name: str, seed: int, train: Callable[[dict[str, str], Any, int], tuple
     if population:
         settings = {"suggestion_trial_dir": "/c", "n_population": "8", "truncation_threshold": "0.25"}
     problem = Problem(name, parameters, False, seed, settings)
-    algorithm, budget, history = ALGORITHMS[name](), TRIALS * EPOCHS, []
+    algorithm, budget, history = ALGORITHMS[name.removesuffix("-listed")](), TRIALS * EPOCHS, []
     models: dict[str, Any] = {}
     best, ended = 1.0, False
     while budget > 0:
@@ -172,18 +176,56 @@ def table() -> list[dict[str, Any]]:
     train = digits()
     names = [name for name in ALGORITHMS if name not in ("enas", "darts")]
     found = {name: [100 * play(name, seed, train) for seed in range(SEEDS)] for name in names}
-    chance = found["random"]
+    # Algorithms that need values to choose from are measured against chance among the same values.
+    listed = [100 * play("random-listed", seed, train) for seed in range(SEEDS)]
+    chances = {name: listed if name in ("grid", "pbt") else found["random"] for name in names}
     return [
         {
             "case": f"digits, error in percent: {name}",
             "mean": statistics.fmean(errors),
-            "random": statistics.fmean(chance),
-            "wins_or_ties": sum(mine <= other for mine, other in zip(errors, chance, strict=True)),
+            "random": statistics.fmean(chances[name]),
+            "wins_or_ties": sum(mine <= other for mine, other in zip(errors, chances[name], strict=True)),
             "seeds": SEEDS,
             "each": " ".join(f"{error:.2f}" for error in errors),
         }
         for name, errors in found.items()
     ]
+
+
+def stopping() -> list[dict[str, Any]]:
+    """Run random searches with and without stopping trials that fall behind; count epochs."""
+    train = digits()
+    rows = []
+    for rule in ("none", "medianstop", "asha"):
+        epochs, errors = 0, []
+        for seed in range(SEEDS):
+            past: list[list[float]] = []
+            for proposal in ALGORITHMS["random"]().suggest(Problem("random", SGD, False, seed), [], TRIALS).proposals:
+                reports: list[float] = []
+                model = None
+                rules = median_rules({}, "error", False, past) if rule == "medianstop" else []
+                stopped = False
+                while len(reports) < EPOCHS and not stopped:
+                    error, model = train(proposal.assignments, model, 1)
+                    reports.append(error)
+                    stopped = rules_fire(rules, {"error": reports}, "error", False)
+                    stopped = stopped or (rule == "asha" and asha_stops({}, reports, past, False))
+                epochs += len(reports)
+                if not stopped or rule == "asha":
+                    past.append(reports)
+            errors.append(100 * min(min(reports) for reports in past))
+        budget = SEEDS * TRIALS * EPOCHS
+        rows.append(
+            {
+                "case": f"digits, early stopping of random search: {rule}",
+                "mean": statistics.fmean(errors),
+                "epochs": epochs,
+                "saved_percent": 100 * (1 - epochs / budget),
+                "seeds": SEEDS,
+                "each": " ".join(f"{error:.2f}" for error in errors),
+            }
+        )
+    return rows
 
 
 def main() -> None:
@@ -197,7 +239,7 @@ def main() -> None:
         subprocess.run(command, check=True)
         sys.path.append(folder)
         warnings.simplefilter("ignore")
-        rows += table()
+        rows += table() + stopping()
     instance.write("searches", rows)
 
 

@@ -60,8 +60,11 @@ def xgboost_digits():
     from xgboost import collective
     from xgboost.tracker import RabitTracker
 
-    rank, world = int(os.environ["DMLC_TASK_ID"]), int(os.environ["DMLC_NUM_WORKER"])
-    uri, port = os.environ["DMLC_TRACKER_URI"], int(os.environ["DMLC_TRACKER_PORT"])
+    # What a TrainJob sets, or a classic XGBoostJob.
+    rank = int(os.environ.get("DMLC_TASK_ID") or os.environ["RANK"])
+    world = int(os.environ.get("DMLC_NUM_WORKER") or os.environ["WORLD_SIZE"])
+    uri = os.environ.get("DMLC_TRACKER_URI") or os.environ["MASTER_ADDR"]
+    port = int(os.environ.get("DMLC_TRACKER_PORT") or os.environ["MASTER_PORT"])
     if rank == 0:
         tracker = RabitTracker(n_workers=world, host_ip="0.0.0.0", port=port, sortby="task")
         tracker.start()
@@ -144,8 +147,12 @@ def jax_sum():
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
 
-    rank, world = int(os.environ["JAX_PROCESS_ID"]), int(os.environ["JAX_NUM_PROCESSES"])
-    jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], world, rank)
+    # What a TrainJob sets, or a classic JAXJob.
+    rank = int(os.environ.get("JAX_PROCESS_ID") or os.environ["PROCESS_ID"])
+    world = int(os.environ.get("JAX_NUM_PROCESSES") or os.environ["NUM_PROCESSES"])
+    head = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    head = head or f"{os.environ['COORDINATOR_ADDRESS']}:{os.environ['COORDINATOR_PORT']}"
+    jax.distributed.initialize(head, world, rank)
     total = multihost_utils.process_allgather(jnp.array([rank + 1.0])).sum()
     if rank == 0:
         print("result:", json.dumps({"world": jax.process_count(), "sum": float(total)}), flush=True)

@@ -2,7 +2,8 @@
 The initializer of a TrainJob: brings a data set or a model to ``/workspace``, where training finds it.
 
 ``python3 -m shallop_pod.initializer dataset|model``; ``STORAGE_URI`` says what: ``hf://OWNER/NAME`` (with the package
-huggingface_hub, ``ACCESS_TOKEN`` where it is needed), ``http(s)://``, ``file://``, ``pvc://CLAIM/PATH``.
+huggingface_hub, ``ACCESS_TOKEN`` where it is needed), ``s3://BUCKET/PREFIX`` (``ENDPOINT``, ``ACCESS_KEY_ID``,
+``SECRET_ACCESS_KEY``, ``REGION``), ``http(s)://``, ``file://``, ``pvc://CLAIM/PATH``.
 ``IGNORE_PATTERNS`` is a comma list of globs; of models the formats that PyTorch does not need stay out by default.
 An error is one line on stderr and in the termination log, exit code 1.
 
@@ -24,6 +25,14 @@ _WORKSPACE = "/workspace"
 _MODEL_ALLOW = ["*.json", "*.safetensors", "*.model", "*.txt", "*.gguf"]
 _MODEL_IGNORE = "*.msgpack,*.h5,*.bin,*.pt,*.pth"
 _HUB = "hf://"
+# Kubeflow's names of what the storage module reads under AWS's.
+_S3 = {
+    "ENDPOINT": "AWS_ENDPOINT_URL",
+    "ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
+    "SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    # REGION may be "auto": then the store's own default counts.
+    "REGION": "AWS_DEFAULT_REGION",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +62,16 @@ def initialize(step: str, environ: Mapping[str, str], target: str) -> str:
     ignore = environ.get("IGNORE_PATTERNS", _MODEL_IGNORE if step == "model" else "")
     if uri.startswith(_HUB):
         _fetch_from_hub(step, uri, ignore, environ.get("ACCESS_TOKEN") or environ.get("HF_TOKEN"), target)
-    else:
-        os.makedirs(target, exist_ok=True)
-        storage.fetch(uri, target, {**environ, "STORAGE_IGNORE_PATTERNS": ignore} if ignore else environ)
+        return target
+    if uri.startswith("cache://"):
+        text = (
+            "cache:// needs Kubeflow's data cache, a cluster of its own, which is not served here; use s3:// or file://"
+        )
+        raise UnsupportedUriError(text)
+    os.makedirs(target, exist_ok=True)
+    named = {name: environ[own] for own, name in _S3.items() if environ.get(own, "auto") != "auto"}
+    known = {**environ, **named}
+    storage.fetch(uri, target, known | {"STORAGE_IGNORE_PATTERNS": ignore} if ignore else known)
     return target
 
 

@@ -291,7 +291,7 @@ def test_a_trial_that_falls_behind_is_stopped_early(cluster: Cluster) -> None:
 
 
 # A seed with which the grid of three begins with x = 1.
-SEED = "1"
+SEED = "5"
 
 
 def test_an_optimization_job_names_the_best_train_job(cluster: Cluster) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shallop_pod.initializer import initialize, main
+from shallop_pod.paths import UnsupportedUriError
 from shallop_pod.storage import StorageError
 
 
@@ -40,5 +41,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         initialize("model", {}, str(tmp_path))
     with pytest.raises(StorageError, match="huggingface_hub"):
         initialize("model", {"STORAGE_URI": "hf://some/model"}, str(tmp_path))
+    with pytest.raises(UnsupportedUriError, match="data cache"):
+        initialize("dataset", {"STORAGE_URI": "cache://table"}, str(tmp_path))
     assert main(["other"]) == 2
     assert "dataset|model" in capsys.readouterr().err

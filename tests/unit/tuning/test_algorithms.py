@@ -237,3 +237,24 @@ def test_darts_tells_space_and_settings() -> None:
     assert values["num-layers"] == "4"
     assert values["search-space"] == "['convolution_3x3', 'convolution_5x5', 'skip_connection']"
     assert "'num_epochs': '50'" in values["algorithm-settings"]
+
+
+def test_a_grid_has_tried_every_value_of_every_parameter_soon() -> None:
+    values = {"list": [str(number) for number in range(8)]}
+    raw = [{"name": name, "parameterType": "discrete", "feasibleSpace": values} for name in ("a", "b", "c", "d")]
+    search = Problem("grid", tuple(parse_parameter(one) for one in raw), False, 5)
+    first = ALGORITHMS["grid"]().suggest(search, [], 8).proposals
+    for name in ("a", "b", "c", "d"):
+        assert len({proposal.assignments[name] for proposal in first}) == 8
+
+
+@pytest.mark.parametrize("name", ["tpe", "multivariate-tpe", "bayesianoptimization"])
+def test_long_histories_are_answered_alike_by_any_object(name: str) -> None:
+    search = problem(name)
+    filler = ALGORITHMS["random"]().suggest(search, [], 450).proposals
+    history = [Past(f"t{n}", one.assignments, "succeeded", loss(one.assignments)) for n, one in enumerate(filler)]
+    algorithm = ALGORITHMS[name]()
+    algorithm.suggest(search, history[:-1], 2)
+    assert algorithm.suggest(search, history, 2) == ALGORITHMS[name]().suggest(search, history, 2)
+    proposed = algorithm.suggest(search, history, 4).proposals
+    assert min(loss(one.assignments) for one in proposed) < sorted(loss(past.assignments) for past in history)[100]

@@ -1,9 +1,10 @@
 """
 Bayesian optimisation with a Gaussian process: the next point is where improvement is expected most.
 
-A process with a Matern 5/2 kernel over positions in the unit cube; listed parameters are one axis for each value. Its
-length scale and noise are those of a small grid that explain the values best. Trials that still run count with the
-value that the process expects of them, so that parallel trials keep apart.
+A process with a Matern 5/2 kernel over positions in the unit cube; listed parameters are one axis for each value. The
+process sees the ranks of the values, as those of a normal distribution: one trial that went wrong badly would else make
+all good ones look alike. Each parameter has a length scale of its own, fitted with the noise to what is most likely.
+Trials that still run count with the value that the process expects of them, so that parallel trials keep apart.
 
 Accepted from scikit-optimize's settings: ``n_initial_points``, ``acq_func`` (LCB, PI, else EI) and ``random_state``;
 ``base_estimator`` and ``acq_optimizer`` are checked and have no effect.
@@ -12,10 +13,11 @@ Accepted from scikit-optimize's settings: ``n_initial_points``, ``acq_func`` (LC
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
-from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, SettingError, draw, setting
+from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, SettingError, draw, ranked, setting
 from shallop.tuning.algorithms.sobol import sobol_point
 
 __all__ = ["BayesianOptimization"]
@@ -25,10 +27,17 @@ _CHOICES = {
     "acq_func": ("gp_hedge", "LCB", "EI", "PI", "EIps", "PIps"),
     "acq_optimizer": ("auto", "sampling", "lbfgs"),
 }
-_CANDIDATES, _NEIGHBOURS = 256, 128
+_CANDIDATES, _NEIGHBOURS, _CENTRES, _TRIES = 512, 512, 5, 32
+# How far apart two choices of a listed parameter are, before it has a scale of its own.
+_LISTED = 0.5
 # More points make the process slow and hardly better: the best and the latest stay.
-_MOST = 300
-_SCALES, _NOISES = (0.1, 0.2, 0.4, 0.8, 1.6), (1e-6, 1e-3, 1e-1)
+_MOST, _MOST_TO_FIT, _MOST_PENDING = 120, 60, 32
+# In parts of the diagonal of the unit cube.
+_SCALES, _NOISES = (0.15, 0.3, 0.6, 1.2), (1e-4, 1e-2, 1e-1)
+# What a parameter's own scale may be instead of the common one: an important one varies faster.
+_FACTORS = (0.5, 2.0, 4.0)
+_MOST_AXES, _BAD = 12, 0.5
+_NORMAL = NormalDist()
 
 
 class BayesianOptimization:
@@ -68,108 +77,156 @@ def _spread(problem: Problem, number: int) -> dict[str, str]:
 def _improve(problem: Problem, pasts: Sequence[Past], usable: list[Past], number: int) -> dict[str, str]:
     import numpy as np
 
-    sign = -1.0 if problem.maximize else 1.0
-    ranked = sorted(usable, key=lambda past: sign * float(past.value or 0))
-    kept = usable if len(usable) <= _MOST else [*ranked[: _MOST // 2], *usable[-_MOST // 2 :]]
+    best_first = ranked(problem, usable)
+    kept = best_first if len(usable) <= _MOST else _some(best_first, usable)
     points = np.array([_features(problem, past.assignments) for past in kept])
-    values = sign * np.array([past.value for past in kept], dtype=float)
-    spread = values.std()
-    scaled = (values - values.mean()) / (spread if spread > 0 else 1.0)
-    process = _fit(points, scaled)
-    pending = [_features(problem, past.assignments) for past in pasts if not past.is_over][-64:]
+    sign = -1.0 if problem.maximize else 1.0
+    values = _normal_scores(sign * np.array([past.value for past in kept], dtype=float))
+    scales, noise = _fit(points[:_MOST_TO_FIT], values[:_MOST_TO_FIT], _axes(problem))
+    process = _Process(points, values, scales, noise)
+    pending = [_features(problem, past.assignments) for past in pasts if not past.is_over][-_MOST_PENDING:]
     if pending:
-        expected, _ = _predict(process, np.array(pending))
-        process = _Process(
-            np.vstack([points, np.array(pending)]),
-            np.concatenate([scaled, expected]),
-            process.scale,
-            process.noise,
-        )
-    candidates = _candidates(problem, ranked, number)
-    mean, deviation = _predict(process, np.array([_features(problem, one) for one in candidates]))
-    score = _acquire(problem.settings.get("acq_func", "EI"), mean, deviation, float(scaled.min()))
-    tried = {tuple(past.assignments.items()) for past in pasts}
-    order = [candidates[int(index)] for index in np.argsort(-score, kind="stable")]
-    return next((one for one in order if tuple(one.items()) not in tried), order[0])
+        expected, _ = process.predict(np.array(pending))
+        process = _Process(np.vstack([points, pending]), np.concatenate([values, expected]), scales, noise)
+    candidates = _candidates(problem, best_first[:_CENTRES], number)
+    mean, deviation = process.predict(_encode(problem, candidates))
+    score = _acquire(problem.settings.get("acq_func", "EI"), mean, deviation, float(values.min()))
+    tried = {tuple(past.assignments.values()) for past in pasts}
+    order = [
+        {one.name: one.value_at(float(u)) for one, u in zip(problem.parameters, candidates[index], strict=True)}
+        for index in np.argsort(-score, kind="stable")[:_TRIES]
+    ]
+    return next((one for one in order if tuple(one.values()) not in tried), order[0])
 
 
-def _candidates(problem: Problem, ranked: Sequence[Past], number: int) -> list[dict[str, str]]:
-    """Return random points of the whole space and points near the best ones."""
-    generator = draw(problem, number, "candidates")
-    found = [{one.name: one.value_at(generator.random()) for one in problem.parameters} for _ in range(_CANDIDATES)]
-    for index in range(_NEIGHBOURS):
-        centre, width = ranked[index % min(5, len(ranked))], 10 ** generator.uniform(-3, -0.7)
-        near = {}
-        for one in problem.parameters:
-            if one.is_listed:
-                same = generator.random() > 0.2
-                near[one.name] = centre.assignments[one.name] if same else one.value_at(generator.random())
-            else:
-                near[one.name] = one.value_at(one.position_of(centre.assignments[one.name]) + generator.gauss(0, width))
-        found.append(near)
-    return found
+def _some(best_first: Sequence[Past], usable: Sequence[Past]) -> list[Past]:
+    """Return the best and the latest, alternating, so that any beginning of the list has both."""
+    best, latest = best_first[: _MOST // 2], usable[: -_MOST - 1 : -1]
+    mixed = {id(past): past for pair in zip(best, latest, strict=False) for past in pair}
+    mixed |= {id(past): past for past in latest}
+    return list(mixed.values())[:_MOST]
 
 
-def _features(problem: Problem, assignments: Any) -> list[float]:
+def _normal_scores(values: Any) -> Any:
+    """Return values of a normal distribution in the same order; equal ones stay equal, and the bad ones become so."""
+    import numpy as np
+
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middles = np.cumsum(counts) - 0.5 * counts
+    scores = np.array([_NORMAL.inv_cdf(middle / len(values)) for middle in middles])
+    # How bad the bad ones are does not help to find the good ones.
+    return np.minimum(scores[places], _BAD)
+
+
+def _candidates(problem: Problem, best: Sequence[Past], number: int) -> Any:
+    """Return positions (candidates, parameters): random ones of the whole space, and some near the best trials."""
+    import numpy as np
+
+    generator = np.random.default_rng(draw(problem, number, "candidates").getrandbits(64))
+    parameters = problem.parameters
+    anywhere = generator.random((_CANDIDATES, len(parameters)))
+    centres = np.array([[one.position_of(past.assignments[one.name]) for one in parameters] for past in best])
+    near = centres[np.arange(_NEIGHBOURS) % len(best)]
+    width = 10 ** generator.uniform(-2.5, -0.5, (_NEIGHBOURS, 1))
+    moved = near + generator.normal(size=near.shape) * width
+    # Most steps change some parameters and leave the others.
+    changes = generator.random(near.shape) < generator.choice((0.3, 0.6, 1.0), (_NEIGHBOURS, 1))
+    listed = np.array([one.is_listed for one in parameters])
+    fresh = generator.random(near.shape)
+    elsewhere = generator.random(near.shape) < 0.3
+    near = np.where(listed, np.where(changes & elsewhere, fresh, near), np.where(changes, moved, near))
+    return np.clip(np.vstack([anywhere, near]), 0.0, np.nextafter(1.0, 0.0))
+
+
+def _encode(problem: Problem, positions: Any) -> Any:
+    """Return the features of positions, as ``_features`` does for values."""
+    import numpy as np
+
+    columns = []
+    for index, one in enumerate(problem.parameters):
+        if one.is_listed:
+            size = len(one.choices)
+            chosen = (positions[:, index] * size).astype(int)
+            columns.append(_LISTED * (chosen[:, None] == np.arange(size)))
+        else:
+            columns.append(positions[:, index : index + 1])
+    return np.hstack(columns)
+
+
+def _features(problem: Problem, assignments: Mapping[str, str]) -> list[float]:
     features: list[float] = []
     for one in problem.parameters:
         if one.is_listed:
-            features += [0.5 if choice == assignments[one.name] else 0.0 for choice in one.choices]
+            features += [_LISTED if choice == assignments[one.name] else 0.0 for choice in one.choices]
         else:
             features.append(one.position_of(assignments[one.name]))
     return features
 
 
+def _axes(problem: Problem) -> list[int]:
+    """Return for each feature the number of its parameter."""
+    return [index for index, one in enumerate(problem.parameters) for _ in (one.choices if one.is_listed else (0,))]
+
+
 class _Process:
-    """A Gaussian process given its values."""
+    """A Gaussian process given its values; ``scales`` is one length for each feature."""
 
-    def __init__(self, points: Any, values: Any, scale: float, noise: float) -> None:
+    def __init__(self, points: Any, values: Any, scales: Any, noise: float) -> None:
         import numpy as np
 
-        self.points, self.scale, self.noise = points, scale, noise
-        kernel = _kernel(points, points, scale) + (noise + 1e-8) * np.eye(len(points))
-        self.root = np.linalg.cholesky(kernel)
-        self.half = np.linalg.solve(self.root, values)
-        self.weights = np.linalg.solve(self.root.T, self.half)
+        self.points, self.scales = points / scales, scales
+        kernel = _kernel(self.points, self.points)
+        kernel[np.diag_indices_from(kernel)] += noise + 1e-8
+        root = np.linalg.cholesky(kernel)
+        self.evidence = -float(np.log(np.diag(root)).sum())
+        self.inverse = np.linalg.inv(root)
+        half = self.inverse @ values
+        self.evidence -= 0.5 * float(half @ half)
+        self.weights = self.inverse.T @ half
 
-    @property
-    def evidence(self) -> float:
+    def predict(self, points: Any) -> tuple[Any, Any]:
+        """Return the expected values and their standard deviations."""
         import numpy as np
 
-        return float(-0.5 * self.half @ self.half - np.log(np.diag(self.root)).sum())
+        cross = _kernel(self.points, points / self.scales)
+        explained = self.inverse @ cross
+        return cross.T @ self.weights, np.sqrt(np.maximum(1.0 - (explained**2).sum(0), 1e-12))
 
 
-def _fit(points: Any, values: Any) -> _Process:
+def _fit(points: Any, values: Any, axes: Sequence[int]) -> tuple[Any, float]:
+    """Return the length scales and the noise that explain the values best: a common scale first, then each its own."""
     import numpy as np
 
-    best: _Process | None = None
-    for scale in _SCALES:
-        for noise in _NOISES:
-            try:
-                process = _Process(points, values, scale * math.sqrt(points.shape[1]), noise)
-            except np.linalg.LinAlgError:
-                continue
-            if best is None or process.evidence > best.evidence:
-                best = process
-    assert best is not None, "the largest noise makes every kernel definite"
-    return best
+    number = max(axes) + 1
+    # Long scales are likelier than short ones: few points can be explained by anything.
+    prior = np.log(0.6)
+
+    def judge(lengths: Any, noise: float) -> float:
+        try:
+            process = _Process(points, values, lengths[axes] * np.sqrt(number), noise)
+        except np.linalg.LinAlgError:
+            return -np.inf
+        return process.evidence - 0.5 * float(((np.log(lengths) - prior) ** 2).mean()) * number / 4
+
+    rated = [(judge(np.full(number, scale), noise), scale, noise) for scale in _SCALES for noise in _NOISES]
+    best, scale, noise = max(rated)
+    lengths = np.full(number, scale)
+    for axis in range(min(number, _MOST_AXES)):
+        for factor in _FACTORS:
+            other = lengths.copy()
+            other[axis] = scale * factor
+            evidence = judge(other, noise)
+            if evidence > best:
+                best, lengths = evidence, other
+    return lengths[axes] * np.sqrt(number), noise
 
 
-def _kernel(left: Any, right: Any, scale: float) -> Any:
+def _kernel(left: Any, right: Any) -> Any:
     import numpy as np
 
     squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
-    distance = np.sqrt(5 * np.maximum(squares, 0)) / scale
+    distance = np.sqrt(5 * np.maximum(squares, 0))
     return (1 + distance + distance**2 / 3) * np.exp(-distance)
-
-
-def _predict(process: _Process, points: Any) -> tuple[Any, Any]:
-    import numpy as np
-
-    cross = _kernel(process.points, points, process.scale)
-    mean = cross.T @ process.weights
-    explained = np.linalg.solve(process.root, cross)
-    return mean, np.sqrt(np.maximum(1.0 - (explained**2).sum(0), 1e-12))
 
 
 def _acquire(function: str, mean: Any, deviation: Any, best: float) -> Any:
@@ -177,7 +234,7 @@ def _acquire(function: str, mean: Any, deviation: Any, best: float) -> Any:
 
     if function == "LCB":
         return 1.96 * deviation - mean
-    z = (best - 0.01 - mean) / deviation
+    z = (best - mean) / deviation
     below = 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in z]))
     if function in ("PI", "PIps"):
         return below

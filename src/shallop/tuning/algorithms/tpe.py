@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, SettingError, draw, setting
+from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, SettingError, draw, ranked, setting
 from shallop.tuning.algorithms.random_search import random_assignments
 from shallop.tuning.space import Parameter
 
@@ -15,19 +15,26 @@ __all__ = ["Tpe"]
 # hyperopt's settings that Optuna has under other names or not at all are checked all the same.
 _KNOWN = ("n_startup_trials", "n_ei_candidates", "n_EI_candidates", "gamma", "prior_weight", "random_state")
 
+# At most so many count as good, as Optuna has it.
+_BEST = 25
+# Histories up to this are shown whole; of longer ones twice the best, so many of the latest and of the others.
+_ALL, _LATEST, _OTHERS = 200, 100, 50
+
 
 class Tpe:
     """
     Args:
         multivariate: sample parameters together.
 
-    The study is only a cache of the history; trial numbers in it are numbers of proposals.
+    Optuna looks at every trial once for each parameter of each proposal. Of a long history it is shown the best, the
+    latest and some of the others: at 1,000 trials a quarter of the time, and no growth after that.
     """
 
     def __init__(self, *, multivariate: bool = False) -> None:
         self._multivariate = multivariate
-        self._study: Any = None
-        self._told: list[str] = []
+        self._problem: Problem | None = None
+        # Trials as Optuna has them, by number and state: a cache.
+        self._frozen: dict[tuple[int, str], Any] = {}
 
     def check(self, problem: Problem) -> None:
         for name in problem.settings:
@@ -43,68 +50,33 @@ class Tpe:
         setting(problem, "n_startup_trials", 10, 1)
 
     def suggest(self, problem: Problem, history: Sequence[Past], count: int) -> Reply:
-        study = self._follow(problem, history)
         startup = int(setting(problem, "n_startup_trials", 10, 1))
         proposals: list[Proposal] = []
+        pasts = list(history)
+        if self._problem != problem:
+            self._problem = problem
+            self._frozen.clear()
         for number in range(len(history), len(history) + count):
-            if number < startup:
-                assignments = random_assignments(problem, number)
-                self._add(study, problem, Past("", assignments))
-            else:
-                assignments = self._ask(study, problem, number)
+            is_early = number < startup
+            assignments = random_assignments(problem, number) if is_early else self._ask(problem, pasts, number)
             proposals.append(Proposal(assignments))
+            pasts.append(Past("", assignments))
         return Reply(proposals)
 
-    def _follow(self, problem: Problem, history: Sequence[Past]) -> Any:
-        """Bring the study in step with the history; start over when it is not a continuation."""
-        import optuna
-
-        states = [past.state for past in history]
-        before = len(self._told)
-        if (
-            self._study is None
-            or before > len(history)
-            or any(old not in ("active", new) for old, new in zip(self._told, states, strict=False))
-        ):
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self._study = optuna.create_study(direction="maximize" if problem.maximize else "minimize")
-            self._told, before = [], 0
-        for number, past in enumerate(history):
-            if number >= before:
-                self._add(self._study, problem, past)
-            if past.is_over and self._told[number] == "active":
-                self._tell(number, past)
-        return self._study
-
-    def _add(self, study: Any, problem: Problem, past: Past) -> None:
-        from optuna.trial import TrialState, create_trial
-
-        distributions = {one.name: _distribution(one) for one in problem.parameters}
-        params = {one.name: _to_param(one, past.assignments[one.name]) for one in problem.parameters}
-        study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
-        self._told.append("active")
-
-    def _tell(self, number: int, past: Past) -> None:
-        from optuna.trial import TrialState
-
-        usable = past.value is not None and math.isfinite(past.value)
-        self._study.tell(number, past.value if usable else None, TrialState.COMPLETE if usable else TrialState.FAIL)
-        self._told[number] = past.state
-
-    def _ask(self, study: Any, problem: Problem, number: int) -> dict[str, str]:
+    def _ask(self, problem: Problem, pasts: Sequence[Past], number: int) -> dict[str, str]:
         import warnings
 
+        import optuna
         from optuna.samplers import TPESampler
 
-        gamma = problem.settings.get("gamma")
-        options: dict[str, Any] = {}
-        if gamma:
-            options["gamma"] = lambda trials: max(1, math.ceil(float(gamma) * trials))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        gamma = float(problem.settings.get("gamma") or 0)
         candidates = problem.settings.get("n_ei_candidates") or problem.settings.get("n_EI_candidates")
+        ended = sum(past.is_over for past in pasts)
         with warnings.catch_warnings():
             # multivariate and constant_liar are called experimental; both have been there for years.
             warnings.simplefilter("ignore")
-            study.sampler = TPESampler(
+            sampler = TPESampler(
                 n_startup_trials=1,
                 n_ei_candidates=int(float(candidates)) if candidates else 24,
                 prior_weight=setting(problem, "prior_weight", 1.0, 0),
@@ -112,11 +84,68 @@ class Tpe:
                 constant_liar=True,
                 # A sampler of its own for each proposal: nothing depends on what this process did before.
                 seed=draw(problem, number, "tpe").getrandbits(32),
-                **options,
+                # How many count as good is a share of all trials, not of those that are shown.
+                gamma=lambda shown: _good(ended, gamma),
             )
+            storage = _shown([self._freeze(problem, index, pasts[index]) for index in _window(problem, pasts)])
+            direction = optuna.study.StudyDirection.MAXIMIZE if problem.maximize else None
+            study = optuna.create_study(storage=storage, sampler=sampler, direction=direction)
             trial = study.ask({one.name: _distribution(one) for one in problem.parameters})
-        self._told.append("active")
         return {one.name: _from_param(one, trial.params[one.name]) for one in problem.parameters}
+
+    def _freeze(self, problem: Problem, index: int, past: Past) -> Any:
+        found = self._frozen.get((index, past.state))
+        if found is None:
+            found = _freeze(problem, index, past)
+            if past.is_over:
+                self._frozen[index, past.state] = found
+        return found
+
+
+def _good(ended: int, gamma: float) -> int:
+    """Return how many of so many trials are good ones; Optuna's default is a tenth, at most 25."""
+    return max(1, math.ceil(gamma * ended)) if gamma else min(math.ceil(0.1 * ended), _BEST)
+
+
+def _window(problem: Problem, pasts: Sequence[Past]) -> list[int]:
+    """Return the numbers of the trials that are shown, in order."""
+    if len(pasts) <= _ALL:
+        return list(range(len(pasts)))
+    gamma = float(problem.settings.get("gamma") or 0)
+    numbers = {id(past): index for index, past in enumerate(pasts)}
+    ended = [past for past in pasts if past.is_over]
+    chosen = {numbers[id(past)] for past in ranked(problem, ended)[: max(2 * _BEST, _good(len(ended), gamma))]}
+    chosen |= {index for index, past in enumerate(pasts) if not past.is_over}
+    chosen |= set(range(len(pasts) - _LATEST, len(pasts)))
+    rest = [index for index in range(len(pasts)) if index not in chosen]
+    chosen |= set(rest[:: max(1, len(rest) // _OTHERS)])
+    return sorted(chosen)
+
+
+def _freeze(problem: Problem, index: int, past: Past) -> Any:
+    from optuna.trial import TrialState, create_trial
+
+    state, value = TrialState.RUNNING, None
+    if past.is_over:
+        usable = past.value is not None and math.isfinite(past.value)
+        state, value = (TrialState.COMPLETE, past.value) if usable else (TrialState.FAIL, None)
+    distributions = {one.name: _distribution(one) for one in problem.parameters}
+    params = {one.name: _to_param(one, past.assignments[one.name]) for one in problem.parameters}
+    trial = create_trial(state=state, value=value, params=params, distributions=distributions)
+    # Number 0 is that of the trial that is asked for.
+    trial.number = index + 1
+    return trial
+
+
+def _shown(trials: Sequence[Any]) -> Any:
+    """Return a storage whose trials are these, whatever is stored in it."""
+    from optuna.storages import InMemoryStorage
+
+    class Shown(InMemoryStorage):
+        def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[Any]:
+            return [trial for trial in trials if states is None or trial.state in states]
+
+    return Shown()
 
 
 def _distribution(one: Parameter) -> Any:
