@@ -18,6 +18,7 @@ import datetime
 import http.client
 import http.server
 import json
+import math
 import os
 import queue
 import signal
@@ -27,7 +28,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 __all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
@@ -177,16 +178,16 @@ class Logger:
 
 class _Batch:
     def __init__(self) -> None:
-        self.instances: list[Any] = []
+        self.requests: list[Any] = []
+        self.counts: list[int] = []
         self.done = threading.Event()
-        self.full = False
         self.answer = Answer(500, (), b"")
-        self.predictions: list[Any] | None = None
+        self.parts: list[Any] | None = None
         self.id = str(uuid.uuid4())
 
 
 class Batcher:
-    """Gathers ``instances`` of predictions until there are enough or the first has waited long enough."""
+    """Gathers rows of predictions until there are enough or the first has waited long enough."""
 
     def __init__(self, size: int, latency_s: float, ask: Any) -> None:
         self._size = size
@@ -196,48 +197,144 @@ class Batcher:
         self._open: dict[str, _Batch] = {}
 
     def predict(self, path: str, headers: Mapping[str, str], instances: list[Any]) -> Answer:
-        """Answer one request with its part of a batch."""
+        """Answer one V1 request, which has these instances, with its part of a batch."""
+        return self._join(path, path, headers, instances, len(instances), _V1)
+
+    def infer(self, path: str, headers: Mapping[str, str], payload: Mapping[str, Any]) -> Answer | None:
+        """Answer one V2 request with its part of a batch; None for one that cannot be part of any."""
+        rows = _rows(payload)
+        if rows is None:
+            return None
+        kind = [(tensor["name"], tensor["datatype"], tensor["shape"][1:]) for tensor in payload["inputs"]]
+        other = {key: value for key, value in payload.items() if key not in ("id", "inputs")}
+        return self._join(json.dumps([path, kind, other]), path, headers, payload, rows, _V2)
+
+    def _join(
+        self, key: str, path: str, headers: Mapping[str, str], request: Any, rows: int, protocol: _Protocol
+    ) -> Answer:
         with self._lock:
-            batch = self._open.get(path)
+            batch = self._open.get(key)
             first = batch is None
             if batch is None:
-                batch = self._open[path] = _Batch()
-            start = len(batch.instances)
-            batch.instances += instances
-            full = len(batch.instances) >= self._size
+                batch = self._open[key] = _Batch()
+            place = len(batch.requests)
+            batch.requests.append(request)
+            batch.counts.append(rows)
+            full = sum(batch.counts) >= self._size
             if full:
-                del self._open[path]
+                del self._open[key]
         if full:
-            self._run(path, headers, batch)
+            self._run(path, headers, batch, protocol)
         # Somebody else may fill it meanwhile; otherwise the first one sends what has come together.
         elif first and not batch.done.wait(self._latency_s):
             with self._lock:
-                mine = self._open.get(path) is batch
+                mine = self._open.get(key) is batch
                 if mine:
-                    del self._open[path]
+                    del self._open[key]
             if mine:
-                self._run(path, headers, batch)
+                self._run(path, headers, batch, protocol)
         batch.done.wait()
-        if batch.predictions is None:
+        if batch.parts is None:
             return batch.answer
-        part = batch.predictions[start : start + len(instances)]
-        body = json.dumps({"message": "", "batchId": batch.id, "predictions": part}).encode()
+        body = json.dumps(protocol.render(request, batch.parts[place], batch.id)).encode()
         return Answer(200, [("Content-Type", "application/json")], body)
 
-    def _run(self, path: str, headers: Mapping[str, str], batch: _Batch) -> None:
+    def _run(self, path: str, headers: Mapping[str, str], batch: _Batch, protocol: _Protocol) -> None:
         try:
-            body = json.dumps({"instances": batch.instances}).encode()
+            body = json.dumps(protocol.merge(batch.requests)).encode()
             batch.answer = self._ask("POST", path, {**headers, "content-type": "application/json"}, body)
             if batch.answer.status == 200:
-                predictions = json.loads(batch.answer.body).get("predictions")
-                if isinstance(predictions, list) and len(predictions) == len(batch.instances):
-                    batch.predictions = predictions
-                else:
+                batch.parts = protocol.split(json.loads(batch.answer.body), batch.counts)
+                if batch.parts is None:
                     batch.answer = _error(502, "the component did not answer with one prediction per instance")
-        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, AttributeError, KeyError, TypeError) as error:
             batch.answer = _error(502, f"the component cannot be asked: {error}")
         finally:
             batch.done.set()
+
+
+class _Protocol(NamedTuple):
+    """
+    How requests are put together and answers taken apart.
+
+    Args:
+        merge: requests -> the request of all.
+        split: answer, rows of each request -> the part of each; None where the answer has not that many.
+        render: request, its part, id of the batch -> its answer.
+    """
+
+    merge: Callable[[Sequence[Any]], Any]
+    split: Callable[[Any, Sequence[int]], list[Any] | None]
+    render: Callable[[Any, Any, str], Any]
+
+
+def _slices(values: Sequence[Any], counts: Sequence[int], size: int = 1) -> list[Any]:
+    parts, start = [], 0
+    for count in counts:
+        parts.append(values[start : start + count * size])
+        start += count * size
+    return parts
+
+
+def _split_v1(answer: Any, counts: Sequence[int]) -> list[Any] | None:
+    predictions = answer.get("predictions")
+    if not isinstance(predictions, list) or len(predictions) != sum(counts):
+        return None
+    return _slices(predictions, counts)
+
+
+_V1 = _Protocol(
+    lambda requests: {"instances": [instance for instances in requests for instance in instances]},
+    _split_v1,
+    lambda request, part, batch_id: {"message": "", "batchId": batch_id, "predictions": part},
+)
+
+
+def _rows(payload: Mapping[str, Any]) -> int | None:
+    """Return how many rows all tensors of a request have; None where they differ or are not in it as JSON."""
+    try:
+        tensors = payload["inputs"]
+        counts = {tensor["shape"][0] for tensor in tensors}
+        whole = all(len(_flat(t["data"])) == math.prod(t["shape"]) and t["name"] and t["datatype"] for t in tensors)
+    except (KeyError, TypeError, IndexError, ValueError):
+        return None
+    rows = counts.pop() if len(counts) == 1 and whole else 0
+    return rows if isinstance(rows, int) and rows > 0 else None
+
+
+def _flat(data: Any) -> list[Any]:
+    if not isinstance(data, list):
+        raise ValueError("data is no list")
+    if data and isinstance(data[0], list):
+        return [value for item in data for value in _flat(item)]
+    return data
+
+
+def _merge_v2(requests: Sequence[Any]) -> Any:
+    first, inputs = requests[0], []
+    for index, tensor in enumerate(first["inputs"]):
+        same = [request["inputs"][index] for request in requests]
+        shape = [sum(item["shape"][0] for item in same), *tensor["shape"][1:]]
+        inputs.append({**tensor, "shape": shape, "data": [value for item in same for value in _flat(item["data"])]})
+    return {**{key: value for key, value in first.items() if key != "id"}, "inputs": inputs}
+
+
+def _split_v2(answer: Any, counts: Sequence[int]) -> list[Any] | None:
+    parts: list[Any] = [{**answer, "outputs": []} for _ in counts]
+    for tensor in answer["outputs"]:
+        shape, data = tensor["shape"], _flat(tensor["data"])
+        if not shape or shape[0] != sum(counts) or len(data) != math.prod(shape):
+            return None
+        for part, count, values in zip(parts, counts, _slices(data, counts, math.prod(shape[1:]))):  # noqa: B905
+            part["outputs"].append({**tensor, "shape": [count, *shape[1:]], "data": values})
+    return parts
+
+
+_V2 = _Protocol(
+    _merge_v2,
+    _split_v2,
+    lambda request, part, batch_id: {**part, "id": request.get("id") or batch_id},
+)
 
 
 def _error(status: int, message: str) -> Answer:
@@ -273,15 +370,20 @@ class Agent:
         return answer
 
     def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        if self._batcher and method == "POST" and path.partition("?")[0].endswith(":predict"):
+        plain = path.partition("?")[0]
+        if self._batcher and method == "POST" and plain.endswith((":predict", "/infer")):
             try:
                 payload = json.loads(body)
-                instances = payload.get("instances") if isinstance(payload, dict) else None
             except ValueError:
-                instances = None
+                payload = None
+            answer = None
+            if isinstance(payload, dict) and plain.endswith("/infer"):
+                answer = self._batcher.infer(path, headers, payload)
+            elif isinstance(payload, dict) and isinstance(payload.get("instances"), list) and payload["instances"]:
+                answer = self._batcher.predict(path, headers, payload["instances"])
             # What is no batchable request the component shall judge itself.
-            if isinstance(instances, list) and instances:
-                return self._batcher.predict(path, headers, instances)
+            if answer is not None:
+                return answer
         return self._ask(method, path, headers, body)
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -99,3 +99,79 @@ def test_events_of_another_mode_and_those_too_many_are_left_out(monkeypatch: pyt
     for _ in range(3):
         logger.log("response", "1", {}, "", b"")
     assert logger.dropped == 2
+
+
+class Tensors:
+    """A V2 component: two outputs, the sum of each row and the row doubled."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def __call__(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        payload = json.loads(body)
+        self.asked.append(payload)
+        (tensor,) = payload["inputs"]
+        rows, width = tensor["shape"]
+        data = tensor["data"]
+        sums = [sum(data[start : start + width]) for start in range(0, rows * width, width)]
+        outputs = [
+            {"name": "sum", "datatype": "INT64", "shape": [rows], "data": sums},
+            {"name": "double", "datatype": "INT64", "shape": [rows, width], "data": [2 * value for value in data]},
+        ]
+        answer = {"model_name": "m", "id": payload.get("id", "theirs"), "outputs": outputs}
+        return Answer(200, (), json.dumps(answer).encode())
+
+
+def tensor(data: Any, shape: list[int], **more: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "datatype": "INT64", "shape": shape, "data": data}], **more}
+
+
+def infer(batcher: Batcher, *payloads: dict[str, Any]) -> list[Any]:
+    answers: list[Any] = [None] * len(payloads)
+
+    def send(index: int) -> None:
+        answers[index] = batcher.infer("/v2/models/m/infer", {}, payloads[index])
+
+    threads = [threading.Thread(target=send, args=(index,)) for index in range(len(payloads))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answer and json.loads(answer.body) for answer in answers]
+
+
+def test_tensors_are_put_together_by_rows_and_taken_apart_again() -> None:
+    component = Tensors()
+    first, second = infer(
+        Batcher(3, 60.0, component), tensor([1, 2, 3, 4], [2, 2], id="a"), tensor([[5, 6]], [1, 2], id="b")
+    )
+    assert len(component.asked) == 1
+    assert component.asked[0]["inputs"][0]["shape"] == [3, 2]
+    assert [(output["shape"], output["data"]) for output in first["outputs"]] == [
+        ([2], [3, 7]),
+        ([2, 2], [2, 4, 6, 8]),
+    ]
+    assert [(output["shape"], output["data"]) for output in second["outputs"]] == [([1], [11]), ([1, 2], [10, 12])]
+    assert (first["id"], second["id"], first["model_name"]) == ("a", "b", "m")
+
+
+def test_tensors_of_another_kind_are_not_mixed() -> None:
+    component = Tensors()
+    infer(Batcher(2, 0.01, component), tensor([1, 2], [1, 2]), tensor([1, 2, 3], [1, 3]), tensor([1, 2], [1, 2], a=1))
+    assert len(component.asked) == 3
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"inputs": []},
+        tensor([1, 2], [2, 2]),
+        tensor([1, 2], [0, 2]),
+        tensor("12", [1, 2]),
+        tensor([1], ["1"]),
+        {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}]},
+    ],
+)
+def test_what_is_no_batch_of_json_is_the_components_to_judge(payload: dict[str, Any]) -> None:
+    assert infer(Batcher(1, 60.0, Tensors()), payload) == [None]

@@ -1,0 +1,143 @@
+"""
+Services at rest and the gateway under many clients: cold starts, services scaled to zero, idle connections.
+
+Run: ``.venv/bin/python benchmarks/serving.py [SERVICES] [CONNECTIONS]``, by default 100 and 10,000. Memory is the
+proportional set size of the control plane, or of all processes of the instance. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from footprint import pss_mib
+from instance import ROOT, SHALLOP, processes_of, running, wait_until, write
+
+COLD_STARTS = 5
+WINDOW_S = 6
+MODEL = ROOT / "tests" / "unit" / "serving" / "models" / "plain.joblib"
+BODY = json.dumps({"instances": [[6.8, 2.8, 4.8, 1.4]]}).encode()
+
+
+def service(name: str, folder: str, **predictor: Any) -> dict[str, Any]:
+    model = {"modelFormat": {"name": "sklearn"}, "storageUri": folder}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "annotations": {"autoscaling.knative.dev/window": f"{WINDOW_S}s"},
+        },
+        "spec": {"predictor": {"model": model, **predictor}},
+    }
+
+
+class Instance:
+    """A running instance with a model."""
+
+    def __init__(self, status: dict[str, Any], folder: str) -> None:
+        self.home, self.pid, self.gateway = Path(status["home"]), int(status["pid"]), str(status["gateway"])
+        self.folder = folder
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        path = self.home / "manifests.json"
+        path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)}))
+        subprocess.run([SHALLOP, "apply", "-f", str(path), "--home", str(self.home)], check=True)
+
+    def ask(self, name: str) -> float:
+        """Return the seconds that one prediction took."""
+        begun = time.perf_counter()
+        url = f"{self.gateway}/serving/default/{name}/v1/models/{name}:predict"
+        with urllib.request.urlopen(urllib.request.Request(url, BODY), timeout=120) as answer:
+            json.load(answer)
+        return time.perf_counter() - begun
+
+    def servers(self) -> int:
+        """Return how many processes belong to Pods: shims and what they run."""
+        return sum("shallop_pod.shim" in command for command in processes_of(self.home, self.pid).values())
+
+    def memory_mib(self) -> float:
+        return sum(pss_mib(pid) for pid in processes_of(self.home, self.pid))
+
+    def at_zero(self) -> None:
+        wait_until(lambda: self.servers() == 0, "all Pods are gone", 300)
+
+
+def cold_starts(instance: Instance) -> list[dict[str, Any]]:
+    instance.apply(service("cold", instance.folder, minReplicas=0))
+    wait_until(lambda: _answers(instance, "cold"), "the first prediction", 300)
+    samples = []
+    for _ in range(COLD_STARTS):
+        instance.at_zero()
+        samples.append(instance.ask("cold"))
+    return [
+        {"what": f"cold start, median of {COLD_STARTS} (s)", "value": round(statistics.median(samples), 3)},
+        {"what": "cold start, worst (s)", "value": round(max(samples), 3)},
+    ]
+
+
+def _answers(instance: Instance, name: str) -> bool:
+    try:
+        return instance.ask(name) > 0
+    except OSError:
+        return False
+
+
+def services_at_zero(instance: Instance, count: int) -> list[dict[str, Any]]:
+    instance.at_zero()
+    before = instance.memory_mib(), len(processes_of(instance.home, instance.pid))
+    names = [f"rest-{number}" for number in range(count)]
+    for start in range(0, count, 10):
+        instance.apply(*(service(name, instance.folder, minReplicas=0) for name in names[start : start + 10]))
+        for name in names[start : start + 10]:
+            wait_until(lambda: _answers(instance, name), f"a prediction of {name}", 300)  # noqa: B023
+    instance.at_zero()
+    time.sleep(3)
+    after = instance.memory_mib(), len(processes_of(instance.home, instance.pid))
+    return [
+        {"what": f"processes that {count} services at zero add", "value": after[1] - before[1]},
+        {"what": f"memory that {count} services at zero add (MiB)", "value": round(after[0] - before[0], 1)},
+    ]
+
+
+def idle_connections(instance: Instance, count: int) -> list[dict[str, Any]]:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    host, _, port = instance.gateway.removeprefix("http://").partition(":")
+    instance.ask("cold")
+    before = pss_mib(instance.pid)
+    clients = [socket.create_connection((host, int(port)), 30) for _ in range(min(count, hard - 100))]
+    time.sleep(1)
+    grown = pss_mib(instance.pid) - before
+    samples = sorted(instance.ask("cold") for _ in range(200))
+    for client in clients:
+        client.close()
+    return [
+        {"what": f"memory that {len(clients)} idle connections add (MiB)", "value": round(grown, 1)},
+        {"what": "prediction beside them, new connection, p50 (ms)", "value": round(samples[100] * 1000, 2)},
+    ]
+
+
+def main(services: int, connections: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, running() as status:
+        (Path(folder) / "model.joblib").write_bytes(MODEL.read_bytes())
+        instance = Instance(status, folder)
+        rows = cold_starts(instance)
+        rows += idle_connections(instance, connections)
+        rows += services_at_zero(instance, services)
+    write("serving", rows)
+
+
+if __name__ == "__main__":
+    given = [int(argument) for argument in sys.argv[1:]]
+    main(given[0] if given else 100, given[1] if len(given) > 1 else 10_000)
