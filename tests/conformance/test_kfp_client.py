@@ -90,6 +90,14 @@ def test_several_users(own_platform: Platform, kfp_python: str, tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")
+    # The administrator's command line says where to work.
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps(chain(tmp_path, 1)))
+    ran = own_platform.command("run", str(file), "--namespace", "team-b", "--watch", check=False)
+    assert "SUCCEEDED" in ran.stdout, ran.stdout + ran.stderr
+    assert "t0" in own_platform.command("why", "latest", "--namespace", "team-b").stdout
+    nowhere = own_platform.command("run", str(file), "--namespace", "nowhere", check=False)
+    assert "no namespace 'nowhere'" in nowhere.stderr
 
 
 def test_a_kubeconfig_is_enough(platform: Platform, kfp_python: str, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_failed_run_is_explained_tried_out_corrected_and_repeated(
 
     why = platform.command("why", run_id).stdout
     assert "Not from the cache: component 'comp-make' has no kept outputs" in why
+    assert "MiB of memory" in why
 
     folder = tmp_path / "step"
     shell = ("shell", run_id, "check", "--folder", str(folder), "-c")
@@ -72,6 +73,9 @@ def test_a_failed_run_is_explained_tried_out_corrected_and_repeated(
     once_more = platform.command("run", "--repeat", "latest", "--from", "make", "-p", "rows=1", "--watch")
     assert "Output = 1" in once_more.stdout
     assert "cached" not in once_more.stdout
+
+    compared = platform.command("compare", run_id, "latest").stdout
+    assert "* parameter rows    4           1" in compared, compared
 
     assert "comp-make" in platform.command("cache", "list", "--pipeline", "run-commands").stdout
     assert "entries are forgotten" in platform.command("cache", "clear", "--pipeline", "run-commands").stdout

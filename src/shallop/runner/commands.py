@@ -1,4 +1,4 @@
-"""The commands ``run``, ``why``, ``shell`` and ``cache``."""
+"""The commands ``run``, ``why``, ``compare``, ``shell`` and ``cache``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _SELECTORS = ("pipeline", "component", "run")
 def add_commands(commands: _Commands, common: argparse.ArgumentParser) -> None:
     _add_run(commands, common)
     _add_why(commands, common)
+    _add_compare(commands, common)
     _add_shell(commands, common)
     _add_cache(commands, common)
 
@@ -63,6 +64,13 @@ def _add_why(commands: _Commands, common: argparse.ArgumentParser) -> None:
     why.add_argument("step", nargs="?", default="", help="only this step")
     _add_namespace(why)
     why.set_defaults(command=_why)
+
+
+def _add_compare(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    compare = commands.add_parser("compare", parents=[common], help="show runs beside each other")
+    compare.add_argument("run", nargs="+", help="id, the first characters of it, a name, or 'latest'")
+    _add_namespace(compare)
+    compare.set_defaults(command=_compare)
 
 
 def _add_shell(commands: _Commands, common: argparse.ArgumentParser) -> None:
@@ -198,6 +206,18 @@ def _why(options: argparse.Namespace) -> int:
         print(f"{task['path'].removeprefix('root/'):<32} {task['own_state']:<10} {reason_of(task)}")
         if message := (task.get("error") or {}).get("message", ""):
             print(f"{'':<43} {message.splitlines()[-1]}")
+        if usage := task.get("usage"):
+            cpu_s, rss_bytes = usage.get("cpuSeconds", 0), usage.get("maxRssBytes", 0)
+            print(f"{'':<43} It took {cpu_s:.2f} s of CPU and at most {rss_bytes / 2**20:.0f} MiB of memory.")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from shallop.runner.compare import render_comparison
+
+    client = _connect(options)
+    ids = ",".join(client.find_run(wanted) for wanted in options.run)
+    print("\n".join(render_comparison(client.call("GET", "/runs:compare", run_ids=ids))))
     return 0
 
 
