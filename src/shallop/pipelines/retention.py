@@ -21,7 +21,7 @@ import aiohttp
 import sqlalchemy as sa
 
 from shallop.controller import Services
-from shallop.errors import NotFoundError, ObjectStoreError
+from shallop.errors import NotFoundError, ObjectStoreError, ShallopError
 from shallop.kube.objects import Gvk
 from shallop.pipelines import tables
 from shallop.pipelines.messages import to_micros
@@ -85,7 +85,7 @@ class Retention:
                 swept = await self.sweep()
                 if any(swept):
                     log.info("removed what is too old: %s", swept)
-            except (OSError, aiohttp.ClientError, sa.exc.OperationalError, ObjectStoreError) as error:
+            except (ShallopError, OSError, aiohttp.ClientError, sa.exc.OperationalError) as error:
                 log.warning("what is too old was not removed: %s", error)
             await asyncio.sleep(_PAUSE_S)
 
@@ -120,8 +120,11 @@ class Retention:
         gone = await self._database.write(forget)
         for row in gone:
             if is_object_uri(row["uri"]):
-                access = await access_to(self._services.client, pod_namespace(row), row["uri"])
-                await asyncio.to_thread(delete, row["uri"], access)
+                try:
+                    access = await access_to(self._services.client, pod_namespace(row), row["uri"])
+                    await asyncio.to_thread(delete, row["uri"], access)
+                except ObjectStoreError as error:
+                    log.warning("artifact %s is forgotten, but its content stays: %s", row["id"], error)
         return len(gone)
 
     async def _sweep_folders(self, age_s: float, users: set[str]) -> int:

@@ -749,10 +749,15 @@ def write_step(connection: sa.Connection, step: Step) -> None:
     if step.artifacts:
         connection.execute(artifacts.insert(), list(step.artifacts))
     if step.links:
-        # A task that is started again has its links already.
-        known = artifact_tasks.c.task_id == sa.bindparam("of"), artifact_tasks.c.type == sa.bindparam("as")
-        ends = {(link["task_id"], link["type"]) for link in step.links}
-        connection.execute(artifact_tasks.delete().where(*known), [{"of": task, "as": type_} for task, type_ in ends])
+        # A task that is started again has its links already; those to what a client has registered stay.
+        known = (
+            artifact_tasks.c.task_id == sa.bindparam("of"),
+            artifact_tasks.c.type == sa.bindparam("as"),
+            artifact_tasks.c.key == sa.bindparam("named"),
+        )
+        ends = {(link["task_id"], link["type"], link["key"]) for link in step.links}
+        rows = [{"of": task, "as": type_, "named": key} for task, type_, key in ends]
+        connection.execute(artifact_tasks.delete().where(*known), rows)
         connection.execute(artifact_tasks.insert(), list(step.links))
     if step.cache:
         entries = {tuple(entry[name] for name in ("namespace", "pipeline_name", "key")): entry for entry in step.cache}
