@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import kfp
 import kubernetes
 from kfp import dsl
+from kfp.kubeflow_client import KubernetesBackendConfig, PipelinesClient
 
 WEB = sys.argv[1]
 
@@ -57,4 +58,16 @@ assert get("/pipeline/k8s/pod/logs", podname=pod, runid=run_id) == b"said\n"
 read = get(f"/apis/v2beta1/runs/{run_id}/nodes/{pod}/artifacts/data:read")
 assert base64.b64encode(b"kept\n") in read, read
 assert b'shallop_pipelines_runs{state="SUCCEEDED"}' in get("/metrics")
+
+# The client of the Kubeflow SDK (kubeflow.pipelines), which knows everything by name.
+named = PipelinesClient(KubernetesBackendConfig(base_url=WEB))
+for version in ("one", "two"):
+    assert named.upload_pipeline(proxied, name="by name", version=version).display_name == version
+assert {one.display_name for one in named.list_pipeline_versions("by name").pipeline_versions} == {"one", "two"}
+named.create_experiment("by name")
+started = named.run("by name", version="one", experiment="by name")
+assert named.wait_for_run_status(started, timeout=60, polling_interval=1).state == "SUCCEEDED"
+found = named.list_runs(pipeline="by name", experiment="by name", status="succeeded").runs
+assert [one.run_id for one in found] == [started.run_id]
+named.delete_pipeline("by name", force=True)
 print("ok")
