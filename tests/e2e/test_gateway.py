@@ -589,3 +589,47 @@ async def test_predictions_are_captured_once_someone_reads_and_never_wait_for_th
     for _ in range(60):
         await predict(b"x" * 900_000)
     assert world.gateway.captures.dropped > 1
+
+
+async def test_a_head_that_was_seen_before_follows_the_routes_of_now(world: World) -> None:
+    def named(name: bytes) -> Handler:
+        async def answer(reader: Reader, writer: Writer) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    await read_request(reader)
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(name), name))
+
+        return answer
+
+    await world.backend(named(b"old"))
+    await world.backend(named(b"new"))
+    old, new = world.endpoints
+    world.serve_at(old)
+    world.table.endpoints = {**world.table.endpoints, ("ns", "new"): [(new[0], {"": new[1]})]}
+    reader, writer = await world.connect()
+    seen = []
+    for turn in range(4):
+        if turn == 2:
+            world.table.replace_routes([Route(b"", b"/app", False, b"/", (Backend("ns", "new", 80),))])
+        writer.write(b"GET /app/x HTTP/1.1\r\nhost: x\r\n\r\n")
+        seen.append((await read_answer(reader))[2])
+    world.table.replace_routes([])
+    writer.write(b"GET /app/x HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await read_answer(reader))[0] == 404
+    assert seen == [b"old", b"old", b"new", b"new"]
+
+
+async def test_an_answer_seen_before_is_read_by_the_method_that_was_asked(world: World) -> None:
+    async def same(reader: Reader, writer: Writer) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head, _ = await read_request(reader)
+                writer.write(OK[:-2] if head.startswith(b"HEAD") else OK)
+
+    await world.backend(same)
+    reader, writer = await world.connect()
+    for method in (b"GET", b"HEAD", b"GET", b"HEAD"):
+        writer.write(method + b" /app HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        if method == b"GET":
+            assert await reader.readexactly(2) == b"ok"
