@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from kserve import (
+    InferenceGRPCClient,
+    InferenceRESTClient,
+    InferInput,
+    InferRequest,
     KServeClient,
+    RESTConfig,
     V1beta1InferenceService,
     V1beta1InferenceServiceSpec,
     V1beta1ModelFormat,
@@ -39,6 +46,7 @@ def main(kubeconfig: str, uri: str) -> None:
     found = client.get("iris", namespace=NAMESPACE)
     assert found["status"]["url"].endswith(f"/serving/{NAMESPACE}/iris"), found["status"]
     assert found["status"]["modelStatus"]["states"]["activeModelState"] == "Loaded", found["status"]
+    asyncio.run(ask(found["status"]["url"]))
     changed = service("iris", V1beta1PredictorSpec(model=model, min_replicas=2))
     patched = client.patch("iris", changed, namespace=NAMESPACE)
     client.wait_isvc_ready(
@@ -53,6 +61,23 @@ def main(kubeconfig: str, uri: str) -> None:
     legacy_key(client, uri)
     client.delete("iris", namespace=NAMESPACE)
     wait_until_gone(client, "iris")
+
+
+async def ask(url: str) -> None:
+    """Ask a model of four features by REST and by gRPC: the same predictions."""
+    rows = [5.1, 3.5, 1.4, 0.2, 6.7, 3.1, 5.6, 2.4]
+    parts = urlsplit(url)
+    request = InferRequest("iris", [InferInput("input-0", [2, 4], "FP64", rows)], request_id="7")
+    rest = InferenceRESTClient(RESTConfig(protocol="v2"))
+    by_rest = await rest.infer(url, request, model_name="iris")
+    await rest.close()
+    client = InferenceGRPCClient(parts.netloc, channel_args=[("grpc.default_authority", "iris.default.example.com")])
+    assert await client.is_server_live()
+    assert await client.is_model_ready("iris")
+    by_grpc = await client.infer(request)
+    await client.close()
+    assert by_grpc.id == "7"
+    assert by_grpc.outputs[0].as_numpy().tolist() == by_rest.outputs[0].as_numpy().tolist()
 
 
 def legacy_key(client: KServeClient, uri: str) -> None:
