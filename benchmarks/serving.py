@@ -75,7 +75,7 @@ class Instance:
 
 def cold_starts(instance: Instance) -> list[dict[str, Any]]:
     instance.apply(service("cold", instance.folder, minReplicas=0))
-    wait_until(lambda: _answers(instance, "cold"), "the first prediction", 300)
+    wait_until(lambda: answers(instance, "cold"), "the first prediction", 300)
     samples = []
     for _ in range(COLD_STARTS):
         instance.at_zero()
@@ -86,7 +86,7 @@ def cold_starts(instance: Instance) -> list[dict[str, Any]]:
     ]
 
 
-def _answers(instance: Instance, name: str) -> bool:
+def answers(instance: Instance, name: str) -> bool:
     try:
         return instance.ask(name) > 0
     except OSError:
@@ -100,7 +100,7 @@ def services_at_zero(instance: Instance, count: int) -> list[dict[str, Any]]:
     for start in range(0, count, 10):
         instance.apply(*(service(name, instance.folder, minReplicas=0) for name in names[start : start + 10]))
         for name in names[start : start + 10]:
-            wait_until(lambda: _answers(instance, name), f"a prediction of {name}", 300)  # noqa: B023
+            wait_until(lambda: answers(instance, name), f"a prediction of {name}", 300)  # noqa: B023
     instance.at_zero()
     time.sleep(3)
     after = instance.memory_mib(), len(processes_of(instance.home, instance.pid))
