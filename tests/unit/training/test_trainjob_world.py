@@ -16,6 +16,7 @@ from shallop.controller.manager import Manager
 from shallop.embedded.apiserver import ApiServer
 from shallop.embedded.workloads.job import JOB, Jobs
 from shallop.embedded.workloads.jobset import JOBSET
+from shallop.embedded.workloads.podgroup import POD_GROUPS
 from shallop.errors import ConflictError, InvalidError, NotFoundError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, find_condition, format_time, is_condition_true, is_deleting
@@ -95,7 +96,7 @@ async def world(home: Path) -> AsyncIterator[World]:
     database = Database(f"sqlite:///{home}/rows.db")
     await server.start()
     jobs = Jobs()
-    kinds = [*PART.kinds, JOBSET, replace(JOB, reconcile=jobs.reconcile, on_gone=jobs.on_gone)]
+    kinds = [*PART.kinds, *POD_GROUPS, JOBSET, replace(JOB, reconcile=jobs.reconcile, on_gone=jobs.on_gone)]
     await server.register_kinds([kind for kind in kinds if kind.schema is not None])
     client = server.client()
     for obj in PART.objects:
@@ -194,6 +195,28 @@ async def test_a_failed_process_is_explained_in_the_condition(tmp_path: Path) ->
         message = (find_condition(job, "Failed") or {})["message"]
         assert "exit code 137: out of memory" in message and "allocating" in message
         assert "exit code 137" in (await here.event("TrainingProcessFailed"))["message"]
+
+
+async def test_jobs_that_ask_for_it_have_a_group_before_they_have_pods(tmp_path: Path) -> None:
+    group, mark = Gvk("scheduling.x-k8s.io/v1alpha1", "PodGroup"), "scheduling.x-k8s.io/pod-group"
+    async with world(tmp_path) as here:
+        gvk = Gvk("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime")
+        await here.client.patch(gvk, "plain", "", {"spec": {"podGroupPolicy": {"coscheduling": {}}}})
+        await here.client.create(train_job())
+        pods = await here.pods(2)
+        found = await here.client.get(group, "t", "default")
+        assert found["spec"]["minMember"] == 2 and found["metadata"]["ownerReferences"][0]["kind"] == "TrainJob"
+        assert [pod["metadata"]["labels"][mark] for pod in pods] == ["t", "t"]
+        main = {"name": "jax", "image": "python", "command": ["true"]}
+        replicas = {"Worker": {"replicas": 3, "template": {"spec": {"containers": [main]}}}}
+        spec = {"jaxReplicaSpecs": replicas, "runPolicy": {"schedulingPolicy": {"minAvailable": 2}}}
+        metadata = {"name": "c", "namespace": "default"}
+        await here.client.create(
+            {"apiVersion": "kubeflow.org/v1", "kind": "JAXJob", "metadata": metadata, "spec": spec}
+        )
+        pods = await here.pods(5)
+        assert (await here.client.get(group, "c", "default"))["spec"]["minMember"] == 2
+        assert sum(pod["metadata"]["labels"][mark] == "c" for pod in pods) == 3
 
 
 async def test_an_unknown_image_ends_a_job_at_once(tmp_path: Path) -> None:
