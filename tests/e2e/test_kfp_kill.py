@@ -1,12 +1,29 @@
-"""A platform that is killed while a pipeline runs: it goes on, and no finished step runs again."""
+"""
+Runs whose platform is killed, and runs that are stopped, retried and deleted while they run.
+
+``SHALLOP_TEST_KILLS=100`` kills the platform a hundred times under runs of 200 tasks.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import random
+import subprocess
+import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+import pytest
+
+KILLS = int(os.environ.get("SHALLOP_TEST_KILLS", "6"))
+TASKS = 200 if KILLS > 20 else 40
+LANES = TASKS // 10
+ENDED = ("SUCCEEDED", "FAILED")
 
 
 class Instance(Protocol):
@@ -20,23 +37,28 @@ class Instance(Protocol):
     def kill(self) -> None: ...
 
 
-def call(instance: Instance, path: str, body: Any = None) -> Any:
+def call(instance: Any, path: str, body: Any = None, method: str | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{instance.web}/apis/v2beta1{path}", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{instance.web}/apis/v2beta1{path}", data, {"Content-Type": "application/json"}, method=method
+    )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
 
-def chain(length: int) -> dict[str, Any]:
-    """Each task prints its process id once, after a moment."""
-    tasks: dict[str, Any] = {}
-    for number in range(length):
-        tasks[f"t{number}"] = {"componentRef": {"name": "comp"}, "taskInfo": {"name": f"t{number}"}}
-        if number:
-            tasks[f"t{number}"]["dependentTasks"] = [f"t{number - 1}"]
-    container = {"image": "alpine", "command": ["sh", "-c", "sleep 0.2; echo ran as $$"]}
+def until(check: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + 60
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"not within 60 s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+def pipeline(name: str, tasks: dict[str, Any], script: str, **env: str) -> dict[str, Any]:
+    container: dict[str, Any] = {"image": "alpine", "command": ["sh", "-c", script]}
+    container["env"] = [{"name": key, "value": value} for key, value in env.items()]
     return {
-        "pipelineInfo": {"name": "chain"},
+        "pipelineInfo": {"name": name},
         "schemaVersion": "2.1.0",
         "root": {"dag": {"tasks": tasks}},
         "components": {"comp": {"executorLabel": "exec"}},
@@ -44,22 +66,118 @@ def chain(length: int) -> dict[str, Any]:
     }
 
 
-def test_a_killed_platform_goes_on_and_repeats_nothing(own_platform: Instance) -> None:
-    own_platform.up()
-    run_id = call(own_platform, "/runs", {"display_name": "chain", "pipeline_spec": chain(8)})["run_id"]
-    for pause in (0.3, 0.1, 0.5):
-        time.sleep(pause)  # moments to be killed at, not moments to wait for
-        own_platform.kill()
-        own_platform.up()
-    deadline = time.monotonic() + 60
-    while (seen := call(own_platform, f"/runs/{run_id}/tasks"))["run"]["state"] not in ("SUCCEEDED", "FAILED"):
-        assert time.monotonic() < deadline, seen
-        time.sleep(0.05)
+def submit(instance: Any, spec: dict[str, Any]) -> str:
+    body = {"display_name": spec["pipelineInfo"]["name"], "pipeline_spec": spec}
+    return str(call(instance, "/runs", body)["run_id"])
+
+
+def lanes(count: int) -> dict[str, Any]:
+    """Chains beside each other; each task says once that it ran."""
+    tasks: dict[str, Any] = {}
+    for number in range(count):
+        tasks[f"t{number}"] = {"componentRef": {"name": "comp"}, "taskInfo": {"name": f"t{number}"}}
+        if number >= LANES:
+            tasks[f"t{number}"]["dependentTasks"] = [f"t{number - LANES}"]
+    return pipeline("lanes", tasks, "echo ran as $$; sleep 0.05")
+
+
+def check_once(instance: Any, run_id: str) -> None:
+    """Wait for the end of a run of which every task must have run once."""
+    until(lambda: call(instance, f"/runs/{run_id}")["state"] in ENDED, "the run ends")
+    seen = call(instance, f"/runs/{run_id}/tasks")
     assert seen["run"]["state"] == "SUCCEEDED", seen["run"].get("error")
     tasks = [task for task in seen["tasks"] if task["kind"] == "container"]
-    assert [len(task["pods"]) for task in tasks] == [1] * 8
+    assert len(tasks) == TASKS
+    assert {task["name"]: len(task["pods"]) for task in tasks if len(task["pods"]) != 1} == {}
     for task in tasks:
-        with urllib.request.urlopen(
-            f"{own_platform.web}/apis/v2beta1/runs/{run_id}/tasks/{task['task_id']}/log", timeout=30
-        ) as log:
+        path = f"{instance.web}/apis/v2beta1/runs/{run_id}/tasks/{task['task_id']}/log"
+        with urllib.request.urlopen(path, timeout=30) as log:
             assert log.read().count(b"ran as") == 1, task["name"]
+
+
+@pytest.mark.timeout(max(200, 15 * KILLS))
+def test_killed_at_random_moments_a_platform_goes_on_and_repeats_nothing(own_platform: Instance) -> None:
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    print(f"seed {seed}")
+    command = [sys.executable, "-m", "shallop.cli", "up", "--port", "auto", "--home", str(own_platform.home)]
+    own_platform.up()
+    run_id = submit(own_platform, lanes(TASKS))
+    for _ in range(KILLS):
+        # Moments to be killed at, not moments to wait for.
+        time.sleep(moments.uniform(0.0, 0.8))
+        own_platform.kill()
+        if moments.random() < 0.25:
+            starting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(moments.uniform(0.3, 2.5))
+            starting.kill()
+            starting.wait()
+        own_platform.up()
+        if call(own_platform, f"/runs/{run_id}")["state"] in ENDED:
+            check_once(own_platform, run_id)
+            run_id = submit(own_platform, lanes(TASKS))
+    check_once(own_platform, run_id)
+
+
+def sleepers(mark: str, count: int = 4) -> dict[str, Any]:
+    tasks = {f"t{number}": {"componentRef": {"name": "comp"}} for number in range(count)}
+    return pipeline("sleepers", tasks, "sleep 500 & sleep 500", MARK=mark)
+
+
+def marked(mark: str) -> set[int]:
+    """Return the processes with ``MARK`` in their environment."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if f"MARK={mark}\0".encode() in (entry / "environ").read_bytes():
+                    found.add(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def pods_at_work(platform: Any, run_id: str) -> list[str]:
+    selector = ("-n", "kubeflow", "-l", f"pipeline/runid={run_id}", "-o", "json")
+    items = json.loads(platform.kubectl("get", "pods", *selector))["items"]
+    return [pod["metadata"]["name"] for pod in items if pod["status"]["phase"] not in ("Succeeded", "Failed")]
+
+
+def nothing_runs(platform: Any, run_id: str, mark: str) -> bool:
+    return not marked(mark) and not pods_at_work(platform, run_id)
+
+
+def test_stopped_retried_and_deleted_while_it_runs_a_run_leaves_no_process(platform: Any) -> None:
+    mark = "kfp-stopped"
+    run_id = submit(platform, sleepers(mark))
+    until(lambda: len(marked(mark)) >= 12, "all tasks run")
+    call(platform, f"/runs/{run_id}:terminate", {})
+    until(lambda: call(platform, f"/runs/{run_id}")["state"] == "FAILED", "the run has ended")
+    until(lambda: nothing_runs(platform, run_id, mark), "nothing of the stopped run is left")
+    call(platform, f"/runs/{run_id}:retry", {})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        call(platform, f"/runs/{run_id}:retry", {})
+    until(lambda: len(marked(mark)) >= 12, "all tasks run again")
+    call(platform, f"/runs/{run_id}", method="DELETE")
+    until(lambda: nothing_runs(platform, run_id, mark), "nothing of the deleted run is left")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        call(platform, f"/runs/{run_id}")
+
+
+def test_stopped_at_any_moment_of_its_start_a_run_leaves_no_process(platform: Any) -> None:
+    mark = "kfp-early"
+    stopped, deleted = [], []
+    for number in range(12):
+        run_id = submit(platform, sleepers(mark, 2))
+        time.sleep(0.01 * number**2)  # a moment to be stopped at
+        if number % 2:
+            call(platform, f"/runs/{run_id}", method="DELETE")
+            deleted.append(run_id)
+        else:
+            call(platform, f"/runs/{run_id}:terminate", {})
+            stopped.append(run_id)
+    for run_id in stopped:
+        until(lambda run_id=run_id: call(platform, f"/runs/{run_id}")["state"] == "FAILED", "the run has ended")  # type: ignore[misc]
+    for run_id in stopped + deleted:
+        until(lambda run_id=run_id: not pods_at_work(platform, run_id), "no Pod is left")  # type: ignore[misc]
+    until(lambda: not marked(mark), "no process is left")
