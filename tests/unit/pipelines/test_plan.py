@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
+from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values, task_needs
 from shallop.pipelines.ir import Pipeline, parse_pipeline
 from shallop.pipelines.plan import (
     CancelRequested,
@@ -628,7 +628,7 @@ class Checked(Simulation):
             if parent is None:
                 continue
             if instance.iteration is None and instance.state is not TaskState.PENDING and instance.task:
-                assert all(parent.children[name].state in ENDED for name in instance.task.dependent_tasks)
+                assert all(parent.children[name].state in ENDED for name in task_needs(self.pipeline, instance.task))
             if parent.kind == "loop" and parent.task and parent.task.iterator_policy.parallelism_limit:
                 running = sum(child.state is TaskState.RUNNING for child in parent.children.values())
                 assert running <= parent.task.iterator_policy.parallelism_limit
@@ -672,19 +672,25 @@ def test_every_run_ends_runs_nothing_twice_and_resumes_from_any_prefix(
     if not retries and not retried_dags:
         assert max(succeeded.values(), default=0) <= 1
 
+    ends = {instance.state for instance in simulation.plan.tasks.values()}
+    if simulation.plan.state is not RunState.CANCELED:
+        assert (simulation.plan.state is RunState.FAILED) == (TaskState.FAILED in ends)
+        assert TaskState.CANCELED not in ends
+
     wire = [msgspec.json.decode(msgspec.json.encode(event), type=Event) for event in simulation.events]
     assert wire == simulation.events
-    cut = random.Random(seed).randint(0, len(wire))
-    resumed, live = replay(pipeline, RUN, {}, wire[:cut]), Plan(pipeline, RUN, {})
-    live.begin()
-    for event in wire[:cut]:
-        live.apply(event)
-    assert resumed.tasks == live.tasks
-    assert resumed.outstanding() == live.outstanding()
-    for event in wire[cut:]:
-        assert resumed.apply(event) == live.apply(event)
-    assert resumed.tasks == simulation.plan.tasks
-    assert resumed.state is simulation.plan.state
+    cuts = random.Random(seed)
+    for cut in {0, len(wire), *(cuts.randint(0, len(wire)) for _ in range(4))}:
+        resumed, live = replay(pipeline, RUN, {}, wire[:cut]), Plan(pipeline, RUN, {})
+        live.begin()
+        for event in wire[:cut]:
+            live.apply(event)
+        assert resumed.tasks == live.tasks
+        assert resumed.outstanding() == live.outstanding()
+        for event in wire[cut:]:
+            assert resumed.apply(event) == live.apply(event)
+        assert resumed.tasks == simulation.plan.tasks
+        assert resumed.state is simulation.plan.state
 
 
 def test_work_per_event_does_not_grow_with_the_size_of_the_run() -> None:
