@@ -81,6 +81,12 @@ def lanes(count: int) -> dict[str, Any]:
     return pipeline("lanes", tasks, "echo ran as $$; sleep 0.05")
 
 
+def printed(instance: Any, pod: str) -> dict[str, str]:
+    """Return each file of a Pod's logs and what is in it: one Pod that ran twice, or two of one name."""
+    files = (instance.home / "logs").rglob(f"{pod}_*/*/*.log*")
+    return {str(file.relative_to(instance.home)): file.read_text() for file in files}
+
+
 def check_once(instance: Any, run_id: str) -> None:
     """Wait for the end of a run of which every task must have run once."""
     until(lambda: call(instance, f"/runs/{run_id}")["state"] in ENDED, "the run ends")
@@ -92,7 +98,7 @@ def check_once(instance: Any, run_id: str) -> None:
     for task in tasks:
         path = f"{instance.web}/apis/v2beta1/runs/{run_id}/tasks/{task['task_id']}/log"
         with urllib.request.urlopen(path, timeout=30) as log:
-            assert log.read().count(b"ran as") == 1, task["name"]
+            assert log.read().count(b"ran as") == 1, (task, printed(instance, task["pods"][0]["name"]))
 
 
 @pytest.mark.timeout(max(200, 15 * KILLS))
