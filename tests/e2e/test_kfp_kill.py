@@ -125,6 +125,22 @@ def test_killed_at_random_moments_a_platform_goes_on_and_repeats_nothing(own_pla
     check_once(own_platform, run_id)
 
 
+def test_killed_while_it_clears_up_after_a_pod_it_does_not_run_it_again(own_platform: Any) -> None:
+    own_platform.up()
+    run_id = submit(own_platform, pipeline("one", {"t": {"componentRef": {"name": "comp"}}}, "echo ran as $$"))
+    until(lambda: call(own_platform, f"/runs/{run_id}")["state"] == "SUCCEEDED", "the run ends")
+    (pod,) = json.loads(own_platform.kubectl("get", "pods", "-n", "kubeflow", "-o", "json"))["items"]
+    folder = own_platform.home / "pods" / pod["metadata"]["uid"]
+    until(lambda: not folder.exists(), "the Pod's files are removed")
+    own_platform.kill()
+    folder.mkdir()  # as if its removal had been cut short
+    own_platform.up()
+    until(lambda: not folder.exists(), "what was left is removed")
+    (again,) = json.loads(own_platform.kubectl("get", "pods", "-n", "kubeflow", "-o", "json"))["items"]
+    assert again["status"] == pod["status"]
+    assert "".join(printed(own_platform, pod["metadata"]["name"]).values()).count("ran as") == 1
+
+
 def sleepers(mark: str, count: int = 4) -> dict[str, Any]:
     tasks = {f"t{number}": {"componentRef": {"name": "comp"}} for number in range(count)}
     return pipeline("sleepers", tasks, "sleep 500 & sleep 500", MARK=mark)

@@ -290,16 +290,20 @@ class RunDriver:
         todo = deque(events)
         pending = actions
         acts: list[StartTask | StopTask] = []
+        known: list[StartTask | StopTask] = []  # acts that were adopted
         while True:
             for action in pending:
-                answer = await self._take(action, acts, adopted=adopted)
+                answer = await self._take(action, known if adopted else acts, adopted=adopted)
                 if answer is not None:
                     todo.append(answer)
-            adopted_now, adopted = adopted, False
+            adopted = False
             if self._journal.size >= _STEP_CHANGES or not todo:
                 await self._write()
+                for act in known:
+                    todo.extend(await self._act(act, adopted=True))
                 for act in acts:
-                    todo.extend(await self._act(act, adopted=adopted_now))
+                    todo.extend(await self._act(act, adopted=False))
+                known.clear()
                 acts.clear()
             if not todo:
                 await self._write()

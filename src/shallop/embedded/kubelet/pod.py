@@ -162,7 +162,8 @@ class PodWorker:
         pusher = asyncio.create_task(self._push_status())
         measurer = asyncio.create_task(self._watch_sizes())
         try:
-            if self._phase() in ("Succeeded", "Failed") and not self._folder.exists():
+            if self._phase() in ("Succeeded", "Failed") and not any(record.running for record in self._records):
+                await self._clear_remains()
                 await self._wait_for_deletion()
                 return
             if await self._set_up():
@@ -179,6 +180,18 @@ class PodWorker:
 
     def _phase(self) -> str:
         return str((self._pod.get("status") or {}).get("phase", "Pending"))
+
+    async def _clear_remains(self) -> None:
+        """
+        Free what a Pod that is over still has, because the platform was killed while it did so.
+
+        Its containers' records may be gone already: taken for a Pod that begins, it would run once more.
+        """
+        if self._folder.exists():
+            self._sandbox = await Sandbox.adopt(self._folder, self._told)
+            if self._sandbox is None:
+                await asyncio.to_thread(end_orphans, self._folder)
+            await self._clean_up()
 
     # Setting up -------------------------------------------------------------------------------------------------
 
