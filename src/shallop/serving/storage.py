@@ -7,6 +7,7 @@ Honoured here: a plain absolute path, ``file://``, ``pvc://claim/path`` (mounted
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -112,7 +113,8 @@ def find_missing(component: str, wanted: Mapping[str, str]) -> str:
     """
     for field, uri in wanted.items():
         path = None if claim_of(uri) else local_path(uri, "", Path())
-        if path and not path.exists():
+        # A folder that may not be looked into is as good as absent; os.path says so without raising.
+        if path and not os.path.exists(path):
             return (
                 f"spec.{component}.{field}: {path} does not exist on this machine; put the model there, and the "
                 "service goes on, or name another place, such as pvc://claim/folder or s3://bucket/folder"
