@@ -5,6 +5,8 @@ The router of an InferenceGraph: walks a request through its nodes.
 the router lives. A step is asked at its ``serviceUrl``, which the control plane has filled in. Headers named by the
 regular expressions in ``PROPAGATE_HEADERS`` (comma list) go along; without it those of tracing and authorization.
 
+An answer of unknown length, such as the words of a language model, is passed on as it comes where no step follows.
+
 Source: KServe 0.21 inference router.
 """
 
@@ -22,7 +24,7 @@ import socket
 import sys
 import threading
 import urllib.parse
-from typing import Any, Mapping, NamedTuple  # noqa: UP035  environments may be Python 3.9
+from typing import Any, Iterator, Mapping, NamedTuple, Optional  # noqa: UP035  environments may be Python 3.9
 
 from shallop_pod.conditions import exists
 
@@ -33,15 +35,41 @@ _MAX_BODY = 512 * 2**20
 _LAME_DUCK_S = 0.5
 
 
+class Stream(NamedTuple):
+    """An answer whose end is not known yet; its connection is free again when all of it was read."""
+
+    response: http.client.HTTPResponse
+    connection: http.client.HTTPConnection
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield what comes as it comes; the connection is closed when not all was read."""
+        whole = False
+        try:
+            while part := self.response.read1(1 << 16):
+                yield part
+            whole = True
+        finally:
+            if not whole:
+                self.connection.close()
+
+
 class Answer(NamedTuple):
-    """What a step said."""
+    """What a step said; with a ``stream``, which comes in place of the body."""
 
     status: int
-    body: bytes
+    body: bytes = b""
+    content_type: str = "application/json"
+    stream: Optional[Stream] = None  # noqa: UP045  environments may be Python 3.9
 
     @property
     def good(self) -> bool:
         return 200 <= self.status < 300
+
+    def read(self) -> Answer:
+        """Return the answer with its whole body."""
+        if self.stream is None:
+            return self
+        return Answer(self.status, b"".join(self.stream.parts()), self.content_type)
 
 
 class StepError(Exception):
@@ -84,6 +112,7 @@ class Graph:
     def _sequence(self, steps: list[Mapping[str, Any]], body: bytes, headers: Mapping[str, str]) -> Answer:
         last = Answer(200, body)
         for index, step in enumerate(steps):
+            last = last.read()
             sent = last.body if index and step.get("data") == "$response" else body
             if index and step.get("condition") and not _holds(step["condition"], last.body):
                 return Answer(200, last.body)
@@ -113,7 +142,7 @@ class Graph:
 
         def ask(index: int) -> None:
             try:
-                answers[index] = self._step(steps[index], body, headers)
+                answers[index] = self._step(steps[index], body, headers).read()
             except (StepError, ValueError) as error:
                 answers[index] = error
 
@@ -145,7 +174,10 @@ class Graph:
             try:
                 connection.request("POST", target, body, dict(headers))
                 response = connection.getresponse()
-                return Answer(response.status, response.read())
+                content_type = response.getheader("Content-Type") or "application/json"
+                if response.length is None:
+                    return Answer(response.status, content_type=content_type, stream=Stream(response, connection))
+                return Answer(response.status, response.read(), content_type)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 # A kept connection may have been closed under our hands; a fresh one has failed for good.
@@ -206,10 +238,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, answer: Answer) -> None:
         self.connection.settimeout(self.graph.write_s)
         self.send_response(answer.status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", answer.content_type)
+        if answer.stream is not None:
+            self._pass_on(answer.stream)
+            return
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         self.wfile.write(answer.body)
+
+    def _pass_on(self, stream: Stream) -> None:
+        """Send a stream as it comes; one that breaks off ends the connection without its proper end."""
+        chunked = self.request_version != "HTTP/1.0"
+        if chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.close_connection = True
+        self.end_headers()
+        try:
+            for part in stream.parts():
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            self.wfile.write(b"0\r\n\r\n" if chunked else b"")
+        except (OSError, http.client.HTTPException):
+            self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Be quiet: requests are counted by the gateway."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -93,3 +96,48 @@ def test_a_client_that_sends_half_a_request_to_a_graph_is_dropped_in_time() -> N
     ):
         client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
         assert client.recv(100) == b""
+
+
+def test_words_of_a_model_pass_a_graph_as_they_come() -> None:
+    heard = [threading.Event() for _ in range(3)]
+
+    class Model(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for number, event in enumerate(heard):
+                word = b"data: %d\n\n" % number
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(word), word))
+                assert event.wait(DEADLINE_S)
+            self.wfile.write(b"0\r\n\r\n")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    model = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    serving = threading.Thread(target=model.serve_forever, args=(0.05,))
+    serving.start()
+    url = f"http://127.0.0.1:{model.server_port}/openai/v1/completions"
+    graph = {"nodes": {"root": {"routerType": "Sequence", "steps": [{"serviceUrl": url}]}}}
+    port = free_port()
+    try:
+        with process("shallop_pod.graphrouter", port, "--graph-json", json.dumps(graph)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+            for _ in range(2):
+                connection.request("POST", "/", b"{}")
+                answer = connection.getresponse()
+                assert answer.getheader("Content-Type") == "text/event-stream"
+                for number, event in enumerate(heard):
+                    assert answer.read1(100) == b"data: %d\n\n" % number
+                    event.set()
+                assert answer.read() == b""
+            connection.close()
+    finally:
+        model.shutdown()
+        model.server_close()
+        serving.join()
