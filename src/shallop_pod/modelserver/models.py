@@ -117,7 +117,8 @@ def load_model(name: str, folder: str | Path, options: LoadOptions | None = None
         raise
     except Exception as error:
         # Loading runs code of the model's authors, so that anything may be raised here.
-        raise LoadError(f"{path.name}: cannot be loaded: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())
+        raise LoadError(f"{path.name}: cannot be loaded: {type(error).__name__}: {said}") from error
 
 
 def find_model(folder: Path, options: LoadOptions) -> tuple[str, Path]:

@@ -115,7 +115,8 @@ def _load_module(path: Path, options: LoadOptions) -> Any:
 
     sources = sorted(file for file in path.parent.glob("*.py") if file.is_file())
     modules = [_import(source) for source in sources]
-    content = torch.load(path, map_location="cpu", weights_only=not modules)
+    # Whole modules are pickles, as the models of other libraries are: whoever deploys one trusts its author.
+    content = torch.load(path, map_location="cpu", weights_only=False)
     if isinstance(content, torch.nn.Module):
         return content
     if not isinstance(content, Mapping):
@@ -134,6 +135,11 @@ def _import(source: Path) -> Any:
     # Pickles find classes by the name of their module.
     sys.modules[source.stem] = module
     spec.loader.exec_module(module)
+    # Whole modules that a script pickled look for their classes in the script.
+    main = sys.modules["__main__"]
+    for name, value in vars(module).items():
+        if isinstance(value, type) and not hasattr(main, name):
+            setattr(main, name, value)
     return module
 
 
