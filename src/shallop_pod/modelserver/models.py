@@ -34,6 +34,7 @@ class Model(NamedTuple):
         batches: rows of several requests may be predicted in one call: what they give does not depend on each other.
         methods: further ways to predict, by the name of the output that asks for them (MLServer).
         language: what generates or embeds texts, for the OpenAI API.
+        explain: answers V1's ``:explain``: takes the body, read, and returns what becomes the answer.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Model(NamedTuple):
     batches: bool = True
     methods: Mapping[str, Callable[[Any], Any]] = {}
     language: Language | None = None
+    explain: Callable[[Any], Any] | None = None
 
     @property
     def tensors(self) -> Sequence[Tensor] | None:

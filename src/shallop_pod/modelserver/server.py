@@ -16,11 +16,20 @@ from shallop_pod.modelserver.language import Language
 from shallop_pod.modelserver.metrics import Board
 from shallop_pod.modelserver.models import LoadError, LoadOptions, Model, find_models, load_model, survives_fork
 from shallop_pod.modelserver.openai import OpenAi
-from shallop_pod.modelserver.protocol import ProtocolError, Request, dumps, parse_v1, parse_v2, render_v1, render_v2
+from shallop_pod.modelserver.protocol import (
+    ProtocolError,
+    Request,
+    dumps,
+    loads,
+    parse_v1,
+    parse_v2,
+    render_v1,
+    render_v2,
+)
 from shallop_pod.modelserver.queue import MAX_BATCH_ROWS, ModelQueue, is_fast
 from shallop_pod.modelserver.workers import supervise
 
-__all__ = ["ModelServer", "main"]
+__all__ = ["ModelServer", "fail", "main", "run"]
 
 _LAME_DUCK_S = 0.3
 
@@ -84,6 +93,8 @@ class ModelServer:
         for version in ("", "/versions/1"):
             self._posts[f"/v1/models/{name}{version}:predict"] = (queue, self._predict_v1)
             self._posts[f"/v2/models/{name}{version}/infer"] = (queue, self._predict_v2)
+        if model.explain is not None:
+            self._posts[f"/v1/models/{name}:explain"] = (queue, self._explain)
 
     def queue_of(self, name: str) -> ModelQueue:
         """
@@ -161,6 +172,14 @@ class ModelServer:
             self._deliver(connection, queue, result, lambda value: (render_v1(value, columns=request.columns), None))
 
         queue.submit(request.rows, deliver)
+
+    def _explain(self, connection: Connection, queue: ModelQueue, headers: Mapping[bytes, bytes], body: bytes) -> None:
+        payload = loads(body)
+
+        def deliver(result: Any) -> None:
+            self._deliver(connection, queue, result, lambda value: (dumps(value), None))
+
+        queue.submit(payload, deliver, queue.model.explain)
 
     def _predict_v2(
         self, connection: Connection, queue: ModelQueue, headers: Mapping[bytes, bytes], body: bytes
@@ -412,8 +431,6 @@ def main(argv: list[str]) -> int:
     """Serve until SIGTERM; exit code 1 and a termination message when the model cannot be loaded."""
     try:
         options = parse_options(argv, os.environ)
-        # uvloop binds in C, past the hook for Pods that share the machine's network.
-        options = options._replace(host=options.host or os.environ.get("SHALLOP_POD_IP") or "0.0.0.0")
         if options.ignored:
             print(f"arguments without effect here: {' '.join(options.ignored)}", file=sys.stderr, flush=True)
         how = LoadOptions(
@@ -426,8 +443,8 @@ def main(argv: list[str]) -> int:
             return _run_workers(options, how)
         models, load = _load_all(options, how)
     except (LoadError, OptionsError) as error:
-        return _fail(error)
-    return _run(ModelServer(models, load=load), options)
+        return fail(error)
+    return run(models, options, load=load)
 
 
 def _run_workers(options: Options, how: LoadOptions) -> int:
@@ -439,13 +456,14 @@ def _run_workers(options: Options, how: LoadOptions) -> int:
         try:
             models = _load_all(options, how)[0] if shared is None else shared
         except LoadError as error:
-            return _fail(error)
-        return _run(ModelServer(models, board=board), options)
+            return fail(error)
+        return run(models, options, board=board)
 
     return supervise(options.workers, work)
 
 
-def _fail(error: Exception) -> int:
+def fail(error: Exception) -> int:
+    """Say why nothing can be served, in the log and to the kubelet; returns the exit code."""
     print(f"cannot serve: {error}", file=sys.stderr, flush=True)
     _write_termination_message(str(error))
     return 1
@@ -484,7 +502,11 @@ def _load_what_can_be(names: Sequence[str], load: Load) -> list[Model]:
     return models
 
 
-def _run(server: ModelServer, options: Options) -> int:
+def run(models: Sequence[Model], options: Options, *, board: Board | None = None, load: Load | None = None) -> int:
+    """Serve models until SIGTERM."""
+    # uvloop binds in C, past the hook for Pods that share the machine's network.
+    options = options._replace(host=options.host or os.environ.get("SHALLOP_POD_IP") or "0.0.0.0")
+    server = ModelServer(models, board=board, load=load)
     try:
         import uvloop
 
