@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -10,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from shallop.embedded.kubelet.environments import Environments
+from shallop.settings import Settings
+
 CODE = Path(__file__).parent / "custom"
 # One environment for all of them.
-ANNOTATIONS = {"environment.shallop.dev/requirements": "kserve==0.21.0\nflask==3.1.3"}
+REQUIREMENTS = ["kserve==0.21.0", "flask==3.1.3"]
+ANNOTATIONS = {"environment.shallop.dev/requirements": "\n".join(REQUIREMENTS)}
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -48,7 +53,10 @@ def post(url: str, payload: Any) -> Any:
         return json.load(answer)
 
 
-def test_servers_of_users_run_unmodified(platform: Any) -> None:
+def test_servers_of_users_run_unmodified(platform: Any, tmp_path: Path) -> None:
+    # Built before anyone waits for the Pods that run in it.
+    environments = Environments.of(Settings(home=tmp_path / "builder"))
+    asyncio.run(environments.ensure(environments.resolve("python:3.11", [], REQUIREMENTS)))
     code = {path.name: path.read_text() for path in CODE.glob("*.py")}
     objects = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "custom-code"}, "data": code},

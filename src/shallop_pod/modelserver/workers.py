@@ -12,10 +12,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["supervise"]
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 _TOO_SHORT_S = 1.0
 
 
@@ -31,39 +32,43 @@ def supervise(count: int, work: Callable[[int], int]) -> int:
     Returns:
         0, or the exit code of workers that cannot start.
     """
-    stopping = False
-    started: dict[int, tuple[int, float]] = {}
-
-    def stop(signum: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        for pid in started:
-            os.kill(pid, signal.SIGTERM)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, stop)
-    for number in range(count):
-        started[_fork(number, work)] = (number, time.monotonic())
+    # Waited for, not handled: a signal cannot slip in between two steps.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    started = {_fork(number, work): (number, time.monotonic()) for number in range(count)}
+    ending, result = False, 0
     while started:
-        pid, status = os.waitpid(-1, 0)
-        if pid not in started:
-            continue  # an orphan: we may be the first process of a container
-        number, since = started.pop(pid)
-        code = os.waitstatus_to_exitcode(status)
-        if stopping:
-            continue
-        if code > 0 and time.monotonic() - since < _TOO_SHORT_S:
-            stop(signal.SIGTERM, None)
-            return _wait_for_all(started, code)
-        print(f"worker {number} ended with {code}; starting it again", file=sys.stderr, flush=True)
-        started[_fork(number, work)] = (number, time.monotonic())
-    return 0
+        if signal.sigwait(_SIGNALS) != signal.SIGCHLD:
+            ending = _end(started)
+        for pid, code in _ended():
+            if pid not in started:
+                continue  # an orphan: we may be the first process of a container
+            number, since = started.pop(pid)
+            if ending:
+                continue
+            if code > 0 and time.monotonic() - since < _TOO_SHORT_S:
+                ending, result = _end(started), code
+                continue
+            print(f"worker {number} ended with {code}; starting it again", file=sys.stderr, flush=True)
+            started[_fork(number, work)] = (number, time.monotonic())
+    return result
 
 
-def _wait_for_all(started: dict[int, tuple[int, float]], code: int) -> int:
-    for pid in started:
-        os.waitpid(pid, 0)
-    return code
+def _end(pids: Iterable[int]) -> bool:
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    return True
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Yield the processes that have ended, with their exit codes; one signal may stand for several."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
 
 
 def _fork(number: int, work: Callable[[int], int]) -> int:
@@ -72,8 +77,7 @@ def _fork(number: int, work: Callable[[int], int]) -> int:
         return pid
     code = 1
     try:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         code = work(number)
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 1
