@@ -1,9 +1,9 @@
 """
 How a whole instance behaves with many objects, watchers, Pods, and a large namespace to delete.
 
-Run: ``python benchmarks/scale.py [objects] [watchers] [namespace] [burst] [pods] [--kubeconfig FILE]``; without names
-all of them. With a kubeconfig the same load goes to that cluster, whose memory and CPU are then not measured. Results,
-one row per point of a curve, are in ``results/scale.json``.
+Run: ``python benchmarks/scale.py [objects] [watchers] [namespace] [controllers] [burst] [pods] [--kubeconfig FILE]``;
+without names all of them. With a kubeconfig the same load goes to that cluster, whose memory and CPU are then not
+measured. Results, one row per point of a curve, are in ``results/scale.json``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ OBJECTS = (1000, 2000, 5000, 10_000)
 WATCHERS = (10, 100, 500, 1000)
 NAMESPACES = (250, 500, 1000, 2000)
 PODS = (100, 250, 500)
+CONTROLLED = (200, 400, 800)
 BURST = 50
 WRITES = 50
 _PAYLOAD = "x" * 1300
@@ -243,6 +244,53 @@ async def namespace(target: Target) -> list[Row]:
     return rows
 
 
+async def controllers(target: Target) -> list[Row]:
+    """What controllers do for many Services, and for one Deployment or Job of many Pods that nobody starts."""
+    rows = []
+    for what in ("services", "deployment", "job"):
+        for count in CONTROLLED:
+            name = f"{what}-{count}"
+            path = await namespaced(target, name)
+            cpu, begun = target.cpu_s(), time.perf_counter()
+            await _make(target, what, name, path, count)
+            seconds, cpu = time.perf_counter() - begun, target.cpu_s() - cpu
+            row = {"what": what, "count": count, "seconds": round(seconds, 2)}
+            row["server_cpu_ms_each"] = round(cpu * 1000 / count, 2)
+            rows.append(row | {"delete_s": round(await drop(target, name), 2)})
+    return rows
+
+
+async def _make(target: Target, what: str, namespace: str, path: str, count: int) -> None:
+    labels = {"app": "x"}
+    container = {"name": "main", "image": "python:3.11", "command": ["sleep", "1000"]}
+    pod: Row = {"containers": [container], "schedulingGates": [{"name": "benchmark/never"}]}
+    if what == "services":
+
+        async def create(number: int) -> None:
+            spec = {"selector": {"app": f"s{number}"}, "ports": [{"port": 80}]}
+            await target.send("POST", f"{path}/services", {"metadata": {"name": f"s{number}"}, "spec": spec})
+
+        await gather(count, 8, create)
+        kind, wanted = f"{path}/endpoints", lambda found: len(found["items"]) == count
+    elif what == "deployment":
+        template = {"metadata": {"labels": labels}, "spec": pod}
+        spec = {"replicas": count, "selector": {"matchLabels": labels}, "template": template}
+        kinds = f"/apis/apps/v1/namespaces/{namespace}/deployments"
+        await target.send("POST", kinds, {"metadata": {"name": "d"}, "spec": spec})
+        kind, wanted = f"{kinds}/d", lambda found: (found.get("status") or {}).get("replicas") == count
+    else:
+        template = {"spec": pod | {"restartPolicy": "Never"}}
+        kinds = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+        spec = {"completions": count, "parallelism": count, "template": template}
+        await target.send("POST", kinds, {"metadata": {"name": "j"}, "spec": spec})
+        kind, wanted = f"{kinds}/j", lambda found: (found.get("status") or {}).get("active") == count
+
+    async def done() -> bool:
+        return bool(wanted(await target.send("GET", kind)))
+
+    await until(done)
+
+
 def sleeper(name: str) -> Any:
     container = {"name": "main", "image": "python:3.11", "command": ["sleep", "100000"]}
     resources = {"requests": {"cpu": "1m", "memory": "1Mi"}}
@@ -298,7 +346,14 @@ def _all_pss(target: Target) -> float | None:
     return total / 1024
 
 
-LOADS = {"objects": objects, "watchers": watchers, "namespace": namespace, "burst": burst, "pods": pods}
+LOADS = {
+    "objects": objects,
+    "watchers": watchers,
+    "namespace": namespace,
+    "controllers": controllers,
+    "burst": burst,
+    "pods": pods,
+}
 
 
 async def measure(target: Target, names: list[str]) -> list[Row]:
