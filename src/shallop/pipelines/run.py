@@ -75,6 +75,7 @@ POD = Gvk("v1", "Pod")
 _PODS_PER_RUN = 200
 # A step of cached tasks is written in portions of this many changes, so that watchers see it grow.
 _STEP_CHANGES = 200
+_AT_A_TIME = 50
 # How long a Pod may wait for a Secret, ConfigMap or claim before its task fails.
 _STUCK_S = 10.0
 _FULL_BYTES = 1 << 20
@@ -204,7 +205,7 @@ class RunDriver:
                 events.append(RetryRequested())
         else:
             self._plan = Plan(self._pipeline, self._info, row["parameters"])
-            actions = self._plan.begin()
+            actions = await asyncio.to_thread(self._plan.begin)
         self._journal = Journal(
             self._plan,
             now=self._driver.now,
@@ -292,17 +293,20 @@ class RunDriver:
         acts: list[StartTask | StopTask] = []
         known: list[StartTask | StopTask] = []  # acts that were adopted
         while True:
-            for action in pending:
+            for count, action in enumerate(pending, 1):
                 answer = await self._take(action, known if adopted else acts, adopted=adopted)
                 if answer is not None:
                     todo.append(answer)
+                await _let_others(count)
             adopted = False
             if self._journal.size >= _STEP_CHANGES or not todo:
                 await self._write()
-                for act in known:
+                for count, act in enumerate(known, 1):
                     todo.extend(await self._act(act, adopted=True))
-                for act in acts:
+                    await _let_others(count)
+                for count, act in enumerate(acts, 1):
                     todo.extend(await self._act(act, adopted=False))
+                    await _let_others(count)
                 known.clear()
                 acts.clear()
             if not todo:
@@ -314,8 +318,10 @@ class RunDriver:
                 self._journal.record(event)
 
     async def _write(self) -> None:
-        if self._journal.size:
-            await self._driver.store(self._journal.take())
+        if size := self._journal.size:
+            # Nobody but this coroutine changes the plan and the journal.
+            step = self._journal.take() if size <= _STEP_CHANGES else await asyncio.to_thread(self._journal.take)
+            await self._driver.store(step)
             self._driver.signals.notify(self.run_id)
 
     async def _take(self, action: Action, acts: list[StartTask | StopTask], *, adopted: bool) -> Event | None:
@@ -608,6 +614,12 @@ class RunDriver:
         made = Artifact("artifact", action.uri, action.type, action.metadata, self._driver.next_artifact())
         self._journal.add_artifact(action.path, made, 0)
         return TaskSucceeded(action.path, action.attempt, Values(artifacts={"artifact": [made]}))
+
+
+async def _let_others(count: int) -> None:
+    """Let the event loop do other things now and then: one event may start thousands of tasks."""
+    if count % _AT_A_TIME == 0:
+        await asyncio.sleep(0)
 
 
 def _is_full(root: str) -> bool:
