@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shallop_pod.modelserver.models import Model
+from shallop_pod.modelserver.protocol import Tensor
 from shallop_pod.modelserver.server import ModelServer
 
 np = pytest.importorskip("numpy")
@@ -128,3 +129,92 @@ def test_a_large_tensor_comes_in_pieces_with_a_request_behind_it() -> None:
         first, _, second = answer.partition(b"HTTP/1.1 200 OK")[2].partition(b"HTTP/1.1 200 OK")
         assert first.endswith(tensor.tobytes()), cuts
         assert b"live" in second, cuts
+
+
+def serve(model: Model, *requests: tuple[str, Any]) -> list[tuple[int, Any]]:
+    """Ask one server one thing after the other; return statuses and bodies."""
+
+    async def session() -> list[tuple[int, Any]]:
+        server = ModelServer([model], inline=True)
+        answers = []
+        for path, payload in requests:
+            wire, connection = Wire(), server.connect()
+            connection.connection_made(wire)  # type: ignore[arg-type]
+            body = json.dumps(payload).encode()
+            method = "GET" if payload is None else "POST"
+            request = f"{method} {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            connection.data_received(request)  # type: ignore[attr-defined]
+            for _ in range(10):
+                await asyncio.sleep(0)
+            head, _, content = wire.data.partition(b"\r\n\r\n")
+            answers.append((int(head.split()[1]), json.loads(content)))
+        return answers
+
+    return asyncio.run(session())
+
+
+def pair() -> Model:
+    """Return a model with two named inputs."""
+    inputs = (Tensor("a", "FP64", (-1,)), Tensor("b", "FP64", (-1,)))
+
+    def predict(tensors: Any) -> Any:
+        return {"sum": tensors["a"] + tensors["b"], "difference": tensors["a"] - tensors["b"]}
+
+    return Model("m", "test", predict, inputs=inputs, named=True, batches=False)
+
+
+def tensor(name: str, *values: float) -> dict[str, Any]:
+    return {"name": name, "shape": [len(values)], "datatype": "FP64", "data": list(values)}
+
+
+def test_named_tensors_are_asked_for_in_rows_in_columns_and_by_v2() -> None:
+    rows = [{"a": 5.0, "b": 3.0}, {"a": 1.0, "b": 1.0}]
+    by_order = {"inputs": [tensor("x", 5, 1), tensor("y", 3, 1)], "outputs": [{"name": "sum"}]}
+    row, column, swapped, ordered = serve(
+        pair(),
+        ("/v1/models/m:predict", {"instances": rows}),
+        ("/v1/models/m:predict", {"inputs": {"a": [5.0], "b": [3.0]}}),
+        ("/v2/models/m/infer", {"inputs": [tensor("b", 3), tensor("a", 5)]}),
+        ("/v2/models/m/infer", by_order),
+    )
+    assert row == (200, {"predictions": [{"sum": 8.0, "difference": 2.0}, {"sum": 2.0, "difference": 0.0}]})
+    assert column == (200, {"outputs": {"sum": [8.0], "difference": [2.0]}})
+    assert {item["name"]: item["data"] for item in swapped[1]["outputs"]} == {"sum": [8.0], "difference": [2.0]}
+    assert [(item["name"], item["data"]) for item in ordered[1]["outputs"]] == [("sum", [8.0, 2.0])]
+
+
+def test_too_few_tensors_are_refused_with_the_names_that_are_wanted() -> None:
+    ((status, body),) = serve(pair(), ("/v2/models/m/infer", {"inputs": [tensor("x", 1)]}))
+    assert status == 400
+    assert "the model has a, b" in body["error"]
+
+
+def test_an_output_may_be_another_way_to_predict() -> None:
+    methods = {"predict": lambda rows: rows[:, :1], "predict_proba": lambda rows: rows / 10}
+    model = Model("m", "sklearn", lambda rows: {"predict": rows[:, :1]}, methods=methods)
+    given = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 9]}
+    usual, other = serve(
+        model,
+        ("/v2/models/m/infer", {"inputs": [given]}),
+        ("/v2/models/m/infer", {"inputs": [given], "outputs": [{"name": "predict_proba"}]}),
+    )
+    assert [(item["name"], item["shape"]) for item in usual[1]["outputs"]] == [("predict", [1, 1])]
+    assert [(item["name"], item["data"]) for item in other[1]["outputs"]] == [("predict_proba", [0.1, 0.9])]
+
+
+def test_a_model_that_was_unloaded_is_not_ready_and_comes_back() -> None:
+    model = Model("m", "sklearn", lambda rows: rows[:, 0], 2)
+    repository = "/v2/repository/models/m"
+    asked = ("/v1/models/m:predict", {"instances": [[1, 2]]})
+    answers = serve(
+        model, (f"{repository}/unload", {}), asked, ("/v2/models/m/ready", None), (f"{repository}/load", {}), asked
+    )
+    assert [status for status, _ in answers] == [200, 503, 503, 200, 200]
+
+
+def test_an_explainer_answers_explain_and_others_say_they_have_none() -> None:
+    model = Model("m", "art", lambda rows: rows, explain=lambda payload: {"explanations": payload["instances"]})
+    asked = ("/v1/models/m:explain", {"instances": [1]})
+    assert serve(model, asked) == [(200, {"explanations": [1]})]
+    ((status, _),) = serve(model._replace(explain=None), asked)
+    assert status == 501
