@@ -16,6 +16,7 @@ import pytest
 
 from shallop.errors import ObjectStoreError
 from shallop.store.objects import Access, delete, download, exists, upload
+from shallop_pod.initializer import initialize
 
 HERE = Path(__file__).parent
 BUCKET = "mlpipeline"
@@ -72,6 +73,17 @@ def test_files_and_folders_go_there_and_back(s3: str, tmp_path: Path) -> None:
     assert exists(f"s3://{BUCKET}/a/file.bin", access)
     with pytest.raises(ObjectStoreError, match="s3://no-such-bucket/x: cannot be stored"):
         upload(folder / "weights", "s3://no-such-bucket/x", access)
+
+
+def test_an_initializer_brings_a_data_set_from_there(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    for name in ("train.csv", "notes.md"):
+        (tmp_path / "digits" / name).write_text(name)
+    upload(tmp_path / "digits", f"s3://{BUCKET}/sets/digits", Access(endpoint=s3, credentials=KEYS))
+    environ = {"STORAGE_URI": f"s3://{BUCKET}/sets/digits", "IGNORE_PATTERNS": "*.md", "ENDPOINT": s3, "REGION": "auto"}
+    environ |= {"ACCESS_KEY_ID": KEYS["access_key_id"], "SECRET_ACCESS_KEY": KEYS["secret_access_key"]}
+    folder = Path(initialize("dataset", environ, str(tmp_path / "dataset")))
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"train.csv": "train.csv"}
 
 
 def call(instance: Instance, method: str, path: str, body: Any = None) -> Any:

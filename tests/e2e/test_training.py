@@ -72,6 +72,28 @@ def test_an_example_of_upstream_runs_unchanged(platform: Any, namespace: str, sh
 
 
 @pytest.mark.timeout(600)
+def test_examples_of_the_trainer_run_unchanged(platform: Any, namespace: str, shared: Path) -> None:
+    """Of the others one needs the internet and those of Flux its images; Katib's train in images of its own."""
+    folder = shared / "specs" / "trainer" / "examples" / "yaml"
+    for name in ("01-multi-node", "03-kueue-integration", "04-volcano-integration"):
+        platform.kubectl("-n", namespace, "apply", "-f", str(folder / f"{name}.yaml"))
+    # Nobody admits it here.
+    assert condition(platform, namespace, "trainjob/kueue-example", "Suspended")["reason"] == "Suspended"
+    for job, nodes in (("multi-node-example", 3), ("volcano-example", 4)):
+        ended = condition(platform, namespace, f"trainjob/{job}", "Complete", "Failed")
+        assert ended["type"] == "Complete", ended
+        selector = f"jobset.sigs.k8s.io/jobset-name={job}"
+        pods = json.loads(platform.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json"))["items"]
+        assert [pod["status"]["phase"] for pod in pods] == ["Succeeded"] * nodes
+    log = platform.kubectl("-n", namespace, "logs", "-l", "jobset.sigs.k8s.io/jobset-name=multi-node-example")
+    assert log.count("WORLD_SIZE: 3") == 3
+    groups = platform.kubectl("-n", namespace, "get", "podgroups.scheduling.volcano.sh", "-o", "json")
+    (group,) = json.loads(groups)["items"]
+    assert group["spec"]["minMember"] == 4 and group["metadata"]["name"] == "volcano-example"
+    platform.kubectl("delete", "clustertrainingruntime", "torch-distributed-volcano")
+
+
+@pytest.mark.timeout(600)
 def test_a_killed_control_plane_neither_loses_nor_repeats_a_training(own_platform: Any, kubectl: str) -> None:
     platform = own_platform
     platform.up()

@@ -294,6 +294,55 @@ def test_a_trial_that_falls_behind_is_stopped_early(cluster: Cluster) -> None:
 SEED = "5"
 
 
+def test_generations_go_on_from_checkpoints_and_rungs_from_the_best(cluster: Cluster) -> None:
+    """A population counts in its checkpoints; ASHA gives the best more epochs; runs are Jobs and PyTorchJobs."""
+    count = (
+        "import os, sys; old = open('/ckpt/steps').read() if os.path.exists('/ckpt/steps') else ''; "
+        "open('/ckpt/steps', 'w').write(old + 'x'); print('steps=' + str(len(old) + 1)); print('loss=' + sys.argv[1])"
+    )
+
+    def settings(**values: str) -> list[dict[str, str]]:
+        return [{"name": name, "value": value} for name, value in values.items()]
+
+    listed = {"list": [f"0.{number}" for number in range(1, 10)]}
+    population = settings(suggestion_trial_dir="/ckpt", n_population="5", truncation_threshold="0.4")
+    cluster.apply(
+        experiment(
+            "population",
+            job("python3", "-c", quoted(count), "${trialParameters.x}"),
+            algorithm={"algorithmName": "pbt", "algorithmSettings": population},
+            objective={"type": "minimize", "objectiveMetricName": "loss", "additionalMetricNames": ["steps"]},
+            parameters=[{"name": "x", "parameterType": "discrete", "feasibleSpace": listed}],
+            maxTrialCount=8,
+        )
+    )
+    shown = "print('loss=${trialParameters.x}')"
+    main = {"name": "pytorch", "image": "python:3.11", "command": ["python3", "-c", quoted(shown)]}
+    replica = {"replicas": 1, "restartPolicy": "Never", "template": {"spec": {"containers": [main]}}}
+    run = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {"pytorchReplicaSpecs": {"Master": replica}}}
+    body = experiment(
+        "rungs",
+        run,
+        algorithm={"algorithmName": "asha", "algorithmSettings": settings(resource_name="n", r_l="4", eta="2")},
+        maxTrialCount=6,
+    )
+    epochs = {"name": "n", "parameterType": "int", "feasibleSpace": {"min": "1", "max": "4"}}
+    body["spec"]["parameters"].append(epochs)
+    body["spec"]["trialTemplate"]["primaryContainerName"] = "pytorch"
+    cluster.apply(body)
+    assert cluster.ended("population")["status"]["trialsSucceeded"] == 8
+    label = "pbt.suggestion.katib.kubeflow.org/generation"
+    steps = {
+        (int(t["metadata"]["labels"][label]), observed(t, "steps")["latest"]) for t in cluster.trials("population")
+    }
+    assert steps == {(0, "1"), (1, "2")}, "a member of the second generation begins with its parent's checkpoint"
+    assert cluster.ended("rungs")["status"]["trialsSucceeded"] == 6
+    given = [{one["name"]: one["value"] for one in t["spec"]["parameterAssignments"]} for t in cluster.trials("rungs")]
+    first = {one["x"] for one in given if one["n"] == "1"}
+    again = {one["x"] for one in given if one["n"] == "2"}
+    assert again and again <= first, given
+
+
 def test_an_optimization_job_names_the_best_train_job(cluster: Cluster) -> None:
     script = "import os; print('loss=' + str((float(os.environ['KUBEFLOW_TRAINER_OPT_RATE']) - 0.5) ** 2))"
     body = {
