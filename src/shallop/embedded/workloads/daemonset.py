@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from shallop.controller import Context, Kind, Resource, Result, Watch
 from shallop.embedded.workloads.children import Children, is_namespace_ending
 from shallop.embedded.workloads.claiming import claim_pods
-from shallop.embedded.workloads.pods import POD, available_in_s, is_ready, is_terminal
+from shallop.embedded.workloads.pods import POD, available_in_s, is_ready, is_terminal, phase_of
 from shallop.embedded.workloads.replicaset import render_pod
 from shallop.embedded.workloads.revisions import CONTROLLER_REVISION, HASH, keep_revisions, plan_truncation
 from shallop.embedded.workloads.scheduler import place
@@ -29,6 +29,7 @@ __all__ = ["DAEMONSET", "DaemonSetPlan", "DaemonSets", "plan_daemonset", "render
 
 _NODE = Gvk("v1", "Node")
 _TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 900.0
 _AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 _TOLERATIONS = (
     *(("node.kubernetes.io/" + name, "NoExecute") for name in ("not-ready", "unreachable")),
@@ -234,11 +235,37 @@ def render_status(
     return status
 
 
+class FailedPods:
+    """
+    How long a Pod that failed stays, before another one takes its place: longer each time it happens on a node.
+
+    Source: kube-controller-manager, daemon set controller: from one second to 15 minutes.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Key, str], tuple[float, datetime]] = {}
+
+    def wait_s(self, daemonset: Key, node: str, now: datetime) -> float:
+        """Return in how many seconds the Pod may go; 0 counts as its end."""
+        pause_s, until = self._known.get((daemonset, node), (0.0, now))
+        if now < until:
+            return (until - now).total_seconds()
+        if now - until > timedelta(seconds=2 * _LONGEST_PAUSE_S):
+            pause_s = 0.0
+        pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s or _FIRST_PAUSE_S)
+        self._known[daemonset, node] = (pause_s, now + timedelta(seconds=pause_s))
+        return 0.0
+
+    def forget(self, daemonset: Key) -> None:
+        self._known = {place: known for place, known in self._known.items() if place[0] != daemonset}
+
+
 class DaemonSets:
     """The controller of DaemonSets."""
 
     def __init__(self) -> None:
         self._pods = Children(POD)
+        self._failed = FailedPods()
         self._selectors = Selectors()
 
     async def reconcile(self, ctx: Context, daemonset: Resource[dict[str, Any]]) -> Result:
@@ -261,7 +288,15 @@ class DaemonSets:
         nodes = ctx.cache(_NODE).list()
         pods = await claim_pods(ctx, self._pods, raw)
         plan = plan_daemonset(raw, pods, nodes, digest, ctx.now())
+        look_again_s = [plan.requeue_after_s]
         for pod in plan.delete:
+            if phase_of(pod) == "Failed":
+                node = node_of(pod)
+                if wait_s := self._failed.wait_s(daemonset.key, node, ctx.now()):
+                    look_again_s.append(wait_s)
+                    continue
+                text = f"Found failed daemon pod {key_of(pod)} on node {node}, will try to kill it"
+                ctx.events.record(raw, "FailedDaemonPod", text, "Warning")
             await self._pods.delete(ctx, raw, pod)
             ctx.events.record(raw, "SuccessfulDelete", f"Deleted pod: {pod['metadata']['name']}")
         for node in plan.create:
@@ -280,10 +315,11 @@ class DaemonSets:
         for revision in plan_truncation(revisions, live, daemonset.spec.get("revisionHistoryLimit", 10)):
             key, uid = key_of(revision), revision["metadata"]["uid"]
             await ctx.client.delete(CONTROLLER_REVISION, key.name, key.namespace, uid=uid)
-        return Result(plan.requeue_after_s)
+        return Result(min((wait for wait in look_again_s if wait), default=None))
 
     async def on_gone(self, ctx: Context, key: Key) -> None:
         self._selectors.drop(key)
+        self._failed.forget(key)
 
     def keys_of_orphan(self, pod: Object) -> list[Key]:
         """Return the DaemonSets that may adopt a Pod."""

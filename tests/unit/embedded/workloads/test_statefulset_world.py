@@ -220,3 +220,23 @@ def test_daemons_are_replaced_within_the_bounds(run: Callable[..., None], rollin
         assert sorted(r["revision"] for r in await world.list("ControllerRevision")) == [1, 2]
 
     run(scenario)
+
+
+def test_a_daemon_that_fails_again_is_replaced_after_a_pause(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        await world.create("DaemonSet", "s", spec=daemon())
+        known: set[str] = set()
+        for _ in range(3):
+
+            async def fresh() -> Object | None:
+                pods: list[Object] = await world.list("Pod")
+                fresh = (pod for pod in pods if pod["metadata"]["uid"] not in known and pod["spec"].get("nodeName"))
+                return next(fresh, None)
+
+            pod = await world.eventually(fresh)
+            known.add(pod["metadata"]["uid"])
+            await world.set_status(pod, phase="Failed", reason="Evicted")
+        await until_status(world, "DaemonSet", desiredNumberScheduled=1, numberAvailable=1)
+        assert "FailedDaemonPod" in {event["reason"] for event in await world.list("Event")}
+
+    run(scenario)
