@@ -7,6 +7,7 @@ proportional set size of the control plane, or of all processes of the instance.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import socket
@@ -21,6 +22,9 @@ from typing import Any
 
 from footprint import pss_mib
 from instance import ROOT, SHALLOP, processes_of, running, wait_until, write
+
+from shallop.kube.objects import Gvk
+from shallop.kube.remote import RemoteClient, load_kubeconfig
 
 COLD_STARTS = 5
 WINDOW_S = 6
@@ -62,15 +66,20 @@ class Instance:
             json.load(answer)
         return time.perf_counter() - begun
 
-    def servers(self) -> int:
-        """Return how many processes belong to Pods: shims and what they run."""
-        return sum("shallop_pod.shim" in command for command in processes_of(self.home, self.pid).values())
+    def pods(self) -> int:
+        """Return how many Pods there are, those that end included."""
+
+        async def count() -> int:
+            async with RemoteClient(load_kubeconfig(str(self.home / "kubeconfig"))) as client:
+                return len((await client.list(Gvk("v1", "Pod"), "default")).items)
+
+        return asyncio.run(count())
 
     def memory_mib(self) -> float:
         return sum(pss_mib(pid) for pid in processes_of(self.home, self.pid))
 
     def at_zero(self) -> None:
-        wait_until(lambda: self.servers() == 0, "all Pods are gone", 300)
+        wait_until(lambda: self.pods() == 0, "all Pods are gone", 300)
 
 
 def cold_starts(instance: Instance) -> list[dict[str, Any]]:
