@@ -245,7 +245,7 @@ def test_the_account_may_do_no_more_than_it_needs(cluster: Cluster, leader: Repl
         assert "no" in asked.split() and "yes" not in asked.split(), f"{verb} {resource}: {asked}"
     attacks = (
         ("get", "secrets", "-A"),
-        ("create", "configmap", "x", "-n", "default"),
+        ("create", "secret", "generic", "x", "-n", "default"),
         ("delete", "namespace", "default"),
         ("create", "clusterrolebinding", "x", "--clusterrole=cluster-admin", f"--user={ACCOUNT}"),
         ("create", "token", "default", "-n", "default"),
