@@ -129,6 +129,8 @@ def parse_v1(body: bytes, inputs: Sequence[Tensor] | None = None) -> Request:
     payload = _body(body)
     if not isinstance(payload, dict):
         raise ProtocolError('Expected an object with "instances", a list of rows')
+    if payload.get("signature_name") not in (None, "", "serving_default"):
+        raise ProtocolError('"signature_name": only "serving_default" is served; leave it out')
     if inputs is not None:
         return _parse_named_v1(payload, inputs)
     rows = payload.get("instances", payload.get("inputs"))

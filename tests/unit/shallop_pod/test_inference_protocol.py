@@ -33,6 +33,7 @@ def test_v1_rows_become_an_array() -> None:
         (b"[]", "Expected an object"),
         (b'{"instances": 3}', 'Expected "instances" to be a list'),
         (b'{"instances": []}', "at least one row"),
+        (b'{"signature_name": "other", "instances": [[1]]}', 'only "serving_default"'),
         (b'{"instances": [[1, 2], [3]]}', "same length"),
     ],
 )
