@@ -127,6 +127,12 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         help="how Pods are kept apart (default: the best that this machine allows, see 'shallop doctor')",
     )
     up.add_argument(
+        "--host-paths",
+        metavar="any|none|FOLDER,...",
+        default=Settings.host_paths,
+        help="which folders of this machine Pods may mount by hostPath; never the platform's own (default %(default)s)",
+    )
+    up.add_argument(
         "--bare",
         action="store_true",
         help="only a small Kubernetes: API, built-in controllers and node, to try 'shallop install' and 'controllers'",
@@ -240,6 +246,7 @@ def _up(options: argparse.Namespace) -> int:
         settings,
         bare=options.bare,
         multi_user=options.multi_user,
+        host_paths=options.host_paths,
         synchronous=options.synchronous,
         engine=options.engine,
     )

@@ -44,6 +44,8 @@ class Settings:
         katib_port: Katib's database manager, gRPC.
         node_name: the name of the Node object.
         isolation: ``auto``, ``namespaces`` (root), ``user`` (user namespaces) or ``none``.
+        host_paths: folders of the machine that ``hostPath`` volumes may lie in: ``any``, ``none``, or absolute paths
+            with commas between; the platform's own home never.
         cpu_overcommit: how many times the machine's cores Pods may request.
         max_zygotes: warm fork-servers kept at once.
         cache_max_age_s: outputs of pipeline steps that are older, in seconds, are not used again; 0 = never too old.
@@ -75,6 +77,7 @@ class Settings:
     katib_port: int = 6789
     node_name: str = "shallop"
     isolation: str = "auto"
+    host_paths: str = "any"
     cpu_overcommit: float = 4.0
     max_zygotes: int = 4
     zygote_idle_s: float = 600.0
@@ -95,6 +98,11 @@ class Settings:
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
         if self.synchronous not in ("normal", "full"):
             raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
+        for folder in self.host_path_folders or ():
+            if not folder.is_absolute():
+                raise SettingsError(
+                    f"host_paths: {str(folder)!r} is no absolute path; use any, none, or /folder,/folder."
+                )
         # Looked up only for another than the default: the list is read from some hundred files.
         if self.cron_timezone != "UTC" and self.cron_timezone not in available_timezones():
             raise SettingsError(f"cron_timezone: {self.cron_timezone!r} is not known; use one such as Europe/Berlin.")
@@ -127,6 +135,13 @@ class Settings:
     @property
     def api_url(self) -> str:
         return f"https://{self.host}:{self.api_port}"
+
+    @property
+    def host_path_folders(self) -> tuple[Path, ...] | None:
+        """Folders that ``hostPath`` volumes may lie in; None = all."""
+        if self.host_paths == "any":
+            return None
+        return () if self.host_paths == "none" else tuple(Path(text.strip()) for text in self.host_paths.split(","))
 
     @property
     def artifacts(self) -> Path:

@@ -143,6 +143,21 @@ def test_the_platform_and_its_secrets_are_out_of_sight(cluster: Cluster) -> None
     assert "objects.db" not in text and "PYTEST" not in text
 
 
+def test_no_host_path_leads_to_the_platform(cluster: Cluster) -> None:
+    home = cluster.platform.home
+    mounts = [{"name": "machine", "mountPath": "/machine"}]
+
+    def mounting(path: Path) -> dict[str, Any]:
+        return {"volumes": [{"name": "machine", "hostPath": {"path": str(path)}}]}
+
+    look = f"ls /machine; ls -A /machine{home}; cat /machine{home}/token"
+    text = cluster.output("roams", "sh", "-c", look, volumeMounts=mounts, spec=mounting(Path("/")))
+    assert "etc" in text.split(), "the machine is there"
+    assert (home / "token").read_text() not in text and "objects.db" not in text
+    cluster.apply(pod("pries", "true", volumeMounts=mounts, spec=mounting(home / "tls")))
+    until(lambda: "belongs to the platform" in str(cluster.container("pries")["state"]), "it is told why it waits")
+
+
 # --- life -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,11 @@
-"""How many requests may be under way at once, and for how long: one client must not starve the others."""
+"""How many requests a user may send and have under way, and for how long: one client must not starve the others."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from shallop.embedded.apiserver.requests import MASTERS, User
@@ -17,6 +18,10 @@ _MAX_REQUESTS = 600
 _MAX_REQUESTS_PER_USER = 200
 _MAX_STREAMS_PER_USER = 2000
 _TIMEOUT_S = 60.0
+# Far above what clients allow themselves (client-go: 5 a second if nobody asks for more): a loop out of control.
+_REQUESTS_PER_S = 500.0
+_BURST = 2000.0
+_KNOWN_USERS = 1000
 
 
 class InFlight:
@@ -24,9 +29,15 @@ class InFlight:
     Counts requests under way, streams (watches, logs) apart from the rest.
 
     Administrators are bound by the total only: they are the ones who must be able to repair.
+
+    Args:
+        clock: seconds that only grow.
     """
 
-    def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = _TIMEOUT_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # User -> requests that are left, and when that was counted.
+        self._left: dict[str, tuple[float, float]] = {}
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._total = 0
@@ -43,11 +54,29 @@ class InFlight:
         return _Request(self, user)
 
     def begin(self, user: User) -> None:
-        mine = self._requests[user.name]
-        if self._total >= _MAX_REQUESTS or (mine >= _MAX_REQUESTS_PER_USER and MASTERS not in user.groups):
+        if MASTERS not in user.groups:
+            self._take(user)
+            if self._requests[user.name] >= _MAX_REQUESTS_PER_USER:
+                raise _too_many("requests", user)
+        if self._total >= _MAX_REQUESTS:
             raise _too_many("requests", user)
         self._total += 1
         self._requests[user.name] += 1
+
+    def _take(self, user: User) -> None:
+        """Take one of the requests that a user has left."""
+        now = self._clock()
+        left, counted = self._left.get(user.name, (_BURST, now))
+        left = min(_BURST, left + (now - counted) * _REQUESTS_PER_S)
+        if left < 1:
+            message = (
+                f'user "{user.name}" sends more than {_REQUESTS_PER_S:g} requests a second, please try again later.'
+            )
+            raise TooManyRequestsError(message, details={"retryAfterSeconds": 1})
+        if len(self._left) > _KNOWN_USERS:
+            # Whoever has not asked for so long has a whole burst again.
+            self._left = {name: one for name, one in self._left.items() if now - one[1] < _BURST / _REQUESTS_PER_S}
+        self._left[user.name] = (left - 1, now)
 
     def end(self, user: User) -> None:
         self._total -= 1

@@ -626,7 +626,7 @@ class PodWorker:
     def _visible(self, environment: Environment, container: str, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hide the platform's own data, and show again what a process needs of it, or of a covered folder."""
         settings = self._node.settings
-        hidden = [{"target": str(settings.home), "tmpfs": True}]
+        hidden = [{"target": str(path), "tmpfs": True} for path in _places_of(settings.home, mounts)]
         needed = [
             settings.artifacts,
             settings.run / "python",
@@ -1022,6 +1022,13 @@ class PodWorker:
         kind = "initContainers" if any(r.init and r.name == container for r in self._records) else "containers"
         path = f"spec.{kind}{{{container}}}" if container else ""
         self._node.events.record(self._pod, reason, message, type_, field_path=path)
+
+
+def _places_of(home: Path, mounts: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Where a container would see the platform's home: at its own place, and inside of a mounted folder above it."""
+    real = Path(os.path.realpath(home))
+    above = [mount for mount in mounts if "source" in mount and real.is_relative_to(mount["source"])]
+    return [home, *(Path(mount["target"]) / real.relative_to(mount["source"]) for mount in above)]
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,7 @@ __all__ = [
     "over_limit",
     "prepare_volumes",
     "references",
+    "refused_host_path",
     "token_seconds",
 ]
 
@@ -60,7 +61,7 @@ async def prepare_volumes(
         name, where = volume["name"], f"spec.volumes[{position}]"
         folder = root / name
         if "hostPath" in volume:
-            found[name] = _host_path(volume["hostPath"], where)
+            found[name] = _host_path(volume["hostPath"], settings, f"{where}.hostPath")
         elif "persistentVolumeClaim" in volume:
             claim = volume["persistentVolumeClaim"]["claimName"]
             found[name] = _claim(pod, settings, lookup, claim, where)
@@ -76,19 +77,42 @@ async def prepare_volumes(
     return found
 
 
-def _host_path(source: Mapping[str, Any], where: str) -> Path:
-    path, kind = Path(source["path"]), source.get("type") or ""
+def _host_path(source: Mapping[str, Any], settings: Settings, where: str) -> Path:
+    given, kind = source["path"], source.get("type") or ""
+    # What is checked is what is mounted: a link may lead elsewhere.
+    path = Path(os.path.realpath(given))
+    if problem := refused_host_path(path, settings):
+        raise NodeError(f"{where}.path: {given} {problem}")
     if kind == "DirectoryOrCreate":
         path.mkdir(parents=True, exist_ok=True)
     elif kind == "FileOrCreate":
         path.touch()
     if not path.exists():
-        raise NodeError(f"{where}.hostPath.path: {path} does not exist on this machine")
+        raise NodeError(f"{where}.path: {given} does not exist on this machine")
     if kind in _HOST_PATH_TYPES and not _HOST_PATH_TYPES[kind][0](path):
-        raise NodeError(f"{where}.hostPath.type: type check failed: {path} is not {_HOST_PATH_TYPES[kind][1]}")
+        raise NodeError(f"{where}.type: type check failed: {given} is not {_HOST_PATH_TYPES[kind][1]}")
     return path
 
 
+def refused_host_path(path: Path, settings: Settings) -> str:
+    """
+    Say why Pods may not mount a path of the machine; empty when they may. Pure.
+
+    What the platform shares with Pods anyway may always be mounted, the rest of its home never: its token is there.
+    """
+    home = Path(os.path.realpath(settings.home))
+    if any(path.is_relative_to(home / name) for name in _SHARED):
+        return ""
+    if path.is_relative_to(home):
+        return f"belongs to the platform; Pods may mount what is outside of {home}"
+    allowed = settings.host_path_folders
+    if allowed is None or any(path.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+        return ""
+    return f"may not be mounted: this platform was started with '--host-paths {settings.host_paths}'"
+
+
+# Folders of the home for Pods: artifacts of runs, files of trials.
+_SHARED = ("artifacts", "tuning")
 _HOST_PATH_TYPES: dict[str, tuple[Callable[[Path], bool], str]] = {
     "Directory": (Path.is_dir, "a directory"),
     "DirectoryOrCreate": (Path.is_dir, "a directory"),

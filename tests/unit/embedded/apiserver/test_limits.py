@@ -63,6 +63,33 @@ def test_one_user_cannot_take_every_place() -> None:
     asyncio.run(test())
 
 
+def test_one_user_cannot_send_without_end() -> None:
+    async def test() -> None:
+        now = 0.0
+        limits = InFlight(clock=lambda: now)
+
+        async def send(user: User, count: int) -> int:
+            """Return how many are let in."""
+            for number in range(count):
+                try:
+                    async with limits.request(user):
+                        pass
+                except TooManyRequestsError as error:
+                    assert error.details == {"retryAfterSeconds": 1} and "500 requests a second" in str(error)
+                    return number
+            return count
+
+        assert await send(ALICE, 3000) == 2000, "a burst"
+        assert await send(User("bob"), 10) == 10, "others are not concerned"
+        assert await send(ADMIN, 3000) == 3000, "who must repair is not bound"
+        now = 1.0
+        assert await send(ALICE, 3000) == 500
+        now = 100.0
+        assert await send(ALICE, 3000) == 2000, "a quiet time gives no more than a burst"
+
+    asyncio.run(test())
+
+
 def test_a_request_that_never_ends_is_ended() -> None:
     async def test() -> None:
         limits = InFlight(timeout_s=0.01)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shallop.embedded.kubelet.volumes import container_mounts, over_limit, prepare_volumes
-from shallop.errors import NodeError
+from shallop.embedded.kubelet.volumes import container_mounts, over_limit, prepare_volumes, refused_host_path
+from shallop.errors import NodeError, SettingsError
 from shallop.kube.objects import Object
 from shallop.settings import Settings
 
@@ -127,10 +128,35 @@ def test_a_sub_path_may_name_a_variable(tmp_path: Path) -> None:
 
 def test_a_host_path_must_be_of_its_type(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = prepare(tmp_path, {"hostPath": {"path": str(tmp_path / "file"), "type": "File"}})
+    found = prepare(tmp_path / "home", {"hostPath": {"path": str(tmp_path / "file"), "type": "File"}})
     assert found["v0"] == tmp_path / "file"
     with pytest.raises(NodeError, match="is not a directory"):
-        prepare(tmp_path, {"hostPath": {"path": str(tmp_path / "file"), "type": "Directory"}})
+        prepare(tmp_path / "home", {"hostPath": {"path": str(tmp_path / "file"), "type": "Directory"}})
+
+
+def test_a_host_path_leads_nowhere_into_the_platform(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "tls").mkdir(parents=True)
+    (home / "artifacts" / "run").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home / "tls")
+    (home / "artifacts" / "link").symlink_to(home)
+    for path in (home, home / "tls", home / "artifacts" / ".." / "tls", tmp_path / "link", home / "artifacts" / "link"):
+        with pytest.raises(NodeError, match=r"spec\.volumes\[0\]\.hostPath\.path: .* belongs to the platform"):
+            prepare(home, {"hostPath": {"path": str(path)}})
+    shared = home / "artifacts" / "run"
+    assert prepare(home, {"hostPath": {"path": str(shared)}})["v0"] == shared
+
+
+def test_host_paths_may_be_limited_to_folders(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", host_paths=f"{tmp_path}/data,{tmp_path}/more")
+    for path, allowed in (("data", True), ("more/x", True), ("database", False), ("", False), ("data/../x", False)):
+        problem = refused_host_path(Path(os.path.realpath(tmp_path / path)), settings)
+        assert bool(problem) != allowed, path
+    nothing = Settings(home=tmp_path / "home", host_paths="none")
+    assert "--host-paths none" in refused_host_path(tmp_path / "data", nothing)
+    assert refused_host_path(tmp_path / "home" / "artifacts" / "x", nothing) == ""
+    with pytest.raises(SettingsError, match="host_paths: 'data' is no absolute path"):
+        Settings(host_paths="data")
 
 
 def test_a_volume_that_has_grown_too_large_is_found(tmp_path: Path) -> None:
