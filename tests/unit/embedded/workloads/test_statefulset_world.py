@@ -226,16 +226,18 @@ def test_a_daemon_that_fails_again_is_replaced_after_a_pause(run: Callable[..., 
     async def scenario(world: Any) -> None:
         await world.create("DaemonSet", "s", spec=daemon())
         known: set[str] = set()
-        for _ in range(3):
 
-            async def fresh() -> Object | None:
-                pods: list[Object] = await world.list("Pod")
-                fresh = (pod for pod in pods if pod["metadata"]["uid"] not in known and pod["spec"].get("nodeName"))
-                return next(fresh, None)
+        async def fresh() -> Object | None:
+            # One that runs: what the node is about to say of another would cover its failure.
+            pods: list[Object] = await world.list("Pod")
+            fresh = (pod for pod in pods if pod["metadata"]["uid"] not in known)
+            return next((pod for pod in fresh if (pod.get("status") or {}).get("phase") == "Running"), None)
 
+        for _ in range(2):
             pod = await world.eventually(fresh)
             known.add(pod["metadata"]["uid"])
             await world.set_status(pod, phase="Failed", reason="Evicted")
+        await world.eventually(fresh)
         await until_status(world, "DaemonSet", desiredNumberScheduled=1, numberAvailable=1)
         assert "FailedDaemonPod" in {event["reason"] for event in await world.list("Event")}
 
