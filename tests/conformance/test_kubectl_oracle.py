@@ -103,8 +103,10 @@ class Printed(oracle.Normaliser):
         self._server = server.removeprefix("https://")
 
     def text(self, text: str) -> str:
+        # First: the number in the name of a temporary folder may look like a hash.
+        text = _TMP.sub("<tmp>", text)
         text = super().text(text.replace(self._server, "<server>").replace("localhost:8080", "<server>"))
-        text = _TMP.sub("<tmp>", _DIFF_TIME.sub("<time>", _DESCRIBED_TIME.sub("<time>", text)))
+        text = _DIFF_TIME.sub("<time>", _DESCRIBED_TIME.sub("<time>", text))
         text = _BUILD.sub(r"\1<build>", _AGE.sub("<age>", _KLOG.sub("", text)))
         text = _VERSIONS.sub(lambda found: found[1] or f"{found[2]}{found[3]}", _REVISION.sub(r"\1<rv>", text))
         # Columns are aligned by kubectl to what stands in them.

@@ -397,7 +397,7 @@ def test_an_optimization_job_names_the_best_train_job(cluster: Cluster) -> None:
 def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) -> None:
     own_platform.up()
     cluster = Cluster(own_platform)
-    log = own_platform.home / "runs"
+    log = own_platform.home.parent / "runs"
     log.mkdir()
     script = "import sys, time; open(sys.argv[2], 'a').write('x'); time.sleep(0.3); print('loss=' + sys.argv[1])"
     run = job("python3", "-c", quoted(script), "${trialParameters.x}", "/runs/${trialParameters.name}")
