@@ -12,13 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from shallop.errors import PortTakenError
+from shallop.errors import PortTakenError, TooLargeError
 
-__all__ = ["OriginGuard", "Server", "bind"]
+__all__ = ["OriginGuard", "Server", "bind", "read_body"]
 
 _Headers = list[tuple[bytes, bytes]]
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -79,6 +80,25 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower().rstrip(".")
+
+
+async def read_body(request: Request, limit: int, refusal: str) -> bytes:
+    """
+    Read a body of at most ``limit`` bytes.
+
+    Raises:
+        TooLargeError: it is longer, or says that it will be, with ``refusal`` as the message.
+    """
+    size = int(request.headers.get("content-length") or 0)
+    body = bytearray()
+    if size <= limit:
+        async for chunk in request.stream():
+            body += chunk
+            if (size := len(body)) > limit:
+                break
+    if size > limit:
+        raise TooLargeError(refusal)
+    return bytes(body)
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:

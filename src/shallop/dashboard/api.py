@@ -17,8 +17,9 @@ from shallop import __version__
 from shallop.controller import Services
 from shallop.dashboard.endpoints import count_pods, endpoint_rows, example_request, predict_path
 from shallop.dashboard.live import INFERENCE_SERVICE, POD, live_of
-from shallop.errors import ApiError, BadRequestError, NotFoundError, TooLargeError, UnavailableError
+from shallop.errors import ApiError, BadRequestError, NotFoundError, UnavailableError
 from shallop.kube.objects import Object
+from shallop.webserver import read_body
 
 __all__ = ["DashboardApi"]
 
@@ -168,20 +169,13 @@ def _protocol(request: Request) -> str:
 
 
 async def _read(request: Request) -> bytes:
-    size = int(request.headers.get("content-length") or 0)
-    body = bytearray()
-    if size <= _MAX_BODY_BYTES:
-        async for chunk in request.stream():
-            body += chunk
-            if (size := len(body)) > _MAX_BODY_BYTES:
-                break
-    if size > _MAX_BODY_BYTES:
-        raise TooLargeError(f"body: longer than {_MAX_BODY_BYTES} bytes; send large requests to the endpoint itself.")
+    refusal = f"body: longer than {_MAX_BODY_BYTES} bytes; send large requests to the endpoint itself."
+    body = await read_body(request, _MAX_BODY_BYTES, refusal)
     try:
         json.loads(body)
     except ValueError as error:
         raise BadRequestError(f"body: not JSON: {error}") from error
-    return bytes(body)
+    return body
 
 
 def _decoded(answer: bytes) -> Any:

@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shallop.errors import TooLargeError
+from shallop import webserver
 from shallop.pipelines.messages import Message, parse_body, render
 
 __all__ = ["MAX_BODY_BYTES", "empty", "json_text", "read_body", "read_message", "reply", "warned"]
@@ -21,16 +21,9 @@ MAX_BODY_BYTES = 48 * 1024 * 1024
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """Read a body of at most ``limit`` bytes; TooLargeError as soon as it is longer, or says that it will be."""
-    size = int(request.headers.get("content-length") or 0)
-    body = bytearray()
-    if size <= limit:
-        async for chunk in request.stream():
-            body += chunk
-            if (size := len(body)) > limit:
-                break
-    if size > limit:
-        raise TooLargeError(f"request body: more than {limit} bytes; split the pipeline or embed less.")
-    return bytes(body)
+    return await webserver.read_body(
+        request, limit, f"request body: more than {limit} bytes; split the pipeline or embed less."
+    )
 
 
 async def read_message(request: Request, message: Message) -> dict[str, Any]:

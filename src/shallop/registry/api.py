@@ -15,11 +15,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller.kind import Services
-from shallop.errors import ApiError, BadRequestError, TooLargeError
+from shallop.errors import ApiError, BadRequestError
 from shallop.registry import entries, tables
 from shallop.registry.entry import Entry, decode_json, encode_entry, parse_id
 from shallop.registry.filters import parse_filter
 from shallop.registry.resources import COLLECTIONS, NESTED, TYPES, Collection, Nested, ResourceType
+from shallop.webserver import read_body
 
 __all__ = ["routes"]
 
@@ -292,13 +293,5 @@ def _decode_token(text: str) -> tuple[int, int] | None:
 
 
 async def _read_body(request: Request) -> bytes:
-    size = int(request.headers.get("content-length") or 0)
-    body = bytearray()
-    if size <= _MAX_BODY_BYTES:
-        async for chunk in request.stream():
-            body += chunk
-            if (size := len(body)) > _MAX_BODY_BYTES:
-                break
-    if size > _MAX_BODY_BYTES:
-        raise TooLargeError(f"the body is longer than {_MAX_BODY_BYTES} bytes; keep large content in artifacts")
-    return bytes(body)
+    refusal = f"the body is longer than {_MAX_BODY_BYTES} bytes; keep large content in artifacts"
+    return await read_body(request, _MAX_BODY_BYTES, refusal)

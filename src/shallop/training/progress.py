@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from shallop.controller.kind import Services
-from shallop.errors import ApiError, BadRequestError, ForbiddenError, TooLargeError, UnauthorizedError
+from shallop.errors import ApiError, BadRequestError, ForbiddenError, UnauthorizedError
 from shallop.kube.objects import Gvk, Object
 from shallop.settings import Settings
+from shallop.webserver import read_body
 
 __all__ = ["routes", "status_url"]
 
@@ -47,11 +48,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
 async def _push(services: Services, request: Request) -> dict[str, Any]:
     namespace, name = request.path_params["namespace"], request.path_params["name"]
     await _authorize(services, request, namespace, name)
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BYTES:
-            raise TooLargeError(f"a report may have at most {_MAX_BYTES} bytes")
+    body = await read_body(request, _MAX_BYTES, f"a report may have at most {_MAX_BYTES} bytes")
     try:
         report = msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.DecodeError as error:
