@@ -17,8 +17,8 @@ from shallop.controller import Services
 from shallop.store.database import Database
 from shallop.tuning import tables
 from shallop.tuning.metrics import to_microseconds
-from shallop.tuning.protobuf import ProtobufError, bytes_field, fields_of, number_field, text_field
 from shallop.tuning.tables import Report
+from shallop_pod.protobuf import ProtobufError, bytes_field, fields_of, number_field, text_field
 
 __all__ = ["db_manager", "parse_report", "render_log"]
 

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from shallop.tuning.protobuf import fields_of
 from shallop.tuning.tables import Report
+from shallop_pod.protobuf import fields_of
 
 __all__ = ["read_events"]
 

@@ -16,6 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shallop_pod.modelserver.protocol import ProtocolError, dumps, loads
+from shallop_pod.protobuf import (
+    ProtobufError,
+    bytes_field,
+    number_field,
+    read_varint,
+    text_field,
+    varint,
+    wire_fields,
+)
 
 __all__ = ["INFER", "METHODS", "STREAM_INFER", "Method", "RestAnswer", "RestRequest", "stream_answer"]
 
@@ -83,20 +92,6 @@ class Method(NamedTuple):
 # -- reading
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(data):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            break
-    raise ProtocolError("the message is no Protocol Buffers message of this method")
-
-
 def _content(value: Any) -> memoryview:
     """Return a field's bytes; a field that came as a number is none that was meant."""
     if isinstance(value, int):
@@ -106,24 +101,10 @@ def _content(value: Any) -> memoryview:
 
 def _fields(message: Any) -> Iterator[tuple[int, int, Any]]:
     """Yield number, wire type and value of each field: an int, or a view of the bytes."""
-    data, position = _content(message), 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, position = _varint(data, position)
-            yield number, wire, value
-            continue
-        if wire == 2:
-            size, position = _varint(data, position)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ProtocolError(f"the message has a field of wire type {wire}, which is not known")
-        if position + size > len(data):
-            raise ProtocolError("the message ends within a field")
-        yield number, wire, data[position : position + size]
-        position += size
+    try:
+        yield from wire_fields(_content(message))
+    except ProtobufError as error:
+        raise ProtocolError(str(error)) from error
 
 
 def _text(value: Any) -> str:
@@ -140,9 +121,12 @@ def _integers(wire: int, value: Any) -> list[int]:
     if wire != 2:
         raise ProtocolError("the message has a fixed number where a varying one is meant")
     found, position = [], 0
-    while position < len(value):
-        number, position = _varint(value, position)
-        found.append(_signed(number))
+    try:
+        while position < len(value):
+            number, position = read_varint(value, position)
+            found.append(_signed(number))
+    except ProtobufError as error:
+        raise ProtocolError(str(error)) from error
     return found
 
 
@@ -274,47 +258,27 @@ def _ask_infer(message: bytes) -> RestRequest:
 # -- writing
 
 
-def _number(value: int) -> bytes:
-    value &= 0xFFFFFFFFFFFFFFFF
-    if value < 0x80:
-        return bytes((value,))
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
-
-
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return _number(number << 3 | 2) + _number(len(value)) + value
-
-
 def _text_field(number: int, value: Any) -> bytes:
-    return _bytes_field(number, str(value).encode()) if value else b""
-
-
-def _int_field(number: int, value: int) -> bytes:
-    return _number(number << 3) + _number(value) if value else b""
+    return text_field(number, str(value)) if value else b""
 
 
 def _packed(number: int, values: Iterable[int]) -> bytes:
-    content = b"".join(map(_number, values))
-    return _bytes_field(number, content) if content else b""
+    content = b"".join(map(varint, values))
+    return bytes_field(number, content) if content else b""
 
 
 def _parameters_field(number: int, parameters: Mapping[str, Any]) -> bytes:
     entries = []
     for key, value in parameters.items():
         if isinstance(value, bool):
-            choice = b"\x08" + _number(value)
+            choice = b"\x08" + varint(value)
         elif isinstance(value, int):
-            choice = b"\x10" + _number(value)
+            choice = b"\x10" + varint(value)
         elif isinstance(value, float):
             choice = b"\x21" + struct.pack("<d", value)
         else:
-            choice = _bytes_field(3, (value if isinstance(value, str) else json.dumps(value)).encode())
-        entries.append(_bytes_field(number, _text_field(1, key) + _bytes_field(2, choice)))
+            choice = bytes_field(3, (value if isinstance(value, str) else json.dumps(value)).encode())
+        entries.append(bytes_field(number, _text_field(1, key) + bytes_field(2, choice)))
     return b"".join(entries)
 
 
@@ -346,13 +310,13 @@ def _typed(datatype: str, raw: bytes) -> bytes:
         parts, position = [], 0
         while position < len(raw):
             size = int.from_bytes(raw[position : position + 4], "little")
-            parts.append(_bytes_field(8, raw[position + 4 : position + 4 + size]))
+            parts.append(bytes_field(8, raw[position + 4 : position + 4 + size]))
             position += 4 + size
         return b"".join(parts)
     number, code = _CONTENTS[datatype]
     # A packed list of booleans, floats or doubles is the tensor's own bytes.
     if number in (1, 6, 7):
-        return _bytes_field(number, raw) if raw else b""
+        return bytes_field(number, raw) if raw else b""
     return _packed(number, struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code}", raw))
 
 
@@ -373,15 +337,15 @@ def _answer_infer(answer: RestAnswer) -> bytes:
     for output, content in outputs:
         tensor = _text_field(1, output["name"]) + _text_field(2, output["datatype"]) + _packed(3, output["shape"])
         tensor += _parameters_field(4, output.get("parameters") or {})
-        parts.append(_bytes_field(5, tensor if raw else tensor + _bytes_field(5, _typed(output["datatype"], content))))
+        parts.append(bytes_field(5, tensor if raw else tensor + bytes_field(5, _typed(output["datatype"], content))))
     if raw:
-        parts += [_bytes_field(6, content) for _, content in outputs]
+        parts += [bytes_field(6, content) for _, content in outputs]
     return b"".join(parts)
 
 
 def stream_answer(infer_response: bytes = b"", error: str = "") -> bytes:
     """Write a ModelStreamInferResponse."""
-    return _bytes_field(1, error.encode()) if error else _bytes_field(2, infer_response)
+    return bytes_field(1, error.encode()) if error else bytes_field(2, infer_response)
 
 
 # -- the methods
@@ -428,7 +392,7 @@ def _server_metadata(answer: RestAnswer) -> bytes:
 
 def _tensors(number: int, tensors: Sequence[Mapping[str, Any]]) -> bytes:
     return b"".join(
-        _bytes_field(number, _text_field(1, t["name"]) + _text_field(2, t["datatype"]) + _packed(3, t["shape"]))
+        bytes_field(number, _text_field(1, t["name"]) + _text_field(2, t["datatype"]) + _packed(3, t["shape"]))
         for t in tensors
     )
 
@@ -443,27 +407,27 @@ def _model_metadata(answer: RestAnswer) -> bytes:
 def _index(answer: RestAnswer) -> bytes:
     names = ("name", "version", "state", "reason")
     return b"".join(
-        _bytes_field(1, b"".join(_text_field(n, item.get(name)) for n, name in enumerate(names, 1)))
+        bytes_field(1, b"".join(_text_field(n, item.get(name)) for n, name in enumerate(names, 1)))
         for item in _json(answer)
     )
 
 
 def _changed(answer: RestAnswer) -> bytes:
     found = _json(answer)
-    return _text_field(1, found.get("name") if isinstance(found, dict) else "") + _int_field(2, 1)
+    return _text_field(1, found.get("name") if isinstance(found, dict) else "") + number_field(2, 1)
 
 
 def _model_config(answer: RestAnswer) -> bytes:
     found = _json(answer)
     parts = [_text_field(1, found.get("name")), _text_field(2, found.get("platform"))]
-    parts.append(_int_field(4, int(found.get("max_batch_size") or 0)))
+    parts.append(number_field(4, int(found.get("max_batch_size") or 0)))
     for number, key in ((5, "input"), (6, "output")):
         for tensor in found.get(key) or ():
             name = str(tensor.get("data_type", "")).removeprefix("TYPE_")
             kind = _CONFIG_TYPES.index(name) if name in _CONFIG_TYPES else 0
-            content = _text_field(1, tensor.get("name")) + _int_field(2, kind) + _packed(4, tensor.get("dims") or ())
-            parts.append(_bytes_field(number, content))
-    return _bytes_field(1, b"".join(parts))
+            content = _text_field(1, tensor.get("name")) + number_field(2, kind) + _packed(4, tensor.get("dims") or ())
+            parts.append(bytes_field(number, content))
+    return bytes_field(1, b"".join(parts))
 
 
 def _model_statistics(answer: RestAnswer) -> bytes:
@@ -473,15 +437,15 @@ def _model_statistics(answer: RestAnswer) -> bytes:
         durations = model.get("inference_stats") or {}
         spent = [(n, durations[kind]) for n, kind in enumerate(kinds, 1) if kind in durations]
         content = [_text_field(1, model.get("name")), _text_field(2, model.get("version"))]
-        content.append(_int_field(4, model.get("inference_count") or 0))
-        content.append(_int_field(5, model.get("execution_count") or 0))
-        inner = (_bytes_field(n, _int_field(1, item["count"]) + _int_field(2, item["ns"])) for n, item in spent)
-        content.append(_bytes_field(6, b"".join(inner)))
-        parts.append(_bytes_field(1, b"".join(content)))
+        content.append(number_field(4, model.get("inference_count") or 0))
+        content.append(number_field(5, model.get("execution_count") or 0))
+        inner = (bytes_field(n, number_field(1, item["count"]) + number_field(2, item["ns"])) for n, item in spent)
+        content.append(bytes_field(6, b"".join(inner)))
+        parts.append(bytes_field(1, b"".join(content)))
     return b"".join(parts)
 
 
-_TRUE = _int_field(1, 1)
+_TRUE = number_field(1, 1)
 _READY = _get("/v2/health/ready")
 METHODS: Mapping[str, Method] = {
     f"{_SERVICE}ServerLive": Method(_get("/v2/health/live"), lambda answer: _TRUE, b""),
@@ -500,5 +464,5 @@ METHODS: Mapping[str, Method] = {
     INFER: Method(_ask_infer, _answer_infer),
     STREAM_INFER: Method(_ask_infer, _answer_infer),
     # What kubelets and balancers ask: 1 is SERVING, 2 NOT_SERVING.
-    "/grpc.health.v1.Health/Check": Method(_READY, lambda answer: _TRUE, _int_field(1, 2)),
+    "/grpc.health.v1.Health/Check": Method(_READY, lambda answer: _TRUE, number_field(1, 2)),
 }

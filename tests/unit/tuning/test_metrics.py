@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from shallop.tuning.dbmanager import parse_report, render_log
 from shallop.tuning.earlystopping import asha_stops, check_settings, median_rules, rules_fire
 from shallop.tuning.metrics import parse_exposition, parse_json, parse_text
-from shallop.tuning.protobuf import ProtobufError, bytes_field, fields_of, number_field, text_field
 from shallop.tuning.tables import Report
+from shallop_pod.protobuf import ProtobufError, bytes_field, fields_of, number_field, text_field
 
 
 def test_text_is_searched_for_wanted_metrics() -> None:

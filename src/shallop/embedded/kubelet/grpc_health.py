@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import struct
 
+from shallop_pod.protobuf import text_field
+
 __all__ = ["check_health"]
 
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
@@ -30,8 +32,7 @@ async def check_health(host: str, port: int, service: str) -> str:
     try:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b""))
         writer.write(_frame(_HEADERS, _END_HEADERS, 1, _request_headers(f"{host}:{port}")))
-        name = service.encode()
-        message = (b"\x0a" + _varint(len(name)) + name) if name else b""
+        message = text_field(1, service)
         writer.write(_frame(_DATA, _END_STREAM, 1, struct.pack("!BI", 0, len(message)) + message))
         answer = await _read_answer(reader, writer)
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -86,12 +87,3 @@ async def _read_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 def _status_of(message: bytes) -> int:
     # HealthCheckResponse has one field: 1, a varint below 128; absent it is 0.
     return message[1] if len(message) > 1 and message[0] == 0x08 else 0
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
