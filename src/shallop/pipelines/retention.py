@@ -60,8 +60,13 @@ def is_limited(settings: Settings) -> bool:
 
 def is_used(uri: str, users: Iterable[str]) -> bool:
     """Say whether one of the places that others use is this one, lies in it, or holds it."""
-    place = f"{uri.removeprefix('file://').partition('?')[0].rstrip('/')}/"
+    place = _place(uri)
     return any(one.startswith(place) or place.startswith(one) for one in users if one != "/")
+
+
+def _place(uri: str) -> str:
+    """Return a URI as places are compared: without its scheme where that is ``file``, with a final ``/``."""
+    return f"{uri.removeprefix('file://').partition('?')[0].rstrip('/')}/"
 
 
 class Retention:
@@ -145,7 +150,7 @@ class Retention:
                 users |= set(_storage_uris(server.get("spec") or {}))
         except NotFoundError:  # a platform without serving
             pass
-        return {f"{uri.removeprefix('file://').partition('?')[0].rstrip('/')}/" for uri in users if uri}
+        return {_place(uri) for uri in users if uri}
 
     async def _registered(self) -> list[str]:
         uris: list[str] = []

@@ -71,14 +71,14 @@ class ClassicJobs:
 
     async def _make(self, ctx: Context, raw: Object, plan: ClassicPlan) -> None:
         view = self._kind.view(raw)
-        if plan.create and (group := render_classic_group(self._kind, view)):
+        if plan.create and (group := render_classic_group(view)):
             # Before any of its Pods: those that name a group wait for it.
             await ctx.client.apply(group, owner=raw)
         if plan.create and self._kind.kind == "MPIJob":
             await self._make_mpi_files(ctx, raw)
         for type_, index in plan.create:
             pod = render_pod(self._kind, view, type_, index)
-            if type_ in gang_types(self._kind, view):
+            if type_ in gang_types(view):
                 pod["metadata"]["labels"][POD_GROUP] = view.name
             for obj in (render_service(self._kind, view, type_, index), pod):
                 try:

@@ -14,7 +14,6 @@ from decimal import Decimal
 from typing import Any
 
 from shallop.kube.objects import Object, annotations_of, parse_quantity
-from shallop.training.classic_table import ClassicKind
 from shallop.training.classic_view import JobView
 from shallop.training.podsets import NODE, TRAINER, PodSet, Training
 
@@ -65,7 +64,7 @@ def _resources_of(steps: list[PodSet]) -> dict[str, str]:
     return {name: f"{amount.normalize():f}" for name, amount in total.items()}
 
 
-def gang_types(kind: ClassicKind, job: JobView) -> tuple[str, ...]:
+def gang_types(job: JobView) -> tuple[str, ...]:
     """Return the replica types of a classic job that start together; none when it has no ``schedulingPolicy``."""
     if not (job.spec.get("runPolicy") or {}).get("schedulingPolicy"):
         return ()
@@ -73,9 +72,9 @@ def gang_types(kind: ClassicKind, job: JobView) -> tuple[str, ...]:
     return tuple(type_ for type_ in job.specs if type_ != "Launcher" or not job.count("Worker"))
 
 
-def render_classic_group(kind: ClassicKind, job: JobView) -> Object | None:
+def render_classic_group(job: JobView) -> Object | None:
     """Return the PodGroup of a classic job; None when it asks for none."""
-    types = gang_types(kind, job)
+    types = gang_types(job)
     if not types:
         return None
     policy = job.spec["runPolicy"]["schedulingPolicy"]

@@ -273,11 +273,11 @@ def test_a_scheduling_policy_starts_replicas_together(
 ) -> None:
     raw = job(kind, replicas, **spec)
     table = KINDS[kind]
-    assert render_classic_group(table, table.view(raw)) is None
+    assert render_classic_group(table.view(raw)) is None
     raw["spec"]["runPolicy"]["schedulingPolicy"] = {"minResources": {"cpu": "2"}, "queue": "q"}
-    group = render_classic_group(table, table.view(raw))
+    group = render_classic_group(table.view(raw))
     assert group is not None and group["spec"] == {"minMember": least, "minResources": {"cpu": "2"}}
-    assert ("Launcher" in gang_types(table, table.view(raw))) is False
+    assert ("Launcher" in gang_types(table.view(raw))) is False
     raw["spec"]["runPolicy"]["schedulingPolicy"] = {"minAvailable": 1}
-    group = render_classic_group(table, table.view(raw))
+    group = render_classic_group(table.view(raw))
     assert group is not None and group["spec"] == {"minMember": 1}
