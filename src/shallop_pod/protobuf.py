@@ -24,7 +24,7 @@ class ProtobufError(ValueError):
     """Bytes that are no message."""
 
 
-def fields_of(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def fields_of(data: bytes) -> Iterator[tuple[int, Any]]:
     """
     Yield number and value of each field in order: an int for a varint, else its bytes (fixed 4, fixed 8, delimited).
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from shallop.embedded.apiserver import builtin_types
 from shallop.embedded.apiserver.builtin_types import Field
 from shallop.errors import BadRequestError, UnsupportedMediaTypeError
 from shallop.kube.objects import Gvk, Object
+from shallop_pod.protobuf import fields_of
 
 MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 
@@ -85,8 +86,8 @@ def decode(body: bytes) -> Object:
 
 
 def _decode_envelope(data: bytes) -> Object:
-    envelope = dict(_read_fields(data))
-    type_meta = dict(_read_fields(envelope.get(1, b"")))
+    envelope = dict(fields_of(data))
+    type_meta = dict(fields_of(envelope.get(1, b"")))
     gvk = Gvk(type_meta.get(1, b"").decode(), type_meta.get(2, b"").decode())
     if envelope.get(3):
         raise BadRequestError(f"the protobuf body has an unsupported encoding {envelope[3]!r}")
@@ -100,42 +101,6 @@ def _decode_envelope(data: bytes) -> Object:
     return {"apiVersion": gvk.api_version, "kind": gvk.kind, **_decode_message(raw, message)}
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number is longer than ten bytes")
-
-
-def _read_fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value): int for varints, bytes for everything else."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        value: int | bytes
-        match tag & 7:
-            case 0:
-                value, position = _varint(data, position)
-            case 1:
-                value, position = data[position : position + 8], position + 8
-            case 2:
-                size, position = _varint(data, position)
-                value, position = data[position : position + size], position + size
-                if len(value) < size:
-                    raise ValueError("it ends in the middle of a field")
-            case 5:
-                value, position = data[position : position + 4], position + 4
-            case wire_type:
-                raise ValueError(f"unknown wire type {wire_type}")
-        yield tag >> 3, value
-
-
 def _by_number(message: str) -> Mapping[int, tuple[str, Field]]:
     return {field.number: (name, field) for name, field in builtin_types.wire_fields(message).items()}
 
@@ -143,7 +108,7 @@ def _by_number(message: str) -> Mapping[int, tuple[str, Field]]:
 def _decode_message(data: bytes, message: str) -> Object:
     known = _by_number(message)
     result: Object = {}
-    for number, raw in _read_fields(data):
+    for number, raw in fields_of(data):
         if number not in known:
             continue
         name, field = known[number]
@@ -162,7 +127,7 @@ def _decode_message(data: bytes, message: str) -> Object:
 
 
 def _decode_entry(data: bytes, field: Field) -> tuple[str, Any]:
-    entry = dict(_read_fields(data))
+    entry = dict(fields_of(data))
     empty: Any = 0 if field.type in ("bool", "int32", "int64") else b""
     return entry.get(1, b"").decode(), _decode_value(entry.get(2, empty), field.type)
 
@@ -193,23 +158,23 @@ def _decode_value(raw: Any, kind: str) -> Any:
         case "double":
             return struct.unpack("<d", raw)[0]
         case "quantity":
-            return dict(_read_fields(raw)).get(1, b"").decode() or "0"
+            return dict(fields_of(raw)).get(1, b"").decode() or "0"
         case "intorstring":
             return _decode_int_or_string(raw)
         case "time" | "microtime":
             return _decode_time(raw, "auto" if kind == "time" else "microseconds")
         case "duration":
-            return _format_duration(dict(_read_fields(raw)).get(1, 0))
+            return _format_duration(dict(fields_of(raw)).get(1, 0))
         case "raw" | "fieldsv1":
-            data = dict(_read_fields(raw)).get(1, b"")
+            data = dict(fields_of(raw)).get(1, b"")
             return msgspec.json.decode(data) if data else None
         case "stringlist":
-            return [item.decode() for number, item in _read_fields(raw) if number == 1]
+            return [item.decode() for number, item in fields_of(raw) if number == 1]
     return _decode_message(raw, kind)
 
 
 def _decode_int_or_string(raw: bytes) -> int | str:
-    parts = dict(_read_fields(raw))
+    parts = dict(fields_of(raw))
     if parts.get(1, 0) == 1:
         return str(parts.get(3, b"").decode())
     return int(_decode_value(parts.get(2, 0), "int32"))
@@ -217,7 +182,7 @@ def _decode_int_or_string(raw: bytes) -> int | str:
 
 def _decode_time(raw: bytes, precision: str) -> str | None:
     """RFC 3339; None for Go's zero time, which is an empty message."""
-    parts = dict(_read_fields(raw))
+    parts = dict(fields_of(raw))
     if not parts:
         return None
     seconds = _decode_value(parts.get(1, 0), "int64")
