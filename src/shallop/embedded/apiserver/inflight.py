@@ -98,7 +98,7 @@ class InFlight:
 
 
 class _Request:
-    """One request under way. As asyncio.timeout in a generator, at a fifth of its price: every request pays it."""
+    """One request under way: asyncio.timeout and counts in one object, because every request pays for it."""
 
     __slots__ = ("_cancelling", "_expired", "_limits", "_task", "_timer", "_user")
 
