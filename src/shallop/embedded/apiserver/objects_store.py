@@ -34,10 +34,13 @@ __all__ = ["Change", "ObjectsStore", "Stored", "Subscription", "encode_object"]
 
 log = logging.getLogger(__name__)
 
-# History kept for watches: all of the last KEEP_S seconds, at least KEEP_REVISIONS, at most MAX_REVISIONS.
+# History kept for watches: all of the last KEEP_S seconds, at least KEEP_REVISIONS, at most MAX_REVISIONS and MAX_BYTES
+# of JSON (the newest _DECODED of them decoded, too, which takes about seven times as much).
 KEEP_REVISIONS = 10_000
 MAX_REVISIONS = 60_000
+MAX_BYTES = 64 << 20
 KEEP_S = 300.0
+_DECODED = 500
 # Clients ask for version 1 out of habit and mean "long ago"; it must never look like a version they have seen.
 _FIRST_REVISION = 1000
 _QUEUE_LIMIT = 20_000
@@ -211,6 +214,8 @@ class ObjectsStore:
         self._objects: dict[str, _Objects] = {}
         self._owned: dict[str, set[tuple[str, str, str]]] = {}
         self._log: deque[Change] = deque()
+        self._log_bytes = 0
+        self._decoded: deque[Change] = deque()  # the newest of the log
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._locks: dict[tuple[str, str, str], _KeyLock] = {}
         self._horizon = _FIRST_REVISION
@@ -266,6 +271,7 @@ class ObjectsStore:
             self._set(new, remove=bool(deleted))
             if revision > self._horizon:
                 self._log.append(Change(revision, old, new, bool(deleted), now))
+                self._log_bytes += len(raw)
             self.revision = revision
         for objects in self._objects.values():
             for stored in itertools.chain.from_iterable(names.values() for names in objects.values()):
@@ -475,8 +481,7 @@ class ObjectsStore:
             if not done.done():
                 done.set_result(None)
             self._tell(change)
-        if len(self._log) > KEEP_REVISIONS:
-            self._trim()
+        self._trim()
 
     def _apply(self, change: Change) -> None:
         new = change.new
@@ -487,9 +492,21 @@ class ObjectsStore:
         if not change.deleted:
             self._index(new)
         self._log.append(change)
+        self._log_bytes += len(new.raw)
+        self._forget_decoded(change)
         for subscription in self._subscriptions.get(new.resource, ()):
             if subscription.namespace in ("", new.namespace):
                 subscription.push(change)
+
+    def _forget_decoded(self, change: Change) -> None:
+        """Note a change of which watchers read the objects now, and let go of those that nobody reads any more."""
+        self._decoded.append(change)
+        if len(self._decoded) > _DECODED:
+            past = self._decoded.popleft()
+            if past.old is not None:
+                past.old.forget_object()
+            if past.deleted or not self._subscriptions.get(past.new.resource):
+                past.new.forget_object()
 
     def _tell(self, change: Change) -> None:
         for listener in self.listeners:
@@ -521,12 +538,15 @@ class ObjectsStore:
                     del self._owned[reference["uid"]]
 
     def _trim(self) -> None:
-        """Drop history that is old and long enough; rows that nothing can ask for any more go with the next commit."""
+        """Drop history that is old or too much; rows that nothing can ask for any more go with the next commit."""
         oldest = time.monotonic() - KEEP_S
         while len(self._obsolete) < _TRIM and (
-            len(self._log) > MAX_REVISIONS or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest)
+            len(self._log) > MAX_REVISIONS
+            or self._log_bytes > MAX_BYTES
+            or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest)
         ):
             change = self._log.popleft()
+            self._log_bytes -= len(change.new.raw)
             self._horizon = change.revision
             if change.old is not None:
                 self._obsolete.append(change.old.revision)

@@ -18,6 +18,7 @@ from shallop.embedded.apiserver.authorization import Rbac
 from shallop.embedded.apiserver.client import LocalClient
 from shallop.embedded.apiserver.crds import CrdController
 from shallop.embedded.apiserver.escalation import check_escalation
+from shallop.embedded.apiserver.event_retention import EventRetention
 from shallop.embedded.apiserver.objects_store import ObjectsStore
 from shallop.embedded.apiserver.quota_status import QuotaController
 from shallop.embedded.apiserver.rbac_defaults import AggregationController, render_default_rbac
@@ -82,6 +83,7 @@ class ApiServer:
         self._crds = CrdController(self.store, self.registry, self.verbs, now)
         self._quotas = QuotaController(self.verbs.quotas, self.registry, self.verbs)
         self._roles = AggregationController(self.store, self.registry, self.verbs)
+        self._events = EventRetention(self.store)
         rbac = Rbac(self.store)
         self.verbs.checks.append(partial(check_escalation, rbac))
         self.verbs.checks.append(partial(check_service_account, self.store))
@@ -121,10 +123,12 @@ class ApiServer:
         await asyncio.gather(*(_ensure_role(client, obj) for obj in render_default_rbac()))
         await self._roles.start()
         self._quotas.start()
+        self._events.start()
 
     async def stop(self) -> None:
         """End all watches, write what is under way, close the database."""
         await self._plugins.stop()
+        await self._events.stop()
         await self._quotas.stop()
         await self._roles.stop()
         await self._crds.stop()

@@ -1,6 +1,11 @@
 """Events in both of their versions, and who may be written of."""
 
+import asyncio
 from typing import Any
+
+import pytest
+
+from shallop.embedded.apiserver import event_retention
 
 CORE, NEW = "/api/v1/namespaces/default/events", "/apis/events.k8s.io/v1/namespaces/default/events"
 WHEN = "2024-05-01T10:00:00.000000Z"
@@ -104,5 +109,38 @@ def test_a_patch_that_cannot_be_read_is_shown_as_it_was(api: Any) -> None:
         assert refused.status == 422
         shown = 'Invalid value: "map[bogus:[1 <nil>]]": strict decoding error: unknown field "bogus"'
         assert refused.body["details"]["causes"][0]["message"] == shown
+
+    api(test)
+
+
+async def names_once(http: Any, count: int) -> list[str]:
+    async with asyncio.timeout(10):
+        while len(items := (await http("GET", CORE)).body["items"]) > count:
+            await asyncio.sleep(0)
+    return [item["metadata"]["name"] for item in items]
+
+
+def test_the_oldest_events_go_when_there_are_very_many(monkeypatch: pytest.MonkeyPatch, api: Any) -> None:
+    monkeypatch.setattr(event_retention, "MAX_EVENTS", 10)
+
+    async def test(http: Any) -> None:
+        for number in range(10):
+            assert (await http("POST", NEW, event(f"e{number}"))).status == 201
+        merge = [("content-type", "application/merge-patch+json")]
+        assert (await http("PATCH", f"{CORE}/e0", {"count": 2}, headers=merge)).status == 200
+        assert (await http("POST", NEW, event("last"))).status == 201
+        left = await names_once(http, 9)
+        assert left == ["e0", "e3", "e4", "e5", "e6", "e7", "e8", "e9", "last"]
+
+    api(test)
+
+
+def test_events_go_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch, api: Any) -> None:
+    monkeypatch.setattr(event_retention, "KEEP_S", 0.0)
+    monkeypatch.setattr(event_retention, "_LOOK_S", 0.001)
+
+    async def test(http: Any) -> None:
+        assert (await http("POST", NEW, event())).status == 201
+        assert await names_once(http, 0) == []
 
     api(test)

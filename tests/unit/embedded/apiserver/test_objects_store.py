@@ -191,6 +191,41 @@ def test_history_that_was_dropped_is_expired(tmp_path: Path, monkeypatch: pytest
     run(tmp_path / "objects.db", read)
 
 
+def test_history_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects_store, "MAX_BYTES", 100_000)
+
+    async def test(store: ObjectsStore) -> None:
+        first = await put(store, "small")
+        for number in range(30):
+            await put(store, "large", k=str(number) * 5_000)
+        with pytest.raises(ExpiredError):
+            store.subscribe("configmaps", after=first)
+        assert 8 <= len(await store.subscribe("configmaps", after=store.revision - 8).next()) <= 20
+        assert names(store) == ["large", "small"]
+
+    run(None, test)
+
+
+def test_decoded_objects_are_kept_of_what_is_new_or_watched_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects_store, "_DECODED", 3)
+
+    async def test(store: ObjectsStore) -> None:
+        def decoded() -> list[bool]:
+            return [change.new._object is not None for change in store._log]
+
+        for _ in range(6):
+            await put(store, "a")
+        assert decoded() == [False] * 3 + [True] * 3
+        store.subscribe("configmaps")
+        await put(store, "b")
+        for _ in range(5):
+            await put(store, "c")
+        assert decoded()[6], "watchers hold the newest version of each object, and so may the store"
+        assert store.get("configmaps", "ns", "a").object["metadata"]["name"] == "a"  # type: ignore[union-attr]
+
+    run(None, test)
+
+
 def test_lists_of_the_past_are_those_of_the_past() -> None:
     async def test(store: ObjectsStore) -> None:
         await put(store, "a")
