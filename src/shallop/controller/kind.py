@@ -100,6 +100,7 @@ class Kind:
         status: whether there is a status subresource.
         default: returns the object with defaults set; runs at admission, must be pure.
         validate: returns what is wrong with an object, given the stored one on updates; runs at admission, pure.
+        held: says why a stored object may not be deleted now, empty when it may; runs at admission, pure.
         reconcile: makes the world match one object; None for kinds that are only data.
         on_gone: called with the key of an object that no longer exists.
         owns: kinds of children; a change of one reconciles its controlling owner.
@@ -123,6 +124,7 @@ class Kind:
     scale: Scale | None = None
     default: Callable[[Object], Object] | None = None
     validate: Callable[[Object, Object | None], list[FieldError]] | None = None
+    held: Callable[[Object], str] | None = None
     reconcile: Callable[[Context, Resource[Any]], Awaitable[Result]] | None = None
     on_gone: Callable[[Context, Key], Awaitable[None]] | None = None
     owns: tuple[Gvk, ...] = ()

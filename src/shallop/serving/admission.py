@@ -6,13 +6,24 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shallop.errors import FieldError
+from shallop.controller.kind import Admission
+from shallop.errors import FieldError, InvalidError
+from shallop.kube.client import Client
 from shallop.kube.objects import Object, annotations_of
+from shallop.serving.clusterstoragecontainer import CLUSTER_STORAGE_CONTAINER, select_container
 from shallop.serving.podtemplate import CONTAINER, workload_name
 from shallop.serving.schemas import FRAMEWORKS
-from shallop.serving.storage import check_uri
+from shallop.serving.storage import check_uri, has_known_scheme
 
-__all__ = ["COMPONENTS", "DEPLOYMENT_MODE", "default", "ignored_fields", "mode_of", "validate"]
+__all__ = [
+    "COMPONENTS",
+    "DEPLOYMENT_MODE",
+    "default",
+    "ignored_fields",
+    "mode_of",
+    "refuse_unknown_schemes",
+    "validate",
+]
 
 COMPONENTS = ("predictor", "transformer", "explainer")
 
@@ -40,6 +51,39 @@ def default(service: Object) -> Object:
     components |= {"predictor": predictor} if predictor is not None else {}
     metadata = {**service["metadata"], "annotations": annotations} if annotations else service["metadata"]
     return {**service, "metadata": metadata, "spec": {**spec, **components}}
+
+
+def refuse_unknown_schemes(client: Client) -> Admission:
+    """Refuse new services whose model nothing here brings, which takes a look at the ClusterStorageContainers."""
+
+    async def check(service: Object) -> Object:
+        predictor = (service.get("spec") or {}).get("predictor")
+        for path, uri in _declared_uris(predictor) if isinstance(predictor, Mapping) else ():
+            if has_known_scheme(uri):
+                continue
+            containers = (await client.list(CLUSTER_STORAGE_CONTAINER.gvk)).items
+            if select_container(uri, containers) is None:
+                detail = f"{check_uri(uri)}; or create a ClusterStorageContainer that brings it"
+                errors = [FieldError.invalid(f"spec.predictor.{path}", uri, detail)]
+                group, name = "serving.kserve.io", str((service.get("metadata") or {}).get("name") or "")
+                raise InvalidError.of("InferenceService", group, name, errors)
+        return service
+
+    return check
+
+
+def _declared_uris(predictor: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return field below the predictor and URI of what an object that nobody has checked yet wants to be brought."""
+    found = []
+    for name in ("model", *FRAMEWORKS):
+        block = predictor.get(name)
+        if isinstance(block, Mapping) and isinstance(block.get("storageUri"), str):
+            found.append((f"{name}.storageUri", block["storageUri"]))
+    several = predictor.get("storageUris")
+    for index, item in enumerate(several if isinstance(several, list) else ()):
+        if isinstance(item, Mapping) and isinstance(item.get("uri"), str):
+            found.append((f"storageUris[{index}].uri", item["uri"]))
+    return found
 
 
 def mode_of(service: Object) -> str:
@@ -134,13 +178,13 @@ def _check_implementation(predictor: Mapping[str, Any]) -> list[FieldError]:
 def _check_storage(predictor: Mapping[str, Any]) -> list[FieldError]:
     model = predictor.get("model") or {}
     uri, errors = model.get("storageUri"), []
-    if uri and (problem := check_uri(uri)):
+    if uri and has_known_scheme(uri) and (problem := check_uri(uri)):
         errors.append(FieldError.invalid("spec.predictor.model.storageUri", uri, problem))
     if uri and predictor.get("storageUris"):
         detail = "may not be set together with spec.predictor.model.storageUri"
         errors.append(FieldError.forbidden("spec.predictor.storageUris", detail))
     for index, item in enumerate(predictor.get("storageUris") or []):
-        if problem := check_uri(item.get("uri") or "/"):
+        if has_known_scheme(item.get("uri") or "/") and (problem := check_uri(item.get("uri") or "/")):
             errors.append(FieldError.invalid(f"spec.predictor.storageUris[{index}].uri", item["uri"], problem))
     return errors
 
@@ -226,7 +270,7 @@ def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
     return errors
 
 
-_IGNORED = ("workerSpec", "storageContainerName")
+_IGNORED = ("workerSpec",)
 
 
 def ignored_fields(service: Object) -> list[str]:

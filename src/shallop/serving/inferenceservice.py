@@ -11,9 +11,9 @@ What is not honoured is named in an Event, see ``admission.ignored_fields``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +21,41 @@ import msgspec
 
 from shallop.controller.kind import Column, Kind, Resource, Result, Watch
 from shallop.controller.manager import Context
-from shallop.errors import NotFoundError, UnavailableError
-from shallop.kube.objects import Gvk, Key, Object, annotations_of, find_condition, is_deleting, labels_of
+from shallop.errors import NotFoundError, ShallopError, UnavailableError
+from shallop.kube.objects import (
+    Gvk,
+    Key,
+    Object,
+    annotations_of,
+    find_condition,
+    gvk_of,
+    is_deleting,
+    key_of,
+    labels_of,
+)
 from shallop.serving import render
+from shallop.serving.access import account_env, configured_storage
 from shallop.serving.admission import COMPONENTS, default, ignored_fields, mode_of, validate
-from shallop.serving.credentials import CredentialsError, env_of_secrets, storage_of_config
+from shallop.serving.clusterstoragecontainer import (
+    CLUSTER_STORAGE_CONTAINER,
+    StorageContainerError,
+    select_container,
+)
+from shallop.serving.credentials import CredentialsError
 from shallop.serving.inspect_model import Inspection, inspect_model
 from shallop.serving.libraries import requirements_for
+from shallop.serving.localmodelnodegroup import LOCAL_MODEL_NODE_GROUP
+from shallop.serving.localmodels import (
+    CACHE_LABEL,
+    CLAIM_NOTE,
+    NAMESPACE_NOTE,
+    SOURCE_NOTE,
+    cached_uri,
+    covers,
+    find_cache,
+    folder_of,
+    marks_of,
+)
 from shallop.serving.podtemplate import (
     CONTAINER,
     MODEL_PATH,
@@ -54,7 +82,7 @@ from shallop.serving.status import (
     rollout_of,
     stopped_status,
 )
-from shallop.serving.storage import REGISTRY, ModelPathError, claim_of, find_missing, local_path
+from shallop.serving.storage import REGISTRY, ModelPathError, check_uri, claim_of, find_missing, local_path
 from shallop.serving.traffic import weights
 from shallop.serving.trainedmodel import TRAINED_MODEL, models_of, render_model_config
 
@@ -62,11 +90,12 @@ __all__ = ["INFERENCE_SERVICE", "InferenceServiceSpec"]
 
 DEPLOYMENT, SERVICE, POD = Gvk("apps/v1", "Deployment"), Gvk("v1", "Service"), Gvk("v1", "Pod")
 CONFIG_MAP = Gvk("v1", "ConfigMap")
-SECRET, SERVICE_ACCOUNT = Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")
 KNATIVE_SERVICE = Gvk("serving.knative.dev/v1", "Service")
 AUTOSCALER = Gvk("autoscaling/v2", "HorizontalPodAutoscaler")
 ENDPOINT_SLICE = Gvk("discovery.k8s.io/v1", "EndpointSlice")
 HTTP_ROUTE = Gvk("gateway.networking.k8s.io/v1", "HTTPRoute")
+CACHE = Gvk("serving.kserve.io/v1alpha1", "LocalModelCache")
+NAMESPACE_CACHE = Gvk("serving.kserve.io/v1alpha1", "LocalModelNamespaceCache")
 RUNTIME = Gvk("serving.kserve.io/v1alpha1", "ServingRuntime")
 CLUSTER_RUNTIME = Gvk("serving.kserve.io/v1alpha1", "ClusterServingRuntime")
 
@@ -93,6 +122,17 @@ class InferenceServiceSpec(msgspec.Struct, frozen=True):
     predictor: PredictorSpec
 
 
+class LocalModelError(ShallopError):
+    """A model is not on any node yet; ``reason`` and ``transition`` are of the service's status."""
+
+    def __init__(self, cache: str, states: Mapping[str, str], *, exists: bool) -> None:
+        self.failed = bool(states) and set(states.values()) == {"NodeDownloadError"}
+        self.reason = "LocalModelDownloadFailed" if self.failed else "LocalModelNotDownloaded"
+        self.transition = "BlockedByFailedLoad" if self.failed else "InProgress"
+        said = ", ".join(f"{node}: {state}" for node, state in states.items()) or "no node of its groups is known"
+        super().__init__(f"waits for LocalModelCache {cache}: {said if exists else 'it is gone; change the service'}")
+
+
 class _Applied(NamedTuple):
     """A component whose objects exist, and the routes' share of it."""
 
@@ -109,22 +149,66 @@ async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Re
         await _set_status(ctx, service.raw, stopped_status(service.raw, ctx.now()))
         return Result()
     _warn_of_ignored(ctx, service.raw)
+    if (marked := await _mark_local_model(ctx, service.raw)) is not service.raw:
+        service = replace(service, raw=marked)
     try:
         runtime = _choose_runtime(ctx, service.raw)
         observed = await _apply(ctx, service.raw, runtime)
+    except LocalModelError as error:
+        failure = Failure(error.reason, str(error), "ModelLoadFailed")
+        status = blocked_status(service.raw, failure, ctx.now(), transition=error.transition)
+        await _set_status(ctx, service.raw, status)
+        return Result(requeue_after_s=_RETRY_S)  # also when its cache says something
     except SelectionError as error:
         failure = Failure(error.reason, error.message, error.reason)
         await _set_status(ctx, service.raw, blocked_status(service.raw, failure, ctx.now(), transition="InvalidSpec"))
         return Result()  # a runtime that changes tells its services
-    except (ModelNotFoundError, ModelPathError, UnavailableError, CredentialsError) as error:
+    except (ModelNotFoundError, ModelPathError, UnavailableError, CredentialsError, StorageContainerError) as error:
         reason = "RegistryUnavailable" if isinstance(error, UnavailableError) else "ModelNotFound"
-        reason = "StorageConfigInvalid" if isinstance(error, CredentialsError) else reason
+        reason = "StorageConfigInvalid" if isinstance(error, CredentialsError | StorageContainerError) else reason
         failure = Failure(reason, str(error), "ModelLoadFailed")
         status = blocked_status(service.raw, failure, ctx.now(), transition="BlockedByFailedLoad")
         await _set_status(ctx, service.raw, status)
         return Result(requeue_after_s=_RETRY_S)
     await _set_status(ctx, service.raw, render_status(service.raw, observed, ctx.now()))
     return Result()
+
+
+async def _mark_local_model(ctx: Context, service: Object) -> Object:
+    """Mark a service whose model is kept on nodes with the cache that it uses; decided once per generation."""
+    if (service.get("status") or {}).get("observedGeneration") == service["metadata"].get("generation"):
+        return service
+    uri = str((service["spec"]["predictor"].get("model") or {}).get("storageUri") or "")
+    caches = [cache for gvk in (CACHE, NAMESPACE_CACHE) for cache in ctx.cache(gvk).list()]
+    labels, notes = marks_of(find_cache(service, uri, caches))
+    changed = {key: value for key, value in labels.items() if labels_of(service).get(key) != value}
+    noted = {key: value for key, value in notes.items() if annotations_of(service).get(key) != value}
+    if not changed and not noted:
+        return service
+    key, metadata = key_of(service), {"uid": service["metadata"]["uid"], "labels": changed, "annotations": noted}
+    return await ctx.client.patch(gvk_of(service), key.name, key.namespace, {"metadata": metadata})
+
+
+def _local_model(ctx: Context, service: Object, uri: str) -> tuple[str, Path | None] | None:
+    """
+    Return where in a claim, and on this machine, the copy of a service's model is; None when it uses none.
+
+    Raises:
+        LocalModelError: it is not there yet.
+    """
+    notes = annotations_of(service)
+    source, claim = notes.get(SOURCE_NOTE, ""), notes.get(CLAIM_NOTE, "")
+    if not claim or not covers(source, uri):
+        return None
+    key = Key(notes.get(NAMESPACE_NOTE, ""), labels_of(service).get(CACHE_LABEL, ""))
+    cache = ctx.cache(NAMESPACE_CACHE if key.namespace else CACHE).get(key)
+    states = ((cache or {}).get("status") or {}).get("nodeStatus") or {}
+    if "NodeDownloaded" not in states.values():
+        raise LocalModelError(key.name, states, exists=cache is not None)
+    group = ctx.cache(LOCAL_MODEL_NODE_GROUP.gvk).get(Key("", claim.removeprefix(f"{key.name}-")))
+    folder = folder_of(group, source) if group else ""
+    rest = uri[len(source.rstrip("/")) :].strip("/")
+    return cached_uri(claim, source, uri), Path(folder, rest) if folder and ctx.settings.gateway_url else None
 
 
 def _choose_runtime(ctx: Context, service: Object) -> Object | None:
@@ -160,14 +244,18 @@ async def _resolve_storage(
     """
     wanted = storage_uris(service["spec"][component])
     env: list[dict[str, Any]] = []
+    local = _local_model(ctx, service, wanted[0][0]) if len(wanted) == 1 and component == "predictor" else None
     block = (service["spec"][component].get("model") or {}).get("storage")
     if block and not wanted:
-        uri, env = await _configured_storage(ctx, service, block)
+        uri, env = await configured_storage(ctx, service, service["metadata"]["namespace"], block)
         wanted = [(uri, MODEL_PATH)]
     if not wanted and is_multi_model(service) and component == "predictor":
         return Storage(env=await _account_env(ctx, service, component)), {}
     if not wanted:
         return Storage(), {}
+    if local is not None:
+        wanted = [(local[0], wanted[0][1])]
+    containers = _storage_containers(ctx, service, component, [uri for uri, _ in wanted])
     if any("://" in uri and not uri.startswith(("file://", "pvc://", REGISTRY)) for uri, _ in wanted):
         env = [*env, *await _account_env(ctx, service, component)]
     namespace, generation = service["metadata"]["namespace"], str(service["metadata"].get("generation", 0))
@@ -177,7 +265,7 @@ async def _resolve_storage(
     if pins.get(PINNED_GENERATION) == generation:
         kept = {key: pins[key] for key in (PINNED_GENERATION, PINNED_URI, PINNED_REQUIREMENTS) if key in pins}
         uris, requirements = pins.get(PINNED_URI, "").splitlines(), pins.get(PINNED_REQUIREMENTS, "")
-        return _storage(uris, places, requirements)._replace(env=env), kept
+        return _storage(uris, places, requirements, containers)._replace(env=env), kept
     if ctx.settings.gateway_url:
         # Without a gateway of ours this is another cluster, whose paths nobody can see from here.
         fields = _storage_fields(service["spec"][component], [uri for uri, _ in wanted])
@@ -186,14 +274,14 @@ async def _resolve_storage(
     uris = []
     for uri, _ in wanted:
         uris.append(await resolve_model(uri, http_fetch(ctx.settings.web_url)) if uri.startswith(REGISTRY) else uri)
-    path = local_path(uris[0], namespace, ctx.settings.volumes)
+    path = local[1] if local else local_path(uris[0], namespace, ctx.settings.volumes)
     inspection = await asyncio.to_thread(inspect_model, path) if path else None
     requirements = "\n".join(_requirements(service, runtime, component, inspection))
     if path and inspection is None:
         # Not there yet: the storage initializer will say so; look again when something changes.
-        return _storage(uris, places, requirements)._replace(env=env), {}
+        return _storage(uris, places, requirements, containers)._replace(env=env), {}
     found = {PINNED_GENERATION: generation, PINNED_URI: "\n".join(uris), PINNED_REQUIREMENTS: requirements}
-    return _storage(uris, places, requirements)._replace(env=env), found
+    return _storage(uris, places, requirements, containers)._replace(env=env), found
 
 
 def _storage_fields(component: Mapping[str, Any], uris: Sequence[str]) -> dict[str, str]:
@@ -218,34 +306,46 @@ def _requirements(
     return requirements_for(str(declared.get("image", "")), format_, found.requirements, found.formats)
 
 
-async def _configured_storage(ctx: Context, service: Object, block: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Read the URI and the variables of ``model.storage`` from the Secret of storage configurations."""
-    name = annotations_of(service).get("serving.kserve.io/storageSecretName", "storage-config")
-    secret: Object | None = None
-    with contextlib.suppress(NotFoundError):
-        secret = await ctx.client.get(SECRET, name, service["metadata"]["namespace"])
-    return storage_of_config(block, secret, name)
-
-
 async def _account_env(ctx: Context, service: Object, component: str) -> list[dict[str, Any]]:
-    """Return the variables that the Secrets of the Pod's ServiceAccount stand for."""
-    namespace = service["metadata"]["namespace"]
     account = service["spec"][component].get("serviceAccountName") or "default"
-    secrets = []
-    try:
-        found = await ctx.client.get(SERVICE_ACCOUNT, account, namespace)
-    except NotFoundError:
-        return []  # the Pod says so itself when the account does not come
-    for reference in found.get("secrets") or ():
-        with contextlib.suppress(NotFoundError):
-            secrets.append(await ctx.client.get(SECRET, reference["name"], namespace))
-    return env_of_secrets(secrets)
+    return await account_env(ctx, service["metadata"]["namespace"], account)
 
 
-def _storage(uris: Sequence[str], places: Sequence[str], requirements: str) -> Storage:
-    sources = [Source(uri, place, _host_path(uri)) for uri, place in zip(uris, places, strict=True)]
+def _storage_containers(
+    ctx: Context, service: Object, component: str, uris: Sequence[str]
+) -> list[Mapping[str, Any] | None]:
+    """
+    Return what brings each URI; None for the built-in initializer, or where nothing is to be brought.
+
+    Raises:
+        StorageContainerError: the one that the service names does not do, or nothing brings such a URI.
+    """
+    name = service["spec"][component].get("storageContainerName") or ""
+    known, found = ctx.cache(CLUSTER_STORAGE_CONTAINER.gvk).list(), list[Mapping[str, Any] | None]()
+    for uri in uris:
+        container = None if claim_of(uri) else select_container(uri, known, name=name)
+        if container is None and (problem := check_uri(uri)):
+            raise StorageContainerError(f"spec.{component}: {uri}: {problem}; or a ClusterStorageContainer for it")
+        found.append(container)
+    return found
+
+
+def _storage(
+    uris: Sequence[str], places: Sequence[str], requirements: str, containers: Sequence[Mapping[str, Any] | None]
+) -> Storage:
+    sources = [
+        Source(uri, place, _host_path(uri), container or {})
+        for uri, place, container in zip(uris, places, containers, strict=True)
+    ]
     first, *others = sources
-    return Storage(first.uri, tuple(requirements.splitlines()), first.host_path, first.mount_path, tuple(others))
+    return Storage(
+        first.uri,
+        tuple(requirements.splitlines()),
+        first.host_path,
+        first.mount_path,
+        tuple(others),
+        container=first.container,
+    )
 
 
 def _host_path(uri: str) -> str:
@@ -449,6 +549,11 @@ def _service_of_model(model: Object) -> Iterable[Key]:
     return [Key(model["metadata"]["namespace"], name)] if name else []
 
 
+def _services_of_cache(cache: Object) -> Iterable[Key]:
+    users = (cache.get("status") or {}).get("inferenceServices") or ()
+    return [Key(user["namespace"], user["name"]) for user in users]
+
+
 _PREV = "?(@.tag=='prev')"
 _LATEST = "?(@.latestRevision==true)"
 _TRAFFIC = ".status.components.predictor.traffic"
@@ -477,6 +582,8 @@ INFERENCE_SERVICE = Kind(
         Watch(POD, _labelled_service),
         Watch(ENDPOINT_SLICE, _labelled_service),
         Watch(TRAINED_MODEL.gvk, _service_of_model),
+        Watch(CACHE, _services_of_cache),
+        Watch(NAMESPACE_CACHE, _services_of_cache),
     ),
     # Credentials of models are named by the Pods' ServiceAccount.
     reads=(Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")),

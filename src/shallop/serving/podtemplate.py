@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object, annotations_of, labels_of
 from shallop.kube.patch import FieldMerge, strategic_merge_patch
+from shallop.serving.clusterstoragecontainer import DEFAULT_CONTAINER
+from shallop.serving.localmodels import CLAIM_NOTE
 from shallop.serving.storage import claim_of
 
 __all__ = [
@@ -34,7 +36,6 @@ CONTAINER = "kserve-container"
 MODEL_PATH = "/mnt/models"
 REQUIREMENTS = "environment.shallop.dev/requirements"
 READ_ONLY = "storage.kserve.io/readonly"
-INITIALIZER_IMAGE = "kserve/storage-initializer:v0.21.0"
 AGENT_IMAGE = "kserve/agent:v0.21.0"
 AGENT, AGENT_PORT = "agent", 9081
 EXPLAINER_IMAGE = "kserve/art-explainer:v0.21.0"
@@ -76,11 +77,12 @@ _EXPRESSION = re.compile(r"\{\{-?\s*\.(Name|Namespace|Labels|Annotations)(?:\.([
 
 
 class Source(NamedTuple):
-    """Something to bring into a Pod besides its model; ``host_path`` as in Storage."""
+    """Something to bring into a Pod besides its model; ``host_path`` and ``container`` as in Storage."""
 
     uri: str
     mount_path: str
     host_path: str = ""
+    container: Mapping[str, Any] = {}
 
 
 class Storage(NamedTuple):
@@ -95,6 +97,7 @@ class Storage(NamedTuple):
         mount_path: where the containers find it.
         others: further things, each with a place of its own.
         env: variables of the initializer: how to reach where it lies.
+        container: what brings it, as a ClusterStorageContainer has it; empty for the built-in initializer.
     """
 
     uri: str = ""
@@ -103,6 +106,7 @@ class Storage(NamedTuple):
     mount_path: str = MODEL_PATH
     others: Sequence[Source] = ()
     env: Sequence[Mapping[str, Any]] = ()
+    container: Mapping[str, Any] = {}
 
 
 def is_multi_model(service: Object) -> bool:
@@ -355,11 +359,13 @@ def _metadata(service: Object, runtime_spec: Mapping[str, Any], storage: Storage
 
 
 def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dict[str, Any]:
-    """Mount what lies in claims, and let an init container bring the rest."""
-    sources = [Source(storage.uri, storage.mount_path, storage.host_path)] if storage.uri else []
+    """Mount what lies in claims, and let init containers bring the rest."""
+    sources = [Source(storage.uri, storage.mount_path, storage.host_path, storage.container)] if storage.uri else []
     sources += storage.others
-    read_only = annotations_of(service).get(READ_ONLY, "true") != "false"
-    volumes, mounts, args, hosts = list(spec.get("volumes") or []), [], [], []
+    notes = annotations_of(service)
+    # What other services use as well is never written to.
+    read_only = notes.get(READ_ONLY, "true") != "false" or CLAIM_NOTE in notes
+    volumes, mounts, brought = list(spec.get("volumes") or []), [], list[tuple[Source, dict[str, Any]]]()
     several = len(sources) > 1
     for index, source in enumerate(sources):
         suffix = f"-{index}" if index else ""
@@ -371,31 +377,59 @@ def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dic
         else:
             mount["name"] = "kserve-provision-location"
             mount |= {"subPath": str(index)} if several else {}
-            args += [source.uri, source.mount_path]
-            hosts += [source] if source.host_path else []
+            brought.append((source, mount))
         mounts.append(mount)
     result = dict(spec)
-    if args:
+    if brought:
         volumes.append({"name": "kserve-provision-location", "emptyDir": {}})
-        own = [mount for mount in mounts if mount["name"] == "kserve-provision-location"]
-        for number, source in enumerate(hosts):
-            name = f"kserve-host-source{f'-{number}' if number else ''}"
-            volumes.append({"name": name, "hostPath": {"path": source.host_path}})
-            own.append({"name": name, "mountPath": source.host_path, "readOnly": True})
-        initializer = {
-            "name": "storage-initializer",
-            "image": INITIALIZER_IMAGE,
-            "args": args,
-            "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}, "limits": {"memory": "1Gi"}},
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": own,
-        } | ({"env": [dict(item) for item in storage.env]} if storage.env else {})
-        result["initContainers"] = [initializer, *(spec.get("initContainers") or [])]
+        hosts = {source.host_path: "" for source, _ in brought if source.host_path}
+        for number, path in enumerate(hosts):
+            hosts[path] = f"kserve-host-source{f'-{number}' if number else ''}"
+            volumes.append({"name": hosts[path], "hostPath": {"path": path}})
+        initializers = _initializers(brought, hosts, storage.env)
+        result["initContainers"] = [*initializers, *(spec.get("initContainers") or [])]
     if mounts:
         for_reading = [{**mount, "readOnly": read_only} for mount in mounts]
         result["containers"] = [_mount(container, for_reading) for container in spec["containers"]]
         result["volumes"] = volumes
     return result
+
+
+def _initializers(
+    brought: Sequence[tuple[Source, dict[str, Any]]], hosts: Mapping[str, str], env: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """
+    Render an init container for all that the same container brings.
+
+    Args:
+        brought: what is brought, and the mount that it goes into.
+        hosts: path on this machine -> the volume that it is.
+    """
+    containers: list[Mapping[str, Any]] = []
+    for source, _ in brought:
+        containers += [source.container] if source.container not in containers else []
+    rendered = []
+    for number, container in enumerate(containers):
+        own = [(source, mount) for source, mount in brought if source.container == container]
+        seen = [source.host_path for source, _ in own if source.host_path]
+        base = container or DEFAULT_CONTAINER["spec"]["container"]
+        variables = [*(base.get("env") or ()), *(dict(item) for item in env)]
+        initializer = {
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            **base,
+            "name": f"storage-initializer{f'-{number}' if number else ''}",
+            "args": [
+                *(base.get("args") or ()),
+                *(text for source, _ in own for text in (source.uri, source.mount_path)),
+            ],
+            "volumeMounts": [
+                *(base.get("volumeMounts") or ()),
+                *(mount for _, mount in own),
+                *({"name": hosts[path], "mountPath": path, "readOnly": True} for path in dict.fromkeys(seen)),
+            ],
+        }
+        rendered.append(initializer | ({"env": variables} if variables else {}))
+    return rendered
 
 
 def _mount(container: dict[str, Any], mounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

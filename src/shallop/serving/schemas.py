@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["INFERENCE_GRAPH", "INFERENCE_SERVICE", "KNATIVE_SERVICE", "REVISION", "SERVING_RUNTIME", "TRAINED_MODEL"]
+__all__ = [
+    "CLUSTER_STORAGE_CONTAINER",
+    "INFERENCE_GRAPH",
+    "INFERENCE_SERVICE",
+    "KNATIVE_SERVICE",
+    "LOCAL_MODEL_CACHE",
+    "LOCAL_MODEL_NODE",
+    "LOCAL_MODEL_NODE_GROUP",
+    "REVISION",
+    "SERVING_RUNTIME",
+    "TRAINED_MODEL",
+]
 
 Schema = dict[str, Any]
 
@@ -331,6 +342,99 @@ INFERENCE_GRAPH = _object(
             "nodes",
         ),
         "status": ANY,
+    },
+    "spec",
+)
+
+_CACHED_STORAGE = _object({"key": STRING, "parameters": _map(STRING)})
+LOCAL_MODEL_CACHE = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "spec": _described(
+            _object(
+                {
+                    "sourceModelUri": STRING,
+                    "modelSize": QUANTITY,
+                    "nodeGroups": _list(STRING) | {"minItems": 1},
+                    "serviceAccountName": STRING,
+                    "storage": _CACHED_STORAGE,
+                },
+                *("modelSize", "nodeGroups", "sourceModelUri"),
+            ),
+            sourceModelUri="Where the model is; services whose storageUri is this, or below it, use the copy.",
+            modelSize="What the model takes on a node's disk.",
+            nodeGroups="Names of the LocalModelNodeGroups whose nodes get a copy.",
+            serviceAccountName="Account whose Secrets reach the model.",
+            storage="A key of the Secret storage-config that reaches the model.",
+        ),
+        "status": ANY,
+    },
+    "spec",
+)
+LOCAL_MODEL_NODE = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "spec": _object(
+            {
+                "localModels": _list(
+                    _object(
+                        {
+                            **dict.fromkeys(("modelName", "namespace", "nodeGroup", "serviceAccountName"), STRING),
+                            "sourceModelUri": STRING,
+                            "storage": _CACHED_STORAGE,
+                        },
+                        *("modelName", "sourceModelUri"),
+                    )
+                )
+            },
+            "localModels",
+        ),
+        "status": ANY,
+    },
+    "spec",
+)
+LOCAL_MODEL_NODE_GROUP = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "spec": _described(
+            _object(
+                {"storageLimit": QUANTITY, "persistentVolumeSpec": ANY, "persistentVolumeClaimSpec": ANY},
+                *("persistentVolumeClaimSpec", "persistentVolumeSpec", "storageLimit"),
+            ),
+            storageLimit="What all models of the group may take on the disk of a node.",
+            persistentVolumeSpec="Where models lie (local or hostPath), and by nodeAffinity on which nodes.",
+            persistentVolumeClaimSpec="Of the claims by which Pods reach them.",
+        ),
+        "status": ANY,
+    },
+    "spec",
+)
+CLUSTER_STORAGE_CONTAINER = _object(
+    {
+        "apiVersion": STRING,
+        "kind": STRING,
+        "metadata": {"type": "object"},
+        "disabled": BOOLEAN,
+        "spec": _described(
+            _object(
+                {
+                    "container": _object(_CONTAINER, "name"),
+                    "supportedUriFormats": _list(_object({"prefix": STRING, "regex": STRING})),
+                    "supportsMultiModelDownload": BOOLEAN | {"default": False},
+                    "workloadType": STRING | {"default": "initContainer"},
+                },
+                *("container", "supportedUriFormats"),
+            ),
+            container="What brings a model: it gets pairs of URI and folder as further arguments.",
+            supportedUriFormats="The URIs that it brings, by prefix or by regular expression.",
+            workloadType="Where it runs: initContainer of a predictor, or localModelDownloadJob.",
+        ),
     },
     "spec",
 )

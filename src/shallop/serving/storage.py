@@ -22,6 +22,7 @@ __all__ = [
     "check_uri",
     "claim_of",
     "find_missing",
+    "has_known_scheme",
     "local_path",
     "parse_registry_uri",
 ]
@@ -52,6 +53,12 @@ class RegistryReference(NamedTuple):
     host: str
     model: str
     version: str
+
+
+def has_known_scheme(uri: str) -> bool:
+    """Say whether a URI means something by itself; others need a ClusterStorageContainer that brings them."""
+    scheme, separator, _ = uri.partition("://")
+    return not separator or scheme in SCHEMES
 
 
 def check_uri(uri: str) -> str:

@@ -158,7 +158,7 @@ async def test_a_service_gets_its_objects_and_becomes_ready_with_its_deployment(
 async def test_a_bad_service_is_refused_at_the_door(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         with pytest.raises(InvalidError) as error:
-            await w.client.create(service(uri="ftp://models/iris"))
+            await w.client.create(service(uri="models/iris"))
         assert "spec.predictor.model.storageUri: Invalid value" in error.value.message
         wrong = service(minReplicas="two")
         with pytest.raises(InvalidError) as error:

@@ -309,6 +309,8 @@ class Registry:
         self.serial = 0
         self._paths: tuple[int, set[tuple[str, str]], set[str]] = (-1, set(), set())
         self.admission: dict[Gvk, tuple[Any, Any]] = {}
+        # Why objects of a kind may not be deleted, see ``controller.Kind.held``.
+        self.held: dict[Gvk, Callable[[Object], str]] = {}
         # Changes to new objects that parts make, see ``controller.Part.admission``.
         self.mutating: dict[Gvk, list[Admission]] = {}
         for resource in builtins:

@@ -139,6 +139,8 @@ class ApiServer:
         ours = [kind for kind in kinds if kind.schema is not None]
         for kind in ours:
             self.registry.admission[kind.gvk] = (kind.default, kind.validate)
+            if kind.held is not None:
+                self.registry.held[kind.gvk] = kind.held
         client = self.client()
         merged: dict[str, Object] = {}
         for kind in ours:

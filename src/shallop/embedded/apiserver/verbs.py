@@ -521,6 +521,9 @@ class Verbs:
             raise failures.conflict(resource, name, why)
         if resource.storage == _NAMESPACES and name in ("default", "kube-system", "kube-public"):
             raise failures.forbidden(resource, name, "this namespace may not be deleted")
+        held = self.registry.held.get(resource.gvk)
+        if held and (why := held(old)):
+            raise failures.forbidden(resource, name, why)
 
     def _mark_deleted(
         self, resource: Resource, old: Object, delete: DeleteOptions, options: WriteOptions

@@ -45,6 +45,7 @@ _WATCHED = {
     "ConfigMap": Gvk("v1", "ConfigMap"),
     "Secret": Gvk("v1", "Secret"),
     "PersistentVolumeClaim": Gvk("v1", "PersistentVolumeClaim"),
+    "PersistentVolume": Gvk("v1", "PersistentVolume"),
     "Service": Gvk("v1", "Service"),
     "EndpointSlice": Gvk("discovery.k8s.io/v1", "EndpointSlice"),
 }
@@ -278,7 +279,7 @@ class Node:
     def lookup(self, kind: str, namespace: str, name: str) -> Object | None:
         if kind == "Node":
             return self._object
-        return self._informers[kind].store.get(Key(namespace, name))
+        return self._informers[kind].store.get(Key("" if kind == "PersistentVolume" else namespace, name))
 
     async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
         """Return a token of a service account of the Pod's namespace."""

@@ -153,9 +153,20 @@ def _size(folder: Path) -> int:
 
 
 def _claim(pod: Object, settings: Settings, lookup: Lookup, claim: str, where: str) -> Path:
-    if lookup("PersistentVolumeClaim", claim) is None:
+    found = lookup("PersistentVolumeClaim", claim)
+    if found is None:
         raise NodeError(f'{where}: persistentvolumeclaim "{claim}" not found')
     folder = settings.volumes / str(pod["metadata"]["namespace"]) / claim
+    if name := (found.get("spec") or {}).get("volumeName"):
+        volume = lookup("PersistentVolume", name)
+        if volume is None:
+            raise NodeError(f'{where}: persistentvolume "{name}" not found')
+        source = volume["spec"].get("hostPath") or volume["spec"].get("local") or {}
+        # What an administrator declared lies where they said; everything else is a folder of the platform's own.
+        if source.get("path") and source["path"] != str(folder):
+            folder = Path(os.path.realpath(source["path"]))
+            if problem := refused_host_path(folder, settings):
+                raise NodeError(f'{where}: persistentvolume "{name}": {source["path"]} {problem}')
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     return folder
 

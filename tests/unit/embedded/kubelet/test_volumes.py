@@ -166,3 +166,20 @@ def test_a_volume_that_has_grown_too_large_is_found(tmp_path: Path) -> None:
     assert over_limit(pod, {"a": tmp_path / "a"}) == ""
     (tmp_path / "a" / "large").write_bytes(b"x" * 2_000_000)
     assert over_limit(pod, {"a": tmp_path / "a"}) == 'Usage of EmptyDir volume "a" exceeds the limit "1Mi". '
+
+
+def test_a_claim_of_a_volume_that_was_declared_is_where_the_volume_says(tmp_path: Path) -> None:
+    volume = {"persistentVolumeClaim": {"claimName": "c"}}
+    claim = {"spec": {"volumeName": "v"}}
+    own = prepare(tmp_path, volume, PersistentVolumeClaim={"spec": {}})["v0"]
+    assert own == tmp_path / "volumes" / "team" / "c"
+    made = {"spec": {"hostPath": {"path": str(own)}}}
+    assert prepare(tmp_path, volume, PersistentVolumeClaim=claim, PersistentVolume=made)["v0"] == own
+    declared = {"spec": {"local": {"path": f"{tmp_path}-disk/models"}}}
+    found = prepare(tmp_path, volume, PersistentVolumeClaim=claim, PersistentVolume=declared)["v0"]
+    assert found == Path(f"{tmp_path}-disk/models") and found.is_dir()
+    inside = {"spec": {"hostPath": {"path": str(tmp_path / "database")}}}
+    with pytest.raises(NodeError, match="belongs to the platform"):
+        prepare(tmp_path, volume, PersistentVolumeClaim=claim, PersistentVolume=inside)
+    with pytest.raises(NodeError, match="not found"):
+        prepare(tmp_path, volume, PersistentVolumeClaim=claim)

@@ -1,0 +1,48 @@
+"""How a Pod that brings a model reaches it: what Secrets and accounts of its namespace say."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from shallop.controller.manager import Context
+from shallop.errors import NotFoundError
+from shallop.kube.objects import Gvk, Object, annotations_of
+from shallop.serving.credentials import env_of_secrets, storage_of_config
+
+__all__ = ["account_env", "configured_storage"]
+
+SECRET, SERVICE_ACCOUNT = Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")
+
+
+async def configured_storage(
+    ctx: Context, obj: Object, namespace: str, block: Mapping[str, Any]
+) -> tuple[str, list[dict[str, Any]]]:
+    """
+    Read the URI and the variables of a ``storage`` block from the Secret of storage configurations.
+
+    Args:
+        obj: may name another Secret by its annotation.
+
+    Raises:
+        CredentialsError: what the block names is not there.
+    """
+    name = annotations_of(obj).get("serving.kserve.io/storageSecretName", "storage-config")
+    secret: Object | None = None
+    with contextlib.suppress(NotFoundError):
+        secret = await ctx.client.get(SECRET, name, namespace)
+    return storage_of_config(block, secret, name)
+
+
+async def account_env(ctx: Context, namespace: str, account: str) -> list[dict[str, Any]]:
+    """Return the variables that the Secrets of a ServiceAccount stand for."""
+    secrets = []
+    try:
+        found = await ctx.client.get(SERVICE_ACCOUNT, account, namespace)
+    except NotFoundError:
+        return []  # the Pod says so itself when the account does not come
+    for reference in found.get("secrets") or ():
+        with contextlib.suppress(NotFoundError):
+            secrets.append(await ctx.client.get(SECRET, reference["name"], namespace))
+    return env_of_secrets(secrets)
