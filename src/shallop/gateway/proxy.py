@@ -34,6 +34,8 @@ __all__ = ["Gateway"]
 _MAX_HEAD = 64 * 1024
 _MAX_IDLE_PER_ENDPOINT = 64
 _CLOSE = (b"connection: close",)
+# Pieces that are put together where they are kept: a client may send a body byte by byte.
+_SMALL_PART = 16 * 1024
 # How a connection preface of HTTP/2 looks to a reader of HTTP/1.1.
 _HTTP2 = b"PRI * HTTP/2.0"
 _CONNECT_S = 5.0
@@ -162,7 +164,9 @@ class _Client(Placed, asyncio.Protocol):
         self._buffer = bytearray()
         self._body: Body | None = None
         self._backend: _Backend | None = None
-        self._replay: bytes | bytearray | None = None
+        # The request as far as it was read, until its answer begins; None when it is too large to be asked again.
+        self._replay: list[bytes] | None = None
+        self._replay_size = 0
         self._connecting: asyncio.Task[None] | None = None
         self._lost = 0
         self._repeatable = False
@@ -205,14 +209,22 @@ class _Client(Placed, asyncio.Protocol):
         if not self.busy and not self._buffer and not self._paused and not self._lingering:
             end = data.find(b"\r\n\r\n")
             plan = self._gateway.plans().get(data[:end]) if end > 0 else None
-            if plan is not None and plan.length == len(data) - end - 4:
-                self._begin(plan)
-                self.sent_all = True
-                self._replay = plan.head + data[end + 4 :]
-                if self.recording is not None:
-                    self.note(request=data[end + 4 :])
-                self.place()
-                return
+            if plan is not None:
+                missing = plan.length - len(data) + end + 4
+                if missing == 0:
+                    self._begin(plan)
+                    self.sent_all = True
+                    self._replay = [plan.head + data[end + 4 :]]
+                    if self.recording is not None:
+                        self.note(request=data[end + 4 :])
+                    self.place()
+                    return
+                if missing > 0:
+                    self._begin(plan)
+                    self._expect(plan)
+                    self._send_body(data[end + 4 :])
+                    self.place()
+                    return
         elif self._lingering:
             return
         elif not self.sent_all:
@@ -268,9 +280,7 @@ class _Client(Placed, asyncio.Protocol):
         else:
             del self._buffer[: len(raw) + 4]
         self._begin(plan)
-        self._body = Body(plan.length)
-        self.sent_all = self._body.done
-        self._replay = bytearray(plan.head)
+        self._expect(plan)
         if self._buffer and not self.sent_all:
             data = bytes(self._buffer)
             self._buffer.clear()
@@ -314,6 +324,12 @@ class _Client(Placed, asyncio.Protocol):
         if route.timeout_s and not self._timer:
             self._timer = self._loop.call_later(route.timeout_s, self._time_out)
 
+    def _expect(self, plan: Plan) -> None:
+        """The body of the request follows its head in pieces, if there is one."""
+        self._body = Body(plan.length)
+        self.sent_all = self._body.done
+        self._replay, self._replay_size = [plan.head], len(plan.head)
+
     def _time_out(self) -> None:
         """Fail a request that took too long; one timer serves all requests of a connection."""
         self._timer = None
@@ -337,12 +353,16 @@ class _Client(Placed, asyncio.Protocol):
         if self.recording is not None:
             self.note(request=part)
         if self._replay is not None:
-            cast(bytearray, self._replay).extend(part)
+            if len(part) < _SMALL_PART and len(self._replay[-1]) < _SMALL_PART:
+                self._replay[-1] += part
+            else:
+                self._replay.append(part)
+            self._replay_size += len(part)
         if self._backend is not None:
             self._backend.transport.write(part)
-            if self._replay is not None and len(self._replay) > MAX_REPLAY:
+            if self._replay is not None and self._replay_size > MAX_REPLAY:
                 self._replay = None
-        elif self._replay is not None and len(self._replay) > MAX_REPLAY:
+        elif self._replay is not None and self._replay_size > MAX_REPLAY:
             self.transport.pause_reading()
 
     def ask(self, endpoint: Endpoint) -> None:
@@ -374,7 +394,10 @@ class _Client(Placed, asyncio.Protocol):
             backend.transport.pause_reading()
         # Before the write, which pauses reading again where the backend is slower than the client.
         self.transport.resume_reading()
-        backend.transport.write(bytes(self._replay))
+        if len(self._replay) == 1:
+            backend.transport.write(self._replay[0])
+        else:
+            backend.transport.writelines(self._replay)
 
     def backend_lost(self, backend: _Backend, *, answered: bool) -> None:
         """Try again where nothing of an answer came over a connection that was kept from an earlier request."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from shallop_pod.modelserver.protocol import ProtocolError, dumps
 
@@ -14,6 +14,12 @@ __all__ = ["Application", "Connection"]
 _MAX_HEAD = 64 * 1024
 _MAX_BODY = 512 * 2**20
 _LARGE_BODY = 64 * 1024
+# A large body is read into a buffer of its size; of more than this only as it comes: a length is quickly claimed.
+_FIRST_BUFFER = 4 * 2**20
+# What all connections read into, one after the other: what came is taken before anyone reads again.
+_SCRATCH = memoryview(bytearray(256 * 1024))
+# Clients and the gateway send the same heads again and again.
+_MAX_KNOWN, _MAX_KNOWN_HEAD = 1024, 2048
 
 
 class Application(Protocol):
@@ -22,20 +28,71 @@ class Application(Protocol):
     connections: set[Any]
 
     def dispatch(self, connection: Any, method: str, path: str, headers: dict[bytes, bytes], body: bytes) -> None:
-        """Answer a request now or later, exactly once, by ``connection.answer`` or a stream."""
+        """
+        Answer a request now or later, exactly once, by ``connection.answer`` or a stream.
+
+        Args:
+            headers: by their names in lower case; not to be changed.
+            body: of bytes, or a bytearray that is the request's own.
+        """
 
 
-class Connection(asyncio.Protocol):
+class _Head(NamedTuple):
+    """The start of a request; ``length`` is -1 for a chunked body."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    length: int
+    close: bool
+    chunked_answer: bool
+
+
+_known: dict[bytes, _Head] = {}
+
+
+def _parse_head(raw: bytes) -> _Head:
+    head = _known.get(raw)
+    if head is not None:
+        return head
+    lines = raw.split(b"\r\n")
+    try:
+        method, path, version = lines[0].decode("ascii").split(" ")
+    except ValueError as error:
+        raise ProtocolError("this is no HTTP request") from error
+    headers = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        headers[name.lower()] = value.strip()
+    if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+        length = -1
+    else:
+        text = headers.get(b"content-length", b"0")
+        if not text.isdigit() or len(text) > 18:
+            raise ProtocolError("Content-Length is no number")
+        length = int(text)
+        if length > _MAX_BODY:
+            raise ProtocolError(f"body is larger than {_MAX_BODY >> 20} MiB", 413)
+    old = version == "HTTP/1.0"
+    close = old or headers.get(b"connection", b"").lower() == b"close"
+    head = _Head(method, path, headers, length, close, not old)
+    if len(raw) <= _MAX_KNOWN_HEAD:
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        _known[raw] = head
+    return head
+
+
+class Connection(asyncio.BufferedProtocol):
     """One client connection: HTTP/1.1 with keep-alive; requests of one connection are answered in order."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
         self._buffer = bytearray()
-        self._head: tuple[str, str, dict[bytes, bytes]] | None = None
-        self._length = 0
-        # Pieces of a large body that is not complete, and how many bytes it lacks.
-        self._parts: list[bytes] | None = None
-        self._missing = 0
+        self._head: _Head | None = None
+        # A large body that is not complete, and how much of it is there.
+        self._body: bytearray | None = None
+        self._filled = 0
         self._chunks: bytearray | None = None
         self._busy = False
         self._close = False
@@ -55,22 +112,40 @@ class Connection(asyncio.Protocol):
         if self._on_lost is not None:
             self._on_lost()
 
-    def data_received(self, data: bytes) -> None:
-        if self._parts is not None:
-            self._parts.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _SCRATCH if self._body is None else memoryview(self._body)[self._filled :]
+
+    def buffer_updated(self, count: int) -> None:
+        if self._body is not None:
+            self._filled += count
+            if self._filled == len(self._body):
+                self._take_or_grow(self._body)
+            return
+        data = _SCRATCH[:count]
+        if not self._busy and not self._buffer and self._head is None:
+            # The common case: one whole request.
+            whole = bytes(data)
+            end = whole.find(b"\r\n\r\n")
+            head = _known.get(whole[:end]) if end > 0 else None
+            if head is not None and head.length == count - end - 4:
+                self._begin(head, whole[end + 4 :])
                 return
-            # Joined once, instead of growing a buffer by each piece.
-            self._buffer, self._parts = bytearray().join(self._parts), None
-        else:
-            self._buffer += data
+        self._buffer += data
         if not self._busy:
             self._advance()
         elif len(self._buffer) > _MAX_HEAD and not self._paused:
             # Requests sent ahead wait in the kernel until this one is answered.
             self._paused = True
             self._transport.pause_reading()
+
+    def _take_or_grow(self, body: bytearray) -> None:
+        assert self._head is not None
+        if self._filled == self._head.length:
+            self._body = None
+            self._begin(self._head, cast(bytes, body))
+        else:
+            self._body = bytearray(min(self._head.length, 4 * len(body)))
+            self._body[: len(body)] = body
 
     def finish_and_close(self) -> None:
         """Close now when idle, else after the answer under way."""
@@ -91,12 +166,14 @@ class Connection(asyncio.Protocol):
             self.answer(error.status, dumps({"error": str(error)}))
             return
         assert self._head is not None
-        (method, path, headers), self._head, self._chunks = self._head, None, None
-        if headers.get(b"connection", b"").lower() == b"close":
-            self._close = True
+        self._begin(self._head, body)
+
+    def _begin(self, head: _Head, body: bytes) -> None:
+        self._head = self._chunks = None
+        self._close, self._chunked = self._close or head.close, head.chunked_answer
         self._busy = True
-        self._without_body = method == "HEAD"
-        self._application.dispatch(self, method, path, headers, body)
+        self._without_body = head.method == "HEAD"
+        self._application.dispatch(self, head.method, head.path, head.headers, body)
 
     def _read_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
@@ -104,33 +181,17 @@ class Connection(asyncio.Protocol):
             if len(self._buffer) > _MAX_HEAD:
                 raise ProtocolError("request head is longer than 64 KiB", 431)
             return False
-        lines = bytes(self._buffer[:end]).split(b"\r\n")
+        raw = bytes(self._buffer[:end])
         del self._buffer[: end + 4]
-        try:
-            method, path, version = lines[0].decode("ascii").split(" ")
-        except ValueError as error:
-            raise ProtocolError("this is no HTTP request") from error
-        headers = {}
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            headers[name.lower()] = value.strip()
-        if version == "HTTP/2.0" and method == "PRI":
+        if raw == b"PRI * HTTP/2.0":
             self._speak_http2()
             return False
-        if version == "HTTP/1.0":
-            self._close, self._chunked = True, False
-        if headers.get(b"expect", b"").lower() == b"100-continue":
+        head = _parse_head(raw)
+        if head.headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+        if head.length < 0:
             self._chunks = bytearray()
-        else:
-            length = headers.get(b"content-length", b"0")
-            if not length.isdigit() or len(length) > 18:
-                raise ProtocolError("Content-Length is no number")
-            self._length = int(length)
-            if self._length > _MAX_BODY:
-                raise ProtocolError(f"body is larger than {_MAX_BODY >> 20} MiB", 413)
-        self._head = (method, path, headers)
+        self._head = head
         return True
 
     def _speak_http2(self) -> None:
@@ -140,19 +201,24 @@ class Connection(asyncio.Protocol):
         except ModuleNotFoundError as error:
             raise ProtocolError("HTTP/2 needs the package 'hpack' in this environment", 505) from error
         self._application.connections.discard(self)
+        # uvloop asks the protocol how it reads when reading begins.
+        self._transport.pause_reading()
         Http2Connection(self._application).start(self._transport, b"PRI * HTTP/2.0\r\n\r\n" + bytes(self._buffer))
+        self._transport.resume_reading()
 
     def _read_sized(self) -> bytes | None:
-        if len(self._buffer) < self._length:
-            if self._length > _LARGE_BODY:
-                self._parts, self._missing = [bytes(self._buffer)], self._length - len(self._buffer)
+        assert self._head is not None
+        length = self._head.length
+        if len(self._buffer) < length:
+            if length > _LARGE_BODY:
+                # The rest is read into its place.
+                self._filled = len(self._buffer)
+                self._body = bytearray(max(min(length, _FIRST_BUFFER), self._filled + 1))
+                self._body[: self._filled] = self._buffer
+                self._buffer.clear()
             return None
-        if len(self._buffer) == self._length > _LARGE_BODY:
-            # Handed over, not copied; whoever reads bytes reads it as well.
-            whole, self._buffer = self._buffer, bytearray()
-            return cast(bytes, whole)
-        body = bytes(memoryview(self._buffer)[: self._length])
-        del self._buffer[: self._length]
+        body = bytes(memoryview(self._buffer)[:length])
+        del self._buffer[:length]
         return body
 
     def _read_chunked(self) -> bytes | None:
@@ -175,21 +241,30 @@ class Connection(asyncio.Protocol):
         return None
 
     def answer(
-        self, status: int, body: bytes, *, content_type: str = "application/json", json_length: int | None = None
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        tensors: Sequence[bytes | memoryview] | None = None,
     ) -> None:
-        """Send the answer to the request under way and go on with the next one."""
-        extra = "" if json_length is None else f"inference-header-content-length: {json_length}\r\n"
+        """
+        Send the answer to the request under way and go on with the next one.
+
+        Args:
+            tensors: V2's binary tensors, which follow the body.
+        """
+        length, extra = len(body), ""
+        if tensors is not None:
+            extra = f"inference-header-content-length: {length}\r\n"
+            length += sum(map(len, tensors))
         closing = "connection: close\r\n" if self._close else ""
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n"
-            f"content-length: {len(body)}\r\n{extra}{closing}\r\n"
-        )
-        if self._without_body:
-            self._transport.write(head.encode("latin-1"))
-        elif len(body) > _LARGE_BODY:
-            self._transport.writelines((head.encode("latin-1"), body))
-        else:
-            self._transport.write(head.encode("latin-1") + body)
+            f"content-length: {length}\r\n{extra}{closing}\r\n"
+        ).encode("latin-1")
+        # One copy, made now: a model may use the memory of its answer again.
+        self._transport.write(head if self._without_body else b"".join((head, body, *(tensors or ()))))
         self._finish()
 
     def start_stream(self, content_type: str, on_lost: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import json
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import quote
 
@@ -71,12 +71,18 @@ class _Call:
             self.connection.server.dispatch(self, method, path, self.headers, bytes(self.body))
 
     def answer(
-        self, status: int, body: bytes, *, content_type: str = "application/json", json_length: int | None = None
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        tensors: Sequence[bytes | memoryview] | None = None,
     ) -> None:
         headers = [(b":status", b"%d" % status), (b"content-type", content_type.encode())]
+        if tensors is not None:
+            headers.append((b"inference-header-content-length", b"%d" % len(body)))
+            body = b"".join((body, *tensors))
         headers.append((b"content-length", b"%d" % len(body)))
-        if json_length is not None:
-            headers.append((b"inference-header-content-length", b"%d" % json_length))
         without_body = self.headers[b":method"] == b"HEAD" or not body
         self.connection.frames.send_headers(self.stream, headers, end=without_body)
         if not without_body:
@@ -171,14 +177,19 @@ class _GrpcCall(_Call):
         self.connection.server.dispatch(self, request.method, request.path, headers, request.body)
 
     def answer(
-        self, status: int, body: bytes, *, content_type: str = "application/json", json_length: int | None = None
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        tensors: Sequence[bytes | memoryview] | None = None,
     ) -> None:
         assert self._method is not None
         self._busy = False
         message, error = b"", ""
         if status == 200:
             try:
-                message = self._method.answer(RestAnswer(status, body, json_length, self._raw))
+                message = self._method.answer(RestAnswer(status, body, tensors, self._raw))
             except (ProtocolError, ValueError, KeyError, TypeError) as caught:
                 status, error = 500, f"the answer cannot be written as a message: {caught}"
         elif self._method.absent is not None and status in (404, 503):

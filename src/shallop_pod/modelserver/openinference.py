@@ -68,11 +68,16 @@ class RestRequest(NamedTuple):
 
 
 class RestAnswer(NamedTuple):
-    """What the REST form answered, with status 200 unless the method says that it reads others."""
+    """
+    What the REST form answered, with status 200 unless the method says that it reads others.
+
+    Args:
+        tensors: that follow the JSON of the body; None where all of the answer is JSON.
+    """
 
     status: int
     body: bytes
-    json_length: int | None
+    tensors: Sequence[bytes | memoryview] | None = None
     raw: bool = True
 
 
@@ -282,7 +287,7 @@ def _parameters_field(number: int, parameters: Mapping[str, Any]) -> bytes:
     return b"".join(entries)
 
 
-def _raw_of(output: Mapping[str, Any], chunk: bytes | None, where: str) -> bytes:
+def _raw_of(output: Mapping[str, Any], chunk: bytes | memoryview | None, where: str) -> bytes | memoryview:
     """Return the raw bytes of an output, also where the REST form wrote it as JSON."""
     if chunk is not None:
         return chunk
@@ -304,42 +309,41 @@ def _flat(values: Any) -> Iterator[Any]:
             yield value
 
 
-def _typed(datatype: str, raw: bytes) -> bytes:
+def _typed(datatype: str, raw: bytes | memoryview) -> bytes:
     """Write raw bytes as InferTensorContents."""
     if datatype == "BYTES":
         parts, position = [], 0
         while position < len(raw):
             size = int.from_bytes(raw[position : position + 4], "little")
-            parts.append(bytes_field(8, raw[position + 4 : position + 4 + size]))
+            parts.append(bytes_field(8, bytes(raw[position + 4 : position + 4 + size])))
             position += 4 + size
         return b"".join(parts)
     number, code = _CONTENTS[datatype]
     # A packed list of booleans, floats or doubles is the tensor's own bytes.
     if number in (1, 6, 7):
-        return bytes_field(number, raw) if raw else b""
+        return bytes_field(number, bytes(raw)) if raw else b""
     return _packed(number, struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code}", raw))
 
 
 def _answer_infer(answer: RestAnswer) -> bytes:
-    length = answer.json_length
-    head = loads(answer.body if length is None else answer.body[:length])
-    position = length or 0
+    head = loads(answer.body)
+    chunks = iter(answer.tensors or ())
     outputs = []
     for index, output in enumerate(head.get("outputs") or ()):
         size = (output.get("parameters") or {}).pop("binary_data_size", None)
-        chunk = None
-        if size is not None:
-            chunk, position = answer.body[position : position + size], position + size
+        chunk = next(chunks) if size is not None else None
         outputs.append((output, _raw_of(output, chunk, f"outputs[{index}]")))
     raw = answer.raw or any(output["datatype"] not in (*_CONTENTS, "BYTES") for output, _ in outputs)
-    parts = [_text_field(1, head.get("model_name")), _text_field(2, head.get("model_version"))]
+    parts: list[bytes | memoryview] = [_text_field(1, head.get("model_name"))]
+    parts += [_text_field(2, head.get("model_version"))]
     parts += [_text_field(3, head.get("id")), _parameters_field(4, head.get("parameters") or {})]
     for output, content in outputs:
         tensor = _text_field(1, output["name"]) + _text_field(2, output["datatype"]) + _packed(3, output["shape"])
         tensor += _parameters_field(4, output.get("parameters") or {})
         parts.append(bytes_field(5, tensor if raw else tensor + bytes_field(5, _typed(output["datatype"], content))))
     if raw:
-        parts += [bytes_field(6, content) for _, content in outputs]
+        for _, content in outputs:
+            parts += [varint(6 << 3 | 2), varint(len(content)), content]
     return b"".join(parts)
 
 

@@ -344,22 +344,22 @@ def _split_bytes(raw: memoryview, where: str) -> list[str]:
     return values
 
 
-def render_v2(model: str, request: Request, result: Any) -> tuple[bytes, int | None]:
+def render_v2(model: str, request: Request, result: Any) -> tuple[bytes, list[bytes | memoryview] | None]:
     """
     Write an inference response.
 
     Returns:
-        The body, and the length of its JSON part when tensors follow it in binary form.
+        The JSON, and the tensors that follow it in binary form, if so: views of the result where its bytes allow it.
     """
     import numpy as np
 
-    outputs, chunks = [], []
+    outputs: list[dict[str, Any]] = []
+    chunks: list[bytes | memoryview] = []
     for name, array in named_arrays(result, request.outputs).items():
         datatype = datatype_of(array)
         output: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
         if request.binary:
             flat: Any = np.ascontiguousarray(array).reshape(-1)
-            # A view: the bytes are copied once, into the answer.
             chunk = _join_bytes(array) if datatype == "BYTES" else memoryview(flat.view("u1"))
             output["parameters"] = {"binary_data_size": len(chunk)}
             chunks.append(chunk)
@@ -374,7 +374,7 @@ def render_v2(model: str, request: Request, result: Any) -> tuple[bytes, int | N
             "outputs": outputs,
         }
     )
-    return (head + b"".join(chunks), len(head)) if request.binary else (head, None)
+    return head, chunks if request.binary else None
 
 
 def named_arrays(result: Any, wanted: Sequence[str] = ()) -> dict[str, np.ndarray[Any, Any]]:

@@ -77,7 +77,7 @@ class ModelServer:
         for model in models:
             self.add(model)
 
-    def connect(self) -> asyncio.Protocol:
+    def connect(self) -> Connection:
         return Connection(self)
 
     @property
@@ -200,20 +200,20 @@ class ModelServer:
         connection: Connection,
         queue: ModelQueue,
         result: Any,
-        render: Callable[[Any], tuple[bytes, int | None]],
+        render: Callable[[Any], tuple[bytes, Sequence[Any] | None]],
     ) -> None:
-        status, json_length = 200, None
+        status, tensors = 200, None
         if isinstance(result, Exception):
             status = 400 if isinstance(result, ValueError | TypeError | KeyError) else 500
             body = dumps({"error": f"{type(result).__name__}: {result}"})
         else:
             try:
-                body, json_length = render(result)
+                body, tensors = render(result)
             except (TypeError, ValueError, AttributeError) as error:
                 status, body = 500, dumps({"error": str(error)})
         queue.counters.count("predict", status)
-        content_type = "application/json" if json_length is None else "application/octet-stream"
-        connection.answer(status, body, content_type=content_type, json_length=json_length)
+        content_type = "application/json" if tensors is None else "application/octet-stream"
+        connection.answer(status, body, content_type=content_type, tensors=tensors)
 
     # --- what is asked of models and the server ----------------------------------------------------------------------
 
