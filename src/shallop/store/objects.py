@@ -205,7 +205,9 @@ def delete(uri: str, access: Access) -> None:
     try:
         store = _open(place, access)
         keys = [meta["path"] for batch in obstore.list(store, f"{place.key}/") for meta in batch]
-        obstore.delete(store, [place.key, *keys])
+        obstore.delete(store, keys)
+        # By itself: one that is not there is an error to Google and Azure, and would leave others behind.
+        obstore.delete(store, place.key)
     except FileNotFoundError:
         pass
     except Exception as error:  # obstore's errors have no common class below Exception
