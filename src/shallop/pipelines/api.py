@@ -1,9 +1,7 @@
 """
 The KFP v2beta1 REST API: what it serves, put together.
 
-A single-user server, the default, accepts and ignores the namespace in requests; see ``access`` for the other. Not
-served, and answered with 501: reports of a workflow controller, which does not exist here, and the retired
-visualization service.
+A single-user server, the default, accepts and ignores the namespace in requests; see ``access`` for the other.
 """
 
 from __future__ import annotations
@@ -21,13 +19,14 @@ from shallop.pipelines.access import Access
 from shallop.pipelines.artifacts_api import ArtifactsApi
 from shallop.pipelines.cache_api import CacheApi
 from shallop.pipelines.compare import CompareApi
-from shallop.pipelines.errors_wire import endpoint, not_implemented
+from shallop.pipelines.errors_wire import endpoint
 from shallop.pipelines.experiments_api import ExperimentsApi
 from shallop.pipelines.http import empty
 from shallop.pipelines.logs import LogsApi
 from shallop.pipelines.metrics import MetricsApi
 from shallop.pipelines.pipelines_api import PipelinesApi
 from shallop.pipelines.recurring_api import RecurringRunsApi
+from shallop.pipelines.reports_api import ReportsApi
 from shallop.pipelines.runs_api import RunsApi
 from shallop.pipelines.ui_api import UiApi, redirect_to_pages
 from shallop.pipelines.watch import WatchApi
@@ -46,9 +45,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
     known = [
         Route(f"{_BASE}/auth", endpoint(partial(_auth, access)), methods=["GET"]),
         Route(f"{_BASE}/filters", endpoint(_filters), methods=["GET"]),
-        Route(f"{_BASE}/workflows", endpoint(_report), methods=["POST"]),
-        Route(f"{_BASE}/scheduledworkflows", endpoint(_report), methods=["POST"]),
-        Route(f"{_BASE}/visualizations/{{namespace}}", endpoint(_visualization), methods=["POST"]),
+        *ReportsApi(services, access).routes(),
         *RecurringRunsApi(services, access).routes(),
         *ExperimentsApi(services, access).routes(),
         *PipelinesApi(services, access).routes(),
@@ -95,14 +92,6 @@ async def _auth(access: Access, request: Request) -> Response:
 async def _filters(request: Request) -> Response:
     # It exists upstream only so that the Filter message is in the API's description.
     return empty()
-
-
-async def _report(request: Request) -> Response:
-    raise not_implemented("Reports come from a workflow controller; this server runs pipelines itself.")
-
-
-async def _visualization(request: Request) -> Response:
-    raise not_implemented("Visualizations are artifacts: return HTML or Markdown from a component.")
 
 
 async def _unknown(request: Request) -> Response:

@@ -22,7 +22,7 @@ from shallop.errors import (
     UnavailableError,
 )
 
-__all__ = ["Handler", "endpoint", "error_response", "http_status", "not_implemented", "precondition", "upload_endpoint"]
+__all__ = ["Handler", "endpoint", "error_response", "http_status", "precondition", "upload_endpoint"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger(__name__)
@@ -48,18 +48,9 @@ def precondition(message: str) -> BadRequestError:
     return error
 
 
-def not_implemented(message: str) -> ApiError:
-    """Return the error of an operation that this server does not have (Unimplemented, 501)."""
-    error = ApiError(message)
-    error.code, error.reason = 501, "Unimplemented"
-    return error
-
-
 def _codes(error: ApiError) -> tuple[int, int]:
     if error.reason == "FailedPrecondition":
         return 400, 9
-    if error.code == 501:
-        return 501, 12
     for cls, http, grpc in _CODES:
         if isinstance(error, cls):
             return http, grpc

@@ -41,6 +41,7 @@ __all__ = [
     "STORAGE_STATE",
     "TASK",
     "TASK_LIST",
+    "VISUALIZATION",
     "Message",
     "format_micros",
     "from_micros",
@@ -308,6 +309,16 @@ RECURRING_RUN = Message(
     },
     oneofs=(("pipeline_version_id", "pipeline_spec", "pipeline_version_reference"),),
     shown=("created_at", "updated_at"),
+)
+VISUALIZATION = Message(
+    "Visualization",
+    {
+        "type": Enum({0: "ROC_CURVE", 1: "TFDV", 2: "TFMA", 3: "TABLE", 4: "CUSTOM"}),
+        "source": "string",
+        "arguments": "string",
+        "html": "string",
+        "error": "string",
+    },
 )
 _INTEGERS = Message("IntValues", {"values": Repeated("int64")})
 _PREDICATE = Message(

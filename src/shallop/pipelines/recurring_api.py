@@ -35,7 +35,7 @@ from shallop.pipelines.submission import (
     pipeline_of,
 )
 
-__all__ = ["RecurringRunsApi"]
+__all__ = ["RecurringRunsApi", "check_trigger"]
 
 _MAX_CONCURRENCY = 10
 
@@ -55,7 +55,8 @@ def _message(row: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, Any]
     return message
 
 
-def _check_trigger(given: Mapping[str, Any]) -> None:
+def check_trigger(given: Mapping[str, Any]) -> None:
+    """Refuse a recurring run whose trigger can never be followed."""
     trigger = given.get("trigger", {})
     cron, periodic = trigger.get("cron_schedule"), trigger.get("periodic_schedule")
     if cron is None and periodic is None:
@@ -115,7 +116,7 @@ class RecurringRunsApi:
     async def create(self, request: Request) -> Response:
         given = await read_message(request, RECURRING_RUN)
         check_name(given, "recurring_run")
-        _check_trigger(given)
+        check_trigger(given)
         limit = given.get("max_concurrency", 0)
         if not 1 <= limit <= _MAX_CONCURRENCY:
             raise BadRequestError(f"recurring_run.max_concurrency: {limit}; use 1 to {_MAX_CONCURRENCY}.")
