@@ -9,7 +9,7 @@ from shallop.kube.objects import Object, labels_of
 from shallop.settings import Settings
 from shallop.tuning.algorithms.pbt import GENERATION, PARENT
 
-__all__ = ["checkpoint_folder", "prepare_checkpoint", "remove_checkpoint"]
+__all__ = ["checkpoint_folder", "needs_checkpoint", "prepare_checkpoint", "remove_checkpoint"]
 
 
 def checkpoint_folder(settings: Settings, namespace: str, trial: str) -> Path:
@@ -17,10 +17,15 @@ def checkpoint_folder(settings: Settings, namespace: str, trial: str) -> Path:
     return settings.home / "tuning" / namespace / f"{trial}.checkpoint"
 
 
+def needs_checkpoint(trial: Object) -> bool:
+    """Whether a trial is a member of a population."""
+    return GENERATION in labels_of(trial)
+
+
 def prepare_checkpoint(settings: Settings, trial: Object) -> None:
     """Make the folder of a member, once and as a whole; does nothing for other trials. Blocks on files."""
     labels, metadata = labels_of(trial), trial["metadata"]
-    if GENERATION not in labels:
+    if not needs_checkpoint(trial):
         return
     folder = checkpoint_folder(settings, metadata["namespace"], metadata["name"])
     if folder.exists():

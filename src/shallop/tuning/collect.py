@@ -21,6 +21,7 @@ from shallop.tuning.tables import Report
 from shallop.tuning.tfevents import read_events
 
 __all__ = [
+    "READ",
     "Collected",
     "last_lines",
     "log_folder",
@@ -29,6 +30,10 @@ __all__ = [
     "remove_metrics",
     "shared_directory",
 ]
+
+
+# The collectors whose metrics are read from logs and files.
+READ = ("StdOut", "File", "TensorFlowEvent")
 
 
 class Collected(NamedTuple):

@@ -82,6 +82,7 @@ class Searches:
         total: int,
         rules: Sequence[dict[str, Any]] = (),
         prefix: str = "",
+        ahead: int = 0,
     ) -> tuple[list[Suggested], bool]:
         """
         Ask the algorithm for suggestions until there are ``total``, and store them; several may ask at once.
@@ -90,6 +91,7 @@ class Searches:
             outcomes: of trials, by name; a suggestion without one counts as active.
             rules: early stopping rules of the new trials.
             prefix: what the names of trials begin with, instead of the search's name.
+            ahead: how many more to ask for at once, where outcomes change nothing.
 
         Returns:
             All suggestions, and whether there will never be more.
@@ -102,7 +104,8 @@ class Searches:
             active = Outcome("active", None)
             history = [Past(one.name, one.assignments, *outcomes.get(one.name, active), one.memo) for one in known]
             chosen = self._algorithms.setdefault(owner, ALGORITHMS[algorithm]())
-            reply = await asyncio.to_thread(chosen.suggest, problem, history, total - first)
+            count = total - first + (0 if chosen.uses_results else ahead)
+            reply = await asyncio.to_thread(chosen.suggest, problem, history, count)
             new = [
                 Suggested(
                     proposal.name or f"{prefix or problem.name}-{_suffix(owner, first + index)}",

@@ -18,9 +18,9 @@ from shallop.kube.objects import Gvk, Key, Object, format_time, is_deleting, own
 from shallop.tuning.admission import default, validate
 from shallop.tuning.conditions import has, status_patch, with_condition, without_condition
 from shallop.tuning.engine import Searches, Suggested, owner_of
+from shallop.tuning.ledger import Ledger
 from shallop.tuning.names import API_VERSION, EXPERIMENT, EXPERIMENT_LABEL, SUGGESTION, TRIAL
-from shallop.tuning.plan import Plan, Tally, best_trial, decide, judge, tally
-from shallop.tuning.remembered import Remembered
+from shallop.tuning.plan import Plan, Tally, decide
 from shallop.tuning.schemas import EXPERIMENT as SCHEMA
 from shallop.tuning.suggestion import ENDED, advance, publish
 from shallop.tuning.template import TemplateError, render_run
@@ -28,7 +28,7 @@ from shallop.tuning.template import TemplateError, render_run
 __all__ = ["experiment_kind", "render_trial"]
 
 _CONFIG_MAP = Gvk("v1", "ConfigMap")
-_SHOWN_FOR_S = 0.5
+_SHOWN_FOR_S = 1.0
 
 
 class Experiments:
@@ -36,7 +36,8 @@ class Experiments:
 
     def __init__(self, searches: Searches) -> None:
         self._searches = searches
-        self._judge = Remembered(judge)
+        # What is known of the trials of a search, by the Experiment's uid.
+        self._ledgers: dict[str, Ledger] = {}
         # When the objects of a search last showed how it stands, by the Experiment's uid.
         self._shown: dict[str, datetime] = {}
         # How many trials had ended when an algorithm had nothing to propose, by the Experiment's uid.
@@ -47,9 +48,8 @@ class Experiments:
         raw = experiment.raw
         if is_deleting(raw):
             return Result()
-        trials = [trial for trial in ctx.cache(TRIAL).by_owner(raw["metadata"]["uid"]) if not is_deleting(trial)]
-        counted = tally(trials, self._judge)
-        best = best_trial(trials, maximize=raw["spec"]["objective"]["type"] == "maximize", judge=self._judge)
+        ledger = self._ledger(ctx, raw)
+        counted, best = ledger.tally(), ledger.best()
         suggestion = ctx.cache(SUGGESTION).get(experiment.key)
         failure = _condition(suggestion, "Failed")
         ended = (_condition(suggestion, "Succeeded") or {}).get("reason") == ENDED
@@ -66,23 +66,29 @@ class Experiments:
         left_s = self._quiet_s(ctx, raw)
         if left_s <= 0 or plan.verdict[0] or not has(experiment.status, "Running"):
             left_s = 0.0
-            await self._show_suggestions(ctx, raw, suggestion)
+            await self._show_suggestions(ctx, raw, ledger, suggestion)
             status = render_status(raw, counted, best[0] if best else None, plan, resumed=resumed, now=ctx.now())
             await self._write(ctx, raw, status)
             if has(status, "Succeeded") or has(status, "Failed"):
                 await self._close(ctx, raw, suggestion)
                 return Result()
-        await self._act(ctx, raw, plan, trials, suggestion)
+        await self._act(ctx, raw, plan, ledger, suggestion)
         return Result(left_s or None)
+
+    def _ledger(self, ctx: Context, raw: Object) -> Ledger:
+        uid, maximize = raw["metadata"]["uid"], raw["spec"]["objective"]["type"] == "maximize"
+        ledger = self._ledgers.get(uid)
+        if ledger is None or ledger.maximize != maximize:
+            ledger = self._ledgers[uid] = Ledger(maximize=maximize)
+        ledger.update(ctx.cache(TRIAL).by_owner(uid))
+        return ledger
 
     def _quiet_s(self, ctx: Context, raw: Object) -> float:
         """Return for how long what has been shown will do: with many short trials showing costs more than running."""
         shown = self._shown.get(raw["metadata"]["uid"])
         return 0.0 if shown is None else _SHOWN_FOR_S - (ctx.now() - shown).total_seconds()
 
-    async def _act(
-        self, ctx: Context, raw: Object, plan: Plan, trials: list[Object], suggestion: Object | None
-    ) -> None:
+    async def _act(self, ctx: Context, raw: Object, plan: Plan, ledger: Ledger, suggestion: Object | None) -> None:
         for trial in plan.surplus:
             metadata = trial["metadata"]
             try:
@@ -93,12 +99,11 @@ class Experiments:
         if not plan.create:
             return
         known = await self._searches.suggested(ctx.database, owner_of(raw))
-        existing = {trial["metadata"]["name"] for trial in ctx.cache(TRIAL).by_owner(raw["metadata"]["uid"])}
-        missing = [one for one in known if one.name not in existing]
+        missing = [one for one in known if one.name not in ledger]
         wanted = len(known) + max(0, plan.create - len(missing))
         if known and wanted > len(known):
-            known = await self._ask(ctx, raw, trials, suggestion, wanted)
-            missing = [one for one in known if one.name not in existing]
+            known = await self._ask(ctx, raw, suggestion, wanted)
+            missing = [one for one in known if one.name not in ledger]
         for one in missing[: plan.create]:
             await self._create(ctx, raw, one)
         if suggestion is None:
@@ -106,11 +111,10 @@ class Experiments:
         elif wanted > len(known) and suggestion["spec"].get("requests", 0) < wanted:
             await self._request(ctx, suggestion, wanted)
 
-    async def _ask(
-        self, ctx: Context, raw: Object, trials: list[Object], suggestion: Object | None, wanted: int
-    ) -> list[Suggested]:
+    async def _ask(self, ctx: Context, raw: Object, suggestion: Object | None, wanted: int) -> list[Suggested]:
         """Return all suggestions, new ones among them unless the algorithm waits for results or has ended."""
         uid = raw["metadata"]["uid"]
+        trials = [trial for trial in ctx.cache(TRIAL).by_owner(uid) if not is_deleting(trial)]
         over = sum(1 for trial in trials if (trial.get("status") or {}).get("completionTime"))
         known = await self._searches.suggested(ctx.database, owner_of(raw))
         if suggestion is None or has(suggestion.get("status") or {}, "Succeeded") or self._asked.get(uid) == over:
@@ -131,12 +135,13 @@ class Experiments:
         patch = {"spec": {"requests": requests}}
         return await ctx.client.patch(SUGGESTION, metadata["name"], metadata["namespace"], patch)
 
-    async def _show_suggestions(self, ctx: Context, raw: Object, suggestion: Object | None) -> None:
+    async def _show_suggestions(self, ctx: Context, raw: Object, ledger: Ledger, suggestion: Object | None) -> None:
         """Let the Suggestion object catch up with the rows."""
         if suggestion is None or any(has(suggestion.get("status") or {}, type_) for type_ in ("Failed", "Succeeded")):
             return
-        known = await self._searches.suggested(ctx.database, owner_of(raw))
-        if not known or (suggestion.get("status") or {}).get("suggestionCount") == len(known):
+        # Those that were made ahead and are no trials yet are nobody's business.
+        known = [one for one in await self._searches.suggested(ctx.database, owner_of(raw)) if one.name in ledger]
+        if len(known) <= ((suggestion.get("status") or {}).get("suggestionCount") or 0):
             return
         if suggestion["spec"].get("requests", 0) < len(known):
             suggestion = await self._request(ctx, suggestion, len(known))
@@ -208,9 +213,9 @@ class Experiments:
     async def gone(self, ctx: Context, key: Key) -> None:
         """Rows of Experiments that no longer exist go."""
         alive = {item["metadata"]["uid"] for item in ctx.cache(EXPERIMENT).list()}
-        for memory in (self._shown, self._asked):
+        for memory in (self._shown, self._asked, self._ledgers):
             for uid in set(memory) - alive:
-                memory.pop(uid)
+                del memory[uid]
         await self._searches.drop(ctx.database, "Experiment", alive)
 
 

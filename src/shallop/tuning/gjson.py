@@ -13,6 +13,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 __all__ = ["GjsonError", "Match", "evaluate", "find"]
@@ -71,6 +72,7 @@ class _Step(NamedTuple):
 _STEP_END = ".|"
 
 
+@lru_cache(256)
 def _parse(path: str) -> list[_Step]:
     steps, position, piped = [], 0, False
     while position < len(path):

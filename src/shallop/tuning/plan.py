@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from shallop.kube.objects import Object
 from shallop.tuning.conditions import has
 from shallop.tuning.observation import objective_value
 
-__all__ = ["LISTS", "Judgement", "Plan", "Tally", "best_trial", "classify", "decide", "judge", "tally"]
+__all__ = ["LISTS", "Judgement", "Plan", "Tally", "classify", "decide", "judge"]
 
 # Class of a trial -> (count, list of names) in the status.
 LISTS = {
@@ -76,28 +76,6 @@ def judge(trial: Object) -> Judgement:
     """Read a Trial once; the answer holds for its resourceVersion."""
     observation = (trial.get("status") or {}).get("observation") or {}
     return Judgement(classify(trial), objective_value(trial["spec"].get("objective") or {}, observation))
-
-
-Judge = Callable[[Object], Judgement]
-
-
-def tally(trials: Sequence[Object], judge: Judge = judge) -> Tally:
-    """Sort Trials into classes."""
-    classes: dict[str, list[Object]] = {}
-    for trial in trials:
-        classes.setdefault(judge(trial).name, []).append(trial)
-    return Tally(classes)
-
-
-def best_trial(trials: Sequence[Object], *, maximize: bool, judge: Judge = judge) -> tuple[Object, float] | None:
-    """Return the Trial with the best objective, the first one among equals; None while there is no value."""
-    sign = 1 if maximize else -1
-    best: tuple[Object, float] | None = None
-    for trial in trials:
-        value = judge(trial).value
-        if value is not None and (best is None or sign * value > sign * best[1]):
-            best = trial, value
-    return best
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ __all__ = ["ENDED", "advance", "publish", "render_problem", "suggestion_kind"]
 
 ENDED = "SuggestionEndReached"
 _SHOWN = 100
+_AHEAD = 16
 
 
 class SuggestionSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -70,6 +71,8 @@ async def advance(
     """
     Make suggestions until there are ``total``; returns all, and whether there will never be more.
 
+    There may be more than ``total``: of an algorithm that does not care for results a few are made ahead.
+
     Raises:
         ValueError: the algorithm cannot work with the Experiment.
     """
@@ -79,8 +82,10 @@ async def advance(
         ALGORITHMS[name]().check(problem)
         check_settings(spec.get("earlyStopping"))
     rules = await _rules(ctx, spec, trials)
+    # Rules come from results: with early stopping each suggestion waits until it is needed.
+    ahead = 0 if spec.get("earlyStopping") else max(0, min(_AHEAD, (problem.budget or total + _AHEAD) - total))
     outcomes = {trial["metadata"]["name"]: _outcome(trial) for trial in trials}
-    return await searches.propose(ctx.database, owner, name, problem, outcomes, total, rules)
+    return await searches.propose(ctx.database, owner, name, problem, outcomes, total, rules, ahead=ahead)
 
 
 async def publish(ctx: Context, suggestion: Object, known: Sequence[Suggested], *, ended: bool) -> None:
@@ -139,7 +144,7 @@ class Suggestions:
             conditions = with_condition(conditions, "Failed", "True", "SuggestionFailed", str(error), ctx.now())
             await _write(ctx, raw, {**status, "conditions": conditions})
             return Result()
-        await publish(ctx, raw, known, ended=ended)
+        await publish(ctx, raw, known if ended else known[: suggestion.spec.requests], ended=ended)
         return Result()
 
 

@@ -17,8 +17,8 @@ from shallop.controller import Column, Context, Kind, Resource, Result
 from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, format_time, gvk_of, is_deleting, labels_of, owner_reference
 from shallop.tuning import tables
-from shallop.tuning.checkpoints import prepare_checkpoint, remove_checkpoint
-from shallop.tuning.collect import last_lines, read_metrics, remove_metrics
+from shallop.tuning.checkpoints import needs_checkpoint, prepare_checkpoint, remove_checkpoint
+from shallop.tuning.collect import READ, last_lines, read_metrics, remove_metrics
 from shallop.tuning.conditions import has, status_patch, with_condition
 from shallop.tuning.earlystopping import asha_stops, rules_fire, settings_of
 from shallop.tuning.gjson import GjsonError, Match, evaluate
@@ -34,6 +34,8 @@ __all__ = ["trial_kind"]
 _POD = Gvk("v1", "Pod")
 _LOOK_S = 1.0
 _SCRAPE_S = 0.2
+# A trial that is over before it has run for so long is never shown as one that runs.
+_SHOWN_S = 0.2
 _OVER = ("Succeeded", "Failed", "Killed", "MetricsUnavailable", "EarlyStopped")
 
 
@@ -46,6 +48,11 @@ class Looks:
 
     def __init__(self) -> None:
         self._at: dict[str, datetime] = {}
+        self._began: dict[str, datetime] = {}
+
+    def unshown_s(self, trial: Object, now: datetime) -> float:
+        """Return seconds until a trial that has just been started is worth being shown as one that runs."""
+        return _SHOWN_S - (now - self._began.setdefault(trial["metadata"]["uid"], now)).total_seconds()
 
     def left_s(self, trial: Object, now: datetime) -> float:
         """Return seconds until the next look is due; the first one is when the trial has run for a while."""
@@ -58,11 +65,13 @@ class Looks:
 
     def forget(self, trial: Object) -> None:
         self._at.pop(trial["metadata"]["uid"], None)
+        self._began.pop(trial["metadata"]["uid"], None)
 
     def keep(self, uids: Set[str]) -> None:
         """Forget the trials that are no longer there."""
-        for uid in set(self._at) - uids:
-            del self._at[uid]
+        for times in (self._at, self._began):
+            for uid in set(times) - uids:
+                del times[uid]
 
 
 async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
@@ -78,7 +87,6 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
     if run is None:
         return Result()
     raw = await _label(ctx, raw)
-    raw = await _mark_running(ctx, raw)
     try:
         failed = evaluate(raw["spec"]["failureCondition"], run)
         succeeded = None if failed else evaluate(raw["spec"]["successCondition"], run)
@@ -88,8 +96,12 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
         )
         return Result()
     left_s = looks.left_s(raw, ctx.now())
-    if failed is None and succeeded is None and left_s > 0:
-        return Result(left_s)
+    if failed is None and succeeded is None:
+        unshown_s = looks.unshown_s(raw, ctx.now())
+        if unshown_s <= 0:
+            raw = await _mark_running(ctx, raw)
+        if left_s > 0:
+            return Result(min(left_s, unshown_s) if unshown_s > 0 else left_s)
     looks.done(raw, ctx.now())
     pods = _pods(ctx, raw, run)
     reports = await _collect(ctx, raw, pods)
@@ -138,7 +150,8 @@ async def _ensure_run(ctx: Context, trial: Object) -> Object | None:
 
 
 async def _create_run(ctx: Context, trial: Object, body: Object) -> Object:
-    await asyncio.to_thread(prepare_checkpoint, ctx.settings, trial)
+    if needs_checkpoint(trial):
+        await asyncio.to_thread(prepare_checkpoint, ctx.settings, trial)
     metadata = {**(body.get("metadata") or {})}
     metadata |= {"name": trial["metadata"]["name"], "namespace": trial["metadata"]["namespace"]}
     metadata["ownerReferences"] = [owner_reference(trial)]
@@ -196,15 +209,16 @@ async def _collect(ctx: Context, trial: Object, pods: list[Object]) -> list[Repo
         collected = await scrape(trial, pods, ctx.now())
         for source, reports in collected:
             await ctx.database.write(lambda c, s=source, r=reports: tables.append_reports(c, name, s, r))  # type: ignore[misc]
-    else:
+    elif _collector(trial) in READ:
         collected = await asyncio.to_thread(read_metrics, ctx.settings, trial, pods)
         if any(reports for _, reports in collected):
 
-            def store(connection: Any) -> None:
+            def store(connection: Any) -> list[Report]:
                 for source, reports in collected:
                     tables.add_reports(connection, name, source, reports)
+                return tables.reports_of(connection, name)
 
-            await ctx.database.write(store)
+            return await ctx.database.write(store)
     return await ctx.database.read(lambda connection: tables.reports_of(connection, name))
 
 
@@ -262,8 +276,7 @@ async def _is_stopped(ctx: Context, trial: Object, reports: list[Report]) -> boo
 async def _end(ctx: Context, trial: Object, type_: str, reason: str, message: str, reports: list[Report]) -> None:
     old, now = trial.get("status") or {}, ctx.now()
     conditions = with_condition(old.get("conditions") or (), "Created", "True", "TrialCreated", "Trial is created", now)
-    if any(c["type"] == "Running" for c in conditions):
-        conditions = with_condition(conditions, "Running", "False", "TrialRunning", "Trial is not running", now)
+    conditions = with_condition(conditions, "Running", "False", "TrialRunning", "Trial is not running", now)
     conditions = with_condition(conditions, type_, "True", reason, message, now)
     status = {**old, "conditions": conditions, "completionTime": format_time(now)}
     status.setdefault("startTime", format_time(now))

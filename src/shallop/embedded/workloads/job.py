@@ -6,8 +6,9 @@ activeDeadlineSeconds, ttlSecondsAfterFinished, suspend, podFailurePolicy, podRe
 
 Each Pod carries a finalizer until its end is in the Job's status, so that no result is lost or counted twice, whatever
 is killed or deleted meanwhile: first the uid goes to ``status.uncountedTerminatedPods``, then the finalizer goes, then
-the uid becomes a count. How often an index has failed is written on its Pods: the last failed Pod of an index keeps
-its finalizer until the next one carries the number on.
+the uid becomes a count. Only the ends that a Job is over with count at once, with the last condition: of a Job that
+is over nothing is counted any more. How often an index has failed is written on its Pods: the last failed Pod of an
+index keeps its finalizer until the next one carries the number on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from shallop.embedded.workloads.job_indexes import (
 )
 from shallop.embedded.workloads.latest import Latest
 from shallop.embedded.workloads.pods import POD, is_active, is_ready, is_terminal, phase_of
+from shallop.embedded.workloads.statuses import replaced
 from shallop.errors import ApiError, ConflictError, NotFoundError
 from shallop.kube.objects import (
     Gvk,
@@ -53,6 +55,11 @@ _FINALIZER = "batch.kubernetes.io/job-tracking"
 _NAME_LABEL = "batch.kubernetes.io/job-name"
 _REACHED = ("CompletionsReached", "Reached expected number of succeeded pods")
 _MANAGER = "kubernetes.io/job-controller"
+# How long the numbers of active and ready Pods may be behind when nothing else has changed: many Jobs are over before.
+# Kubernetes waits up to a second before it looks at what Pods do.
+_QUIET_S = 0.2
+_QUIET = {"active", "ready", "startTime"}
+_NEW: dict[str, Any] = {"terminating": 0, "uncountedTerminatedPods": {}}
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,12 @@ class _Tally:
     release: list[Object] = field(default_factory=list)
     verdict: str = ""
 
+    def count_all(self, *, indexed: bool) -> None:
+        """Make counts of what waits to be one."""
+        self.succeeded_count = len(self.indexes) if indexed else self.succeeded_count + len(self.uncounted["succeeded"])
+        self.failed_count += len(self.uncounted["failed"])
+        self.uncounted = {"succeeded": [], "failed": []}
+
 
 def plan_job(job: Object, pods: Sequence[Object], now: datetime) -> JobPlan:
     """
@@ -127,7 +140,8 @@ def plan_job(job: Object, pods: Sequence[Object], now: datetime) -> JobPlan:
     if ending:
         conditions = _conditions(conditions, ending, now)
         delete = tuple(tally.active)
-        if not (tally.active or tally.terminating or tally.held or any(tally.uncounted.values())):
+        if not (tally.active or tally.terminating or tally.held):
+            tally.count_all(indexed=spec.get("completionMode") == "Indexed")
             final = "Complete" if ending.type == "SuccessCriteriaMet" else "Failed"
             conditions = _conditions(conditions, ending._replace(type=final), now)
     elif spec.get("suspend"):
@@ -440,6 +454,8 @@ class Jobs:
     def __init__(self) -> None:
         self._pods = Children(POD)
         self._latest = Latest()
+        # Since when the numbers of Pods are not shown.
+        self._unshown: dict[Key, datetime] = {}
 
     async def reconcile(self, ctx: Context, job: Resource[dict[str, Any]]) -> Result:
         """Create Pods as planned, write down what ended, and only then let go of it."""
@@ -459,6 +475,8 @@ class Jobs:
         status = plan.status
         if plan.create:
             status = await self._create(ctx, raw, plan)
+        if not (plan.release or plan.delete) and (left_s := self._quiet_s(ctx, raw, status)):
+            return Result(min(left_s, plan.requeue_after_s or left_s))
         await self._latest.write_status(ctx, raw, status)
         self._tell(ctx, raw, status)
         for pod in plan.release:
@@ -472,7 +490,19 @@ class Jobs:
         return Result(plan.requeue_after_s)
 
     async def on_gone(self, ctx: Context, key: Key) -> None:
+        self._unshown.pop(key, None)
         await _release_all(ctx, key)
+
+    def _quiet_s(self, ctx: Context, raw: Object, status: dict[str, Any]) -> float:
+        """Return for how long the status may stay as it is; 0 when it is due."""
+        key, changed = key_of(raw), replaced(_NEW | (raw.get("status") or {}), status)
+        if not changed or not changed.keys() <= _QUIET:
+            self._unshown.pop(key, None)
+            return 0.0
+        left_s = _QUIET_S - (ctx.now() - self._unshown.setdefault(key, ctx.now())).total_seconds()
+        if left_s <= 0:
+            del self._unshown[key]
+        return max(0.0, left_s)
 
     async def _create(self, ctx: Context, raw: Object, plan: JobPlan) -> dict[str, Any]:
         for index in plan.create:

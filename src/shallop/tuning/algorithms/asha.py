@@ -21,6 +21,8 @@ __all__ = ["Asha"]
 
 
 class Asha:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         check_resource(problem)
         if setting(problem, "eta", 3, 0) <= 1:

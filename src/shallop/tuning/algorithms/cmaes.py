@@ -23,6 +23,8 @@ _LEFT_OUT = 1e10
 
 
 class CmaEs:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         for name in problem.settings:
             if name not in _KNOWN:

@@ -94,7 +94,12 @@ class Algorithm(Protocol):
     ``suggest`` is a pure function of its arguments: the same history, in the order of proposal, gives the same answer
     in any process, whatever the object was asked before. So a search goes on after a crash as if nothing had happened.
     It is called in a thread, by one caller at a time.
+
+    Attributes:
+        uses_results: whether outcomes in the history change proposals; if not, they may be asked for ahead of time.
     """
+
+    uses_results: bool
 
     def check(self, problem: Problem) -> None:
         """Raises SettingError when the algorithm cannot work on the problem."""

@@ -33,6 +33,8 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class Darts:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         if not problem.nas:
             raise SettingError("darts searches architectures: give spec.nasConfig instead of spec.parameters")

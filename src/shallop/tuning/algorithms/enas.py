@@ -44,6 +44,8 @@ _MOST_OPERATIONS = 10_000
 
 
 class Enas:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         if not problem.nas:
             raise SettingError("enas searches architectures: give spec.nasConfig instead of spec.parameters")

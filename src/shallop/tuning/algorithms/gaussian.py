@@ -41,6 +41,8 @@ _NORMAL = NormalDist()
 
 
 class BayesianOptimization:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         for name, value in problem.settings.items():
             if name in _CHOICES:

@@ -21,6 +21,8 @@ _SOBOL_DIMENSIONS, _POINTS = 21, 2048
 
 
 class GridSearch:
+    uses_results = False
+
     def __init__(self) -> None:
         self._problem: Problem | None = None
         self._order: Iterator[int] = iter(())

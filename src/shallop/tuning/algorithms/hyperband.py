@@ -37,6 +37,8 @@ def with_resource(problem: Problem, assignments: dict[str, str], resource: float
 
 
 class Hyperband:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         check_resource(problem)
         setting(problem, "eta", 3, 0)

@@ -35,6 +35,8 @@ _KNOWN = (
 
 
 class PopulationBasedTraining:
+    uses_results = True
+
     def check(self, problem: Problem) -> None:
         for name in problem.settings:
             if name not in _KNOWN:

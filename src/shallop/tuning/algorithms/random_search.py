@@ -10,6 +10,8 @@ __all__ = ["RandomSearch", "random_assignments"]
 
 
 class RandomSearch:
+    uses_results = False
+
     def check(self, problem: Problem) -> None:
         return None
 

@@ -39,6 +39,8 @@ _JOE_KUO: tuple[tuple[int, int, tuple[int, ...]], ...] = (
 class Sobol:
     """Dimensions after the 21st are random numbers: the published table goes on, few searches do."""
 
+    uses_results = False
+
     def check(self, problem: Problem) -> None:
         return None
 

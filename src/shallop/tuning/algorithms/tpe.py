@@ -30,6 +30,8 @@ class Tpe:
     latest and some of the others: at 1,000 trials a quarter of the time, and no growth after that.
     """
 
+    uses_results = True
+
     def __init__(self, *, multivariate: bool = False) -> None:
         self._multivariate = multivariate
         self._problem: Problem | None = None

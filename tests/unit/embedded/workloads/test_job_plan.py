@@ -110,6 +110,17 @@ def test_an_end_is_written_down_before_the_pod_is_let_go() -> None:
     assert again.status["uncountedTerminatedPods"] == {"succeeded": ["uid-p"]}
 
 
+def test_the_end_that_a_job_is_over_with_counts_at_once() -> None:
+    plan = plan_job(job({"succeeded": 1}, completions=2), [pod("p", "Succeeded")], NOW)
+    assert plan.status["succeeded"] == 2
+    assert plan.status["uncountedTerminatedPods"] == {}
+    assert types_of(plan) == ["SuccessCriteriaMet", "Complete"]
+    assert [p["metadata"]["name"] for p in plan.release] == ["p"]
+    again = plan_job(job(plan.status, completions=2), [pod("p", "Succeeded")], NOW)
+    assert again.status == plan.status
+    assert [p["metadata"]["name"] for p in again.release] == ["p"]
+
+
 def test_a_deleted_pod_that_was_counted_stays_counted() -> None:
     before = {"uncountedTerminatedPods": {"succeeded": ["uid-p"]}, "startTime": stamp(NOW)}
     plan = plan_job(job(before, completions=2), [], NOW)
@@ -316,7 +327,7 @@ def test_an_index_waits_for_its_own_back_off() -> None:
 def test_an_index_fails_at_its_limit_and_the_job_when_all_are_done() -> None:
     plan = plan_job(per_index({"completedIndexes": "1-2", "succeeded": 2}), [failed("a", 0, failures=1)], NOW)
     assert plan.status["failedIndexes"] == "0"
-    assert [c["reason"] for c in plan.status["conditions"]] == ["FailedIndexes"]
+    assert [c["reason"] for c in plan.status["conditions"]] == ["FailedIndexes", "FailedIndexes"]
     assert plan.create == ()
 
 

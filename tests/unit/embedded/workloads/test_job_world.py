@@ -26,6 +26,10 @@ async def condition(world: Any, type_: str, name: str = "j") -> Object:
     return result
 
 
+async def released(world: Any) -> bool:
+    return not any(pod["metadata"].get("finalizers") for pod in await world.list("Pod", "job-name=j"))
+
+
 def test_a_job_completes_and_counts_every_pod(run: Callable[..., None], pods_that: Behaviours) -> None:
     async def scenario(world: Any) -> None:
         world.behave = pods_that["end"]
@@ -36,7 +40,7 @@ def test_a_job_completes_and_counts_every_pod(run: Callable[..., None], pods_tha
         assert "completionTime" in status
         pods = await world.list("Pod", "job-name=j")
         assert len(pods) == 5
-        assert not any(pod["metadata"].get("finalizers") for pod in pods)
+        await world.eventually(lambda: released(world))
 
     run(scenario)
 
