@@ -69,10 +69,43 @@ class _Manager(NamedTuple):
         return f"{text} using {self.api_version}" if self.operation == "Update" else text
 
 
-class _Owned(NamedTuple):
-    fields: Tree
-    api_version: str
-    time: str
+class _Owned:
+    """
+    What a manager owns.
+
+    Most writes touch few managers, so an entry of managedFields is read when first needed, and goes on as it is while
+    it says the truth.
+    """
+
+    __slots__ = ("_fields", "api_version", "entry", "time")
+
+    def __init__(self, fields: Tree | None, api_version: str, time: str, entry: Object | None = None) -> None:
+        """Without ``fields`` they are those of ``entry``."""
+        self._fields = fields
+        self.api_version = api_version
+        self.time = time
+        self.entry = entry
+
+    @property
+    def fields(self) -> Tree:
+        if self._fields is None:
+            self._fields = _decode((self.entry or {}).get("fieldsV1") or {})
+        return self._fields
+
+    def __bool__(self) -> bool:
+        return bool(self._fields if self.entry is None else self.entry.get("fieldsV1"))
+
+    def touches(self, tree: Tree) -> bool:
+        """Whether it may have anything in common with ``tree``: the outermost fields tell most apart."""
+        own = self._fields if self.entry is None else self.entry.get("fieldsV1")
+        return not tree.keys().isdisjoint(own or ())
+
+    def with_fields(self, fields: Tree) -> _Owned:
+        return self if fields is self.fields else _Owned(fields, self.api_version, self.time)
+
+    def at(self, time: str) -> _Owned:
+        entry = {**self.entry, "time": time} if self.entry is not None and self.time else None
+        return _Owned(self.fields, self.api_version, time, entry)
 
 
 _Managers = dict[_Manager, _Owned]
@@ -82,24 +115,37 @@ _Managers = dict[_Manager, _Owned]
 
 
 def _union(left: Tree, right: Tree) -> Tree:
-    if not left or left is right:
+    """Members of either; ``left`` itself when it has them all."""
+    if not right or left is right:
+        return left
+    if not left:
         return right
-    result = dict(left)
+    result = left
     for key, child in right.items():
-        result[key] = _union(left[key], child) if key in left else child
+        known = left.get(key)
+        both = child if known is None else _union(known, child)
+        if both is not known:
+            result = dict(left) if result is left else result
+            result[key] = both
     return result
 
 
 def _difference(left: Tree, right: Tree) -> Tree:
-    """Members of ``left`` that are not members of ``right``."""
+    """Members of ``left`` that are not members of ``right``; ``left`` itself when these are all."""
     if not right:
         return left
-    result = {}
+    result = left
     for key, child in left.items():
         if key not in right:
-            result[key] = child
-        elif key != _MEMBER and (rest := _difference(child, right[key])):
+            continue
+        rest = {} if key == _MEMBER else _difference(child, right[key])
+        if key != _MEMBER and rest is child:
+            continue
+        result = dict(left) if result is left else result
+        if rest:
             result[key] = rest
+        else:
+            del result[key]
     return result
 
 
@@ -413,7 +459,8 @@ def _is_member(tree: Tree, declared: bool) -> bool:
 # ---- managedFields
 
 
-def _read_managers(obj: Object | None) -> _Managers:
+def _read_managers(obj: Object | None, *, ours: bool = True) -> _Managers:
+    """Read managedFields; those that are not ``ours``, but a client's, are written anew in our order."""
     managers: _Managers = {}
     for entry in ((obj or {}).get("metadata") or {}).get("managedFields") or ():
         if not entry.get("manager") and not entry.get("fieldsV1"):
@@ -421,7 +468,9 @@ def _read_managers(obj: Object | None) -> _Managers:
         operation, version = entry.get("operation", "Update"), entry.get("apiVersion", "")
         shown_version = version if operation == "Update" else ""
         key = _Manager(entry.get("manager", ""), operation, shown_version, entry.get("subresource", ""))
-        managers[key] = _Owned(_decode(entry.get("fieldsV1") or {}), version, entry.get("time") or "")
+        time = entry.get("time") or ""
+        fields = None if ours else _decode(entry.get("fieldsV1") or {})
+        managers[key] = _Owned(fields, version, time, entry if ours else None)
     return managers
 
 
@@ -429,6 +478,9 @@ def _with_managers(obj: Object, managers: _Managers) -> Object:
     entries = []
     order = sorted(managers.items(), key=lambda pair: (pair[0].operation, pair[1].time, pair[0]))
     for manager, owned in order:
+        if owned.entry is not None and owned:
+            entries.append(owned.entry)
+            continue
         fields = _difference(owned.fields, _SERVER_FIELDS)
         if not fields and manager.operation == "Update":
             continue
@@ -458,14 +510,13 @@ def _without_managed_fields(obj: Object) -> Object:
 
 def _disown(managers: _Managers, actor: _Manager, changes: _Changes) -> _Managers:
     """Take changed and removed fields away from everyone but ``actor``; who owns nothing any more is forgotten."""
-    changed = _union(changes.added, changes.modified)
+    lost = _union(_union(changes.added, changes.modified), changes.removed)
     result: _Managers = {}
     for manager, owned in managers.items():
-        fields = owned.fields
-        if manager != actor:
-            fields = _difference(fields, _union(changed, changes.removed))
-        if fields or manager == actor:
-            result[manager] = owned._replace(fields=fields)
+        if manager != actor and owned.touches(lost):
+            owned = owned.with_fields(_difference(owned.fields, lost))
+        if owned or manager == actor:
+            result[manager] = owned
     return result
 
 
@@ -552,7 +603,7 @@ def server_side_apply(
             raise _conflict(conflicts)
     owned = _disown(owned, actor, changes)
     if merged is not live:
-        owned[actor] = owned[actor]._replace(time=now)
+        owned[actor] = owned[actor].at(now)
     result = _with_managers(merged, owned)
     return current if merged is live and _same_managers(result, current) else result
 
@@ -586,7 +637,7 @@ def track_update(
     given = (new.get("metadata") or {}).get("managedFields")
     if given == [{}]:
         return _without_managed_fields(new)
-    managers = _read_managers(new if given else old)
+    managers = _read_managers(new, ours=False) if given else _read_managers(old)
     if old is not None and not managers:
         return _without_managed_fields(new)
     version = new["apiVersion"]
@@ -599,10 +650,10 @@ def track_update(
     managers = _disown(managers, actor, changes)
     taken = _difference(_union(changes.added, changes.modified), _SERVER_FIELDS)
     if previous is not None:
-        managers[actor] = previous._replace(fields=_difference(previous.fields, changes.removed))
+        managers[actor] = previous.with_fields(_difference(previous.fields, changes.removed))
     if taken:
-        held = managers[actor].fields if actor in managers else {}
-        managers[actor] = _Owned(_union(held, taken), version, now)
+        held = managers.get(actor)
+        managers[actor] = held.with_fields(_union(held.fields, taken)).at(now) if held else _Owned(taken, version, now)
     return _with_managers(plain, managers)
 
 
