@@ -154,7 +154,8 @@ def _condition(type_: str, status: str, reason: str, message: str, transition: s
 
 def format_time(time: datetime) -> str:
     """RFC 3339 in UTC with whole seconds, as ``metav1.Time``."""
-    return time.astimezone(UTC).isoformat(timespec="seconds")[:-6] + "Z"
+    time = time if time.tzinfo is UTC else time.astimezone(UTC)
+    return time.isoformat(timespec="seconds")[:-6] + "Z"
 
 
 def parse_time(text: str) -> datetime:

@@ -637,6 +637,8 @@ def track_update(
     given = (new.get("metadata") or {}).get("managedFields")
     if given == [{}]:
         return _without_managed_fields(new)
+    if old is None and not given:
+        return _with_creator(new, _Manager(manager, "Update", new["apiVersion"], subresource), schema, now)
     managers = _read_managers(new, ours=False) if given else _read_managers(old)
     if old is not None and not managers:
         return _without_managed_fields(new)
@@ -657,16 +659,66 @@ def track_update(
     return _with_managers(plain, managers)
 
 
+def _with_creator(new: Object, creator: _Manager, schema: Schema, now: str) -> Object:
+    """What ``track_update`` returns where nobody owned anything before, at a third of its price."""
+    fields = _created(new, schema, _STRUCTS if schema.type_name else _PLAIN_STRUCTS)
+    for element in ("f:apiVersion", "f:kind"):
+        fields.pop(element, None)
+    if metadata := fields.get("f:metadata"):
+        fields["f:metadata"] = metadata = {k: v for k, v in metadata.items() if k not in _SERVER_METADATA}
+    if not metadata:
+        fields.pop("f:metadata", None)
+    if not fields:
+        return _without_managed_fields(new)
+    entry: Object = {
+        "manager": creator.name,
+        "operation": creator.operation,
+        "apiVersion": creator.api_version,
+        "time": now,
+    }
+    entry |= {"fieldsType": "FieldsV1", "fieldsV1": fields}
+    if creator.subresource:
+        entry["subresource"] = creator.subresource
+    return {**new, "metadata": {**new["metadata"], "managedFields": [entry]}}
+
+
+def _created(value: Object, schema: Schema, structs: Mapping[str, Any]) -> Tree:
+    """All paths of a new object, as FieldsV1 has them; ``structs`` were always there, only what they hold is new."""
+    tree: Tree = {}
+    for key, item in value.items():
+        child = _child(schema, key) or _UNTYPED
+        inner = structs.get(key)
+        if inner is None or not isinstance(item, dict):
+            tree[f"f:{key}"] = _everything_encoded(item, child)
+        elif part := _created(item, child, inner):
+            tree[f"f:{key}"] = part
+    return tree
+
+
+def _everything_encoded(value: Any, schema: Schema) -> Tree:
+    """``_encode`` of ``_everything``."""
+    if type(value) is dict and value and schema.list_type != "atomic":
+        tree = {f"f:{key}": _everything_encoded(item, _child(schema, key) or _UNTYPED) for key, item in value.items()}
+    elif _is_granular_list(schema, value) and value:
+        items = schema.items or _UNTYPED
+        tree = {key: _everything_encoded(item, items) for key, item in _items(schema, value).items()}
+    else:
+        return {}
+    tree[_MEMBER] = {}
+    return tree
+
+
 # Structs that a typed object of the real server always has, so that they are never "added".
 _STRUCTS: Mapping[str, Any] = {
     "metadata": {},
     "spec": {"strategy": {}, "updateStrategy": {}, "template": {"metadata": {}, "spec": {}}},
     "status": {},
 }
+_PLAIN_STRUCTS: Mapping[str, Any] = {"metadata": {}}
 
 
 def _empty_structs(obj: Object, schema: Schema) -> Object:
-    return _only_present(_STRUCTS if schema.type_name else {"metadata": {}}, obj)
+    return _only_present(_STRUCTS if schema.type_name else _PLAIN_STRUCTS, obj)
 
 
 def _only_present(structs: Mapping[str, Any], obj: Any) -> Object:

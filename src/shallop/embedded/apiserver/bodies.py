@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import msgspec
 import yaml
 
 from shallop.embedded.apiserver import protobuf
@@ -100,7 +101,35 @@ class _Pairs(dict[str, Any]):
     pairs: list[tuple[str, Any]]
 
 
+_fast_decode = msgspec.json.Decoder().decode
+_fast_encode = msgspec.json.Encoder().encode
+
+
+def _parse_plain_json(raw: bytes) -> Any:
+    """
+    Decode JSON at a tenth of the price, if it surely has no key twice; ``_UNSURE`` else.
+
+    A key that was given twice is lost when it is decoded, and a colon with it. Only escapes could hide one.
+    """
+    if b"\\u" in raw:
+        return _UNSURE
+    try:
+        value = _fast_decode(raw)
+        return value if _fast_encode(value).count(b":") == raw.count(b":") else _UNSURE
+    except (ValueError, RecursionError):
+        # The other parser takes more, and words what it does not take.
+        return _UNSURE
+
+
+_UNSURE = object()
+
+
 def _parse_json(raw: bytes, kind: str, *, merge: bool) -> Body:
+    value = _parse_plain_json(raw)
+    return _parse_repeating_json(raw, kind, merge=merge) if value is _UNSURE else Body(value, [])
+
+
+def _parse_repeating_json(raw: bytes, kind: str, *, merge: bool) -> Body:
     repeated = False
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

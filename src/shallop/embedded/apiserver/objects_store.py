@@ -275,9 +275,8 @@ class ObjectsStore:
             self.revision = revision
         for objects in self._objects.values():
             for stored in itertools.chain.from_iterable(names.values() for names in objects.values()):
-                if b'"ownerReferences"' in stored.raw:
-                    self._index(stored)
-                    stored.forget_object()
+                self._index(stored)
+                stored.forget_object()
 
     # ---- reading
 
@@ -398,8 +397,8 @@ class ObjectsStore:
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending.append(_Write(change, done))
-        # The write goes on when the caller is cancelled; shielding keeps its future ours.
-        await asyncio.shield(done)
+        # The write goes on when the caller, and with it this future, is cancelled.
+        await done
         return new
 
     def _flush(self) -> None:
@@ -481,6 +480,10 @@ class ObjectsStore:
             if not done.done():
                 done.set_result(None)
             self._tell(change)
+            if not self._subscriptions.get(change.new.resource):
+                # Nobody is about to read it. What is only bytes costs a tenth of the memory, and the garbage collector
+                # has no part of it to walk: that is what writes otherwise wait for most.
+                change.new.forget_object()
         self._trim()
 
     def _apply(self, change: Change) -> None:
@@ -526,11 +529,11 @@ class ObjectsStore:
             names[new.name] = new
 
     def _index(self, stored: Stored) -> None:
-        for reference in stored.object["metadata"].get("ownerReferences") or ():
+        for reference in _owners(stored):
             self._owned.setdefault(reference["uid"], set()).add((stored.resource, stored.namespace, stored.name))
 
     def _unindex(self, stored: Stored) -> None:
-        for reference in stored.object["metadata"].get("ownerReferences") or ():
+        for reference in _owners(stored):
             owned = self._owned.get(reference["uid"])
             if owned is not None:
                 owned.discard((stored.resource, stored.namespace, stored.name))
@@ -552,6 +555,11 @@ class ObjectsStore:
                 self._obsolete.append(change.old.revision)
             if change.deleted:
                 self._obsolete.append(change.revision)
+
+
+def _owners(stored: Stored) -> builtins.list[Object]:
+    # Most objects have none: the text tells without decoding it.
+    return stored.object["metadata"].get("ownerReferences") or [] if b'"ownerReferences"' in stored.raw else []
 
 
 def _checkpoint(path: Path) -> None:

@@ -224,8 +224,9 @@ class Verbs:
             if options.dry_run:
                 return Written(obj, created=True)
             name = obj["metadata"]["name"]
-            stored = await self.store.put(resource.storage, namespace, name, conversion.to_storage(resource, obj))
-        return Written(conversion.to_version(resource, stored.object), created=True)
+            written = conversion.to_storage(resource, obj)
+            await self.store.put(resource.storage, namespace, name, written)
+        return Written(conversion.to_version(resource, written), created=True)
 
     def _allocating(self, resource: Resource) -> AbstractAsyncContextManager[None]:
         """Held from the choice of an address until it is stored: no two Services may get the same."""
@@ -397,8 +398,8 @@ class Verbs:
             stored = await self.store.remove(resource.storage, namespace, name, last)
             gone = new | {"metadata": new["metadata"] | {"resourceVersion": str(stored.revision)}}
             return Written(gone)
-        stored = await self.store.put(resource.storage, namespace, name, obj)
-        return Written(conversion.to_version(resource, stored.object))
+        await self.store.put(resource.storage, namespace, name, obj)
+        return Written(conversion.to_version(resource, obj))
 
     async def patch(
         self,
