@@ -3,11 +3,14 @@ The storage initializer: brings a model to the folder where its server looks for
 
 ``python3 -m shallop_pod.storage SRC DST [SRC DST]...``. Sources: a path, ``file://``, ``pvc://CLAIM/PATH`` (the claim
 is mounted on /mnt/pvc, as KServe does), ``http(s)://`` (one file; tar and zip are unpacked), ``s3://``, ``gs://``,
-``hf://`` and Azure containers (see ``objectstores``), ``model-registry://[HOST/]MODEL[/VERSION]`` (the newest artifact
-of that version, or of the newest one; ``MODEL_REGISTRY_BASE_URL`` is the registry). A folder's content goes into DST, a
-single file keeps its name. All of it is fetched into a hidden folder of DST first: DST has the whole model or nothing
-of it. ``STORAGE_ALLOW_PATTERNS`` and ``STORAGE_IGNORE_PATTERNS`` (JSON or comma lists of globs over relative paths)
-choose files of folders and archives.
+``hf://`` and Azure containers (see ``objectstores``), ``oci://`` images (see ``ociregistry``),
+``model-registry://[HOST/]MODEL[/VERSION]`` (the newest artifact of that version, or of the newest one;
+``MODEL_REGISTRY_BASE_URL`` is the registry). A folder's content goes into DST, a single file keeps its name. All of it
+is fetched into a hidden folder of DST first: DST has the whole model or nothing of it. ``STORAGE_ALLOW_PATTERNS`` and
+``STORAGE_IGNORE_PATTERNS`` (JSON or comma lists of globs over relative paths) choose files of folders and archives.
+
+A source of one file may say what it must be: ``URI#sha256=HEX``; for all sources that say nothing ``STORAGE_SHA256``
+does. A download that breaks off goes on where it was, a few times. Images have digests of their own.
 
 An error is one line on stderr and in the termination log (``TERMINATION_LOG``, else ``/dev/termination-log``), exit
 code 1.
@@ -18,7 +21,10 @@ Source: KServe 0.21 storage initializer; Kubeflow model registry's custom storag
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
+import hashlib
+import http.client
 import json
 import os
 import re
@@ -33,15 +39,16 @@ import urllib.request
 import zipfile
 from typing import IO, Any, Callable, Iterator, Mapping, Sequence  # noqa: UP035  environments may be Python 3.9
 
-from shallop_pod import objectstores
+from shallop_pod import objectstores, ociregistry
 from shallop_pod.paths import UnsupportedUriError, local_path
 
-__all__ = ["StorageError", "fail", "fetch", "main", "parse_registry_uri", "resolve_registry_uri"]
+__all__ = ["StorageError", "fail", "fetch", "main", "parse_registry_uri", "resolve_registry_uri", "split_checksum"]
 
 _REGISTRY = "model-registry://"
 _REGISTRY_SERVICE = "model-registry-service"
 _PVC_MOUNT = "/mnt/pvc"
 _TIMEOUT_S = 30.0
+_ATTEMPTS = 5
 _TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -106,13 +113,26 @@ def _move(source: str, target: str) -> None:
 
 def _bring(source: str, folder: str, environ: Mapping[str, str]) -> None:
     chosen = _chooser(environ)
+    source, checksum = split_checksum(source)
+    checksum = checksum or environ.get("STORAGE_SHA256", "").strip().lower()
+    if ociregistry.is_image(source):
+        _refuse_checksum(source, checksum, "name the image by its digest, @sha256:...")
+        _download_image(source, folder, environ, chosen)
+        return
     if objectstores.is_object_store(source):
-        _download_objects(source, folder, environ, chosen)
+        _download_objects(source, folder, environ, chosen, checksum)
         return
     if source.startswith(("http://", "https://")):
-        _download(source, folder, environ, chosen)
+        _download(source, folder, environ, chosen, checksum)
         return
+    if source.startswith(tuple(_REFUSED)):
+        scheme = source.partition("://")[0]
+        raise StorageError(f"{source}: {scheme}:// is not brought here: {_REFUSED[f'{scheme}://']}.")
     path = _mounted(source) if source.startswith("pvc://") else local_path(source)
+    if os.path.isfile(path):
+        _check_file(source, path, checksum)
+    else:
+        _refuse_checksum(source, checksum, "it is for one file; pack the folder")
     if os.path.isdir(path):
         for relative in _files(path):
             if chosen(relative):
@@ -125,6 +145,62 @@ def _bring(source: str, folder: str, environ: Mapping[str, str]) -> None:
         raise StorageError(
             f"{source}: nothing in this folder is a model file (STORAGE_ALLOW_PATTERNS, or it is empty)."
         )
+
+
+# Schemes that KServe knows -> what to do instead.
+_REFUSED = {
+    "hdfs://": "use webhdfs of the cluster through a ClusterStorageContainer, or copy the model to s3://",
+    "webhdfs://": "bring it by a ClusterStorageContainer, or copy the model to s3://",
+    "modelscope://": "bring it by a ClusterStorageContainer, or use hf://",
+}
+
+
+def split_checksum(source: str) -> tuple[str, str]:
+    """
+    Return a URI without its checksum, and the checksum, empty where there is none.
+
+    Raises:
+        StorageError: it is none.
+    """
+    uri, _, fragment = source.rpartition("#")
+    kind, _, digest = fragment.partition("=")
+    # Names of objects may have such a mark, addresses of the web have one for something else only.
+    if "://" not in uri or (kind != "sha256" and not uri.startswith("http")):
+        return source, ""
+    if kind != "sha256" or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise StorageError(f"{source}: what follows # must be sha256= and 64 hexadecimal digits.")
+    return uri, digest.lower()
+
+
+def _refuse_checksum(source: str, checksum: str, way_out: str) -> None:
+    if checksum:
+        raise StorageError(f"{source}: a checksum cannot be held against it: {way_out}.")
+
+
+def _check_file(source: str, path: str, checksum: str) -> None:
+    if checksum:
+        with open(path, "rb") as file:
+            _check(source, file, checksum)
+
+
+def _check(source: str, file: IO[bytes], checksum: str) -> None:
+    """
+    Compare a file with what it must be, and rewind it.
+
+    Raises:
+        StorageError: it is another one.
+    """
+    if checksum:
+        digest = hashlib.sha256()
+        file.seek(0)
+        while block := file.read(1 << 20):
+            digest.update(block)
+        if digest.hexdigest() != checksum:
+            raise StorageError(
+                f"{source}: checksum mismatch: sha256 is {digest.hexdigest()}, {checksum} was declared; the model "
+                "changed, or was damaged on its way."
+            )
+    file.seek(0)
 
 
 def _mounted(uri: str) -> str:
@@ -191,7 +267,9 @@ def with_config(environ: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def _download_objects(source: str, folder: str, environ: Mapping[str, str], chosen: Callable[[str], bool]) -> None:
+def _download_objects(
+    source: str, folder: str, environ: Mapping[str, str], chosen: Callable[[str], bool], checksum: str
+) -> None:
     context = objectstores.ssl_context(environ)
 
     def read(request: urllib.request.Request) -> bytes:
@@ -205,35 +283,90 @@ def _download_objects(source: str, folder: str, environ: Mapping[str, str], chos
         raise StorageError(str(error)) from error
     if not found:
         raise StorageError(f"{source}: there is nothing at or below it that is a model file.")
+    if len(found) > 1:
+        _refuse_checksum(source, checksum, "it is for one file; pack the folder")
     for item in found:
-        with _open(item.request(), context) as response, tempfile.TemporaryFile(dir=folder) as file:
-            shutil.copyfileobj(response, file, 1 << 20)
-            wanted = response.headers.get("Content-Length")
-            if wanted is not None and file.tell() != int(wanted):
-                raise StorageError(f"{source}: {item.relative} ended after {file.tell()} of {wanted} bytes.")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _receive(item.request, file, context)
             if len(found) == 1:
+                _check(source, file, checksum)
                 _unpack(source, item.relative, file, folder, chosen)
             else:
                 file.seek(0)
                 _write(source, file, folder, item.relative)
 
 
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def _download_image(source: str, folder: str, environ: Mapping[str, str], chosen: Callable[[str], bool]) -> None:
+    try:
+        registry = ociregistry.Registry(source, environ, _open)
+        for layer in registry.layers():
+            with tempfile.TemporaryFile(dir=folder) as file:
+                registry.fetch(layer, file, _receive)
+                ociregistry.unpack_layer(source, file, folder, chosen)
+    except ociregistry.ImageError as error:
+        raise StorageError(str(error)) from error
+    if not os.listdir(folder):
+        raise StorageError(f"{source}: the image has no model files in /models.")
+
+
 # --- http -----------------------------------------------------------------------------------------------------------
 
 
-def _download(url: str, folder: str, environ: Mapping[str, str], chosen: Callable[[str], bool]) -> None:
+def _download(url: str, folder: str, environ: Mapping[str, str], chosen: Callable[[str], bool], checksum: str) -> None:
     parts = urllib.parse.urlsplit(url)
     headers = json.loads(environ.get(f"{parts.hostname}-headers", "{}"))
     name = os.path.basename(urllib.parse.unquote(parts.path)) or "model"
+    if name.endswith(".git"):
+        raise StorageError(f"{url}: repositories of git are not brought here; use the URL of an archive of it.")
     try:
-        with (
-            _open(urllib.request.Request(url, headers=headers)) as response,
-            tempfile.TemporaryFile(dir=folder) as file,
-        ):
-            shutil.copyfileobj(response, file, 1 << 20)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _receive(lambda: urllib.request.Request(url, headers=headers), file)
+            _check(url, file, checksum)
             _unpack(url, name, file, folder, chosen)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise StorageError(f"{url}: the archive is broken: {error}") from error
+
+
+def _receive(
+    request: Callable[[], urllib.request.Request], file: IO[bytes], context: ssl.SSLContext | None = None
+) -> None:
+    """
+    Bring what a request asks for into an empty file; one that breaks off is asked for its rest.
+
+    Raises:
+        StorageError: it cannot be had, or breaks off again and again.
+    """
+    mark = ""
+    for attempt in range(_ATTEMPTS):
+        wanted = request()
+        if file.tell() and mark:
+            wanted.add_header("Range", f"bytes={file.tell()}-")
+            wanted.add_header("If-Range", mark)
+        with _open(wanted, context) as response:
+            if response.status != 206:
+                file.seek(0)
+                file.truncate()
+            start, length = file.tell(), response.headers.get("Content-Length")
+            # Only what has a strong name of its version can go on.
+            tag = response.headers.get("ETag") or ""
+            mark = "" if tag.startswith("W/") else tag
+            try:
+                shutil.copyfileobj(response, file, 1 << 20)
+            except (OSError, http.client.HTTPException) as error:
+                problem: Exception | None = error
+            else:
+                problem = None
+        if problem is None and (length is None or file.tell() - start == int(length)):
+            return
+        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+            raise problem
+        url = wanted.full_url.partition("?")[0]
+        told = f"{url}: it ended after {file.tell()} of {start + int(length or 0) or 'unknown'} bytes"
+        print(f"{told}; attempt {attempt + 1} of {_ATTEMPTS}", file=sys.stderr)
+    raise StorageError(f"{told}, {_ATTEMPTS} times.")
 
 
 def _open(request: urllib.request.Request, context: ssl.SSLContext | None = None) -> Any:

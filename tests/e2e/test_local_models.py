@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import io
 import json
 import subprocess
+import tarfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -67,14 +70,31 @@ def files(folder: Path) -> list[dict[str, Any]]:
         "volumeMounts": [{"name": "files", "mountPath": "/files"}],
         "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
     }
-    spec = {"containers": [container], "volumes": [{"name": "files", "configMap": {"name": "files"}}]}
+    image, paths = render_image((folder / "2.joblib").read_bytes())
+    items = [{"key": key, "path": paths.get(key, key)} for key in data | image]
+    spec = {"containers": [container], "volumes": [{"name": "files", "configMap": {"name": "files", "items": items}}]}
     labels = metadata | {"labels": {"app": "files"}}
     ports = {"selector": {"app": "files"}, "ports": [{"port": 80, "targetPort": 8000}]}
     return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": data},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": data | image},
         {"apiVersion": "v1", "kind": "Pod", "metadata": labels, "spec": spec},
         {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": ports},
     ]
+
+
+def render_image(model: bytes) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the files of a registry with one image, in base64, by key, and the paths they are asked for by."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        info = tarfile.TarInfo("models/model.joblib")
+        info.size = len(model)
+        archive.addfile(info, io.BytesIO(model))
+    layer = packed.getvalue()
+    digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    manifest = json.dumps({"layers": [{"digest": digest}]}).encode()
+    found = {"manifest": manifest, "layer": layer}
+    paths = {"manifest": "v2/models/two/manifests/1", "layer": f"v2/models/two/blobs/{digest}"}
+    return {key: base64.b64encode(value).decode() for key, value in found.items()}, paths
 
 
 def cache(name: str, uri: str) -> dict[str, Any]:
@@ -119,12 +139,23 @@ def test_a_model_is_brought_once_and_kept_while_it_is_used(platform: Any, tmp_pa
         "supportedUriFormats": [{"prefix": "own://"}],
         "container": {"name": "own", "image": "python:3.11", "command": ["python", "-c", OWN]},
     }
+    # A registry without TLS is one that an administrator named.
+    images = {
+        "supportedUriFormats": [{"prefix": "oci://files:80/"}],
+        "container": {
+            "name": "storage-initializer",
+            "image": "kserve/storage-initializer:v0.21.0",
+            "env": [{"name": "OCI_INSECURE_REGISTRIES", "value": "files:80"}],
+        },
+    }
     for namespace in (NAMESPACE, OTHER):
         platform.kubectl("create", "namespace", namespace)
     apply(platform, *files(tmp_path), _alpha("LocalModelNodeGroup", "disk", group))
     refused = platform.kubectl("apply", "-f", "-", stdin=json.dumps(service("own", NAMESPACE, "own://2")), check=False)
     assert "scheme own:// is not known" in refused, refused
     apply(platform, _alpha("ClusterStorageContainer", "own", own), service("own", NAMESPACE, "own://2"))
+    image = service("image", NAMESPACE, "oci://files:80/models/two:1")
+    apply(platform, _alpha("ClusterStorageContainer", "images", images), image)
     platform.kubectl("-n", NAMESPACE, "wait", "pod/files", "--for=condition=Ready", "--timeout=60s")
     # Before the model is there: the service waits for it and says so.
     apply(platform, cache("one", uri), service("here", NAMESPACE, uri), service("there", OTHER, uri))
@@ -134,6 +165,7 @@ def test_a_model_is_brought_once_and_kept_while_it_is_used(platform: Any, tmp_pa
     node = json.loads(platform.kubectl("get", "localmodelnode", "shallop", "-o", "json"))
     assert node["status"]["modelStatus"] == {"one": "ModelDownloaded"}
     assert predict(platform, "own", NAMESPACE) == [2.0]
+    assert predict(platform, "image", NAMESPACE) == [2.0]
     assert predict(platform, "here", NAMESPACE) == [1.0]
     assert predict(platform, "there", OTHER) == [1.0]
     log = platform.kubectl("-n", NAMESPACE, "logs", "files")
@@ -151,15 +183,15 @@ def test_a_model_is_brought_once_and_kept_while_it_is_used(platform: Any, tmp_pa
     until(lambda: users() == [f"{NAMESPACE}/here", f"{OTHER}/there"], "the cache knows who uses it")
     refused = platform.kubectl("delete", "localmodelcache", "one", check=False)
     assert "it is being used by InferenceService" in refused, refused
-    platform.kubectl("-n", NAMESPACE, "delete", "isvc", "here", "own")
+    platform.kubectl("-n", NAMESPACE, "delete", "isvc", "here", "own", "image")
     platform.kubectl("-n", OTHER, "delete", "isvc", "there")
     until(lambda: users() == [], "nobody uses the cache")
     assert list(kept.glob("models/*/1.joblib"))
     platform.kubectl("delete", "localmodelcache", "one", "--timeout=60s")
     assert list(kept.glob("models/*")) == []
-    left = "localmodel=one"
-    until(
-        lambda: not platform.kubectl("get", "pv", "-l", f"internal.serving.kserve.io/{left}", "-o", "name"), "volumes"
+    volumes = ("get", "pv", "-l", "internal.serving.kserve.io/localmodel=one", "-o", "name")
+    until(lambda: not platform.kubectl(*volumes), "its volumes are gone")
+    platform.kubectl(
+        "delete", "localmodelnodegroup/disk", "clusterstoragecontainer/own", "clusterstoragecontainer/images"
     )
-    platform.kubectl("delete", "localmodelnodegroup/disk", "clusterstoragecontainer/own")
     platform.kubectl("delete", "namespace", NAMESPACE, OTHER, "--wait=false")

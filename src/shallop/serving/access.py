@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shallop.controller.manager import Context
 from shallop.errors import NotFoundError
 from shallop.kube.objects import Gvk, Object, annotations_of
-from shallop.serving.credentials import env_of_secrets, storage_of_config
+from shallop.serving.credentials import env_of_pull_secrets, env_of_secrets, storage_of_config
 
 __all__ = ["account_env", "configured_storage"]
 
@@ -35,14 +35,22 @@ async def configured_storage(
     return storage_of_config(block, secret, name)
 
 
-async def account_env(ctx: Context, namespace: str, account: str) -> list[dict[str, Any]]:
-    """Return the variables that the Secrets of a ServiceAccount stand for."""
+async def account_env(
+    ctx: Context, namespace: str, account: str, pull_secrets: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """
+    Return the variables that the Secrets of a ServiceAccount stand for.
+
+    Args:
+        pull_secrets: names of Secrets with credentials of image registries; those of the account come after them.
+    """
     secrets = []
     try:
         found = await ctx.client.get(SERVICE_ACCOUNT, account, namespace)
     except NotFoundError:
-        return []  # the Pod says so itself when the account does not come
+        return env_of_pull_secrets(pull_secrets)  # the Pod says so itself when the account does not come
     for reference in found.get("secrets") or ():
         with contextlib.suppress(NotFoundError):
             secrets.append(await ctx.client.get(SECRET, reference["name"], namespace))
-    return env_of_secrets(secrets)
+    pull = dict.fromkeys([*pull_secrets, *(item["name"] for item in found.get("imagePullSecrets") or ())])
+    return [*env_of_secrets(secrets), *env_of_pull_secrets(pull)]

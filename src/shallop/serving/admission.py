@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shallop.controller.kind import Admission
@@ -11,13 +11,14 @@ from shallop.errors import FieldError, InvalidError
 from shallop.kube.client import Client
 from shallop.kube.objects import Object, annotations_of
 from shallop.serving.clusterstoragecontainer import CLUSTER_STORAGE_CONTAINER, select_container
-from shallop.serving.podtemplate import CONTAINER, workload_name
+from shallop.serving.podtemplate import CONTAINER, MODEL_PATH, common_parent, workload_name
 from shallop.serving.schemas import FRAMEWORKS
 from shallop.serving.storage import check_uri, has_known_scheme
 
 __all__ = [
     "COMPONENTS",
     "DEPLOYMENT_MODE",
+    "MODEL_CHECKSUM",
     "default",
     "ignored_fields",
     "mode_of",
@@ -28,6 +29,8 @@ __all__ = [
 COMPONENTS = ("predictor", "transformer", "explainer")
 
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+# What the one file that a model is brought as must be: its SHA-256.
+MODEL_CHECKSUM = "serving.shallop.dev/model-sha256"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 _LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 _MODES = ("Standard", "Knative", "ModelMesh")
@@ -129,7 +132,8 @@ def validate(service: Object, old: Object | None) -> list[FieldError]:
     predictor = spec.get("predictor") or {}
     errors = _check_name(service) if predictor else []
     errors += _check_implementation(predictor)
-    errors += _check_storage(predictor)
+    errors += _check_storage(spec)
+    errors += _check_checksum(service, predictor)
     for name in COMPONENTS:
         component = spec.get(name) or {}
         errors += _check_replicas(f"spec.{name}", component)
@@ -175,18 +179,66 @@ def _check_implementation(predictor: Mapping[str, Any]) -> list[FieldError]:
     return errors
 
 
-def _check_storage(predictor: Mapping[str, Any]) -> list[FieldError]:
-    model = predictor.get("model") or {}
-    uri, errors = model.get("storageUri"), []
+def _check_storage(spec: Mapping[str, Any]) -> list[FieldError]:
+    predictor = spec.get("predictor") or {}
+    uri, errors = (predictor.get("model") or {}).get("storageUri"), []
     if uri and has_known_scheme(uri) and (problem := check_uri(uri)):
         errors.append(FieldError.invalid("spec.predictor.model.storageUri", uri, problem))
     if uri and predictor.get("storageUris"):
-        detail = "may not be set together with spec.predictor.model.storageUri"
+        detail = "Setting both StorageURI and StorageURIs is not supported; leave out spec.predictor.model.storageUri"
         errors.append(FieldError.forbidden("spec.predictor.storageUris", detail))
-    for index, item in enumerate(predictor.get("storageUris") or []):
-        if has_known_scheme(item.get("uri") or "/") and (problem := check_uri(item.get("uri") or "/")):
-            errors.append(FieldError.invalid(f"spec.predictor.storageUris[{index}].uri", item["uri"], problem))
+    for name in COMPONENTS:
+        errors += _check_storage_uris(f"spec.{name}.storageUris", (spec.get(name) or {}).get("storageUris") or ())
+    for index, container in enumerate(predictor.get("containers") or ()):
+        if container.get("name") == "transformer-container":
+            names = [item["name"] for item in container.get("env") or ()]
+            if "STORAGE_URI" in names:
+                path = f"spec.predictor.containers[{index}].env[{names.index('STORAGE_URI')}]"
+                detail = "storage uri should not be specified in transformer container"
+                errors.append(FieldError.forbidden(path, detail))
     return errors
+
+
+def _check_storage_uris(path: str, items: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    """Check several URIs, in the words of KServe."""
+    errors, claimed, brought = [], list[str](), list[str]()
+    for index, item in enumerate(items):
+        uri, place = item.get("uri") or "", item.get("mountPath") or MODEL_PATH
+        if not uri:
+            errors.append(FieldError.required(f"{path}[{index}].uri", "storage URI cannot be empty"))
+        elif has_known_scheme(uri) and (problem := check_uri(uri)):
+            errors.append(FieldError.invalid(f"{path}[{index}].uri", uri, problem))
+        where = f"{path}[{index}].mountPath"
+        if not place.strip("/"):
+            errors.append(FieldError.invalid(where, place, "storage path cannot be empty, nor the root"))
+        elif not place.startswith("/"):
+            errors.append(FieldError.invalid(where, place, f"storage path must be absolute: {place}"))
+        elif ".." in place:
+            detail = f"storage path cannot contain '..' for security reasons: {place}"
+            errors.append(FieldError.invalid(where, place, detail))
+        elif uri.startswith("pvc://") and place in claimed:
+            errors.append(FieldError.invalid(where, place, "PVC storage paths must be unique"))
+        (claimed if uri.startswith("pvc://") else brought).append(place)
+    if not errors and len(brought) > 1 and common_parent(brought) == "/":
+        detail = (
+            f"storage paths must have a common parent directory. Current paths: [{' '.join(brought)}] have no common "
+            "parent beyond root"
+        )
+        errors.append(FieldError.invalid(path, brought, detail))
+    return errors
+
+
+def _check_checksum(service: Object, predictor: Mapping[str, Any]) -> list[FieldError]:
+    checksum = annotations_of(service).get(MODEL_CHECKSUM)
+    if checksum is None:
+        return []
+    path, uri = f"metadata.annotations[{MODEL_CHECKSUM}]", str((predictor.get("model") or {}).get("storageUri") or "")
+    if not re.fullmatch("[0-9a-fA-F]{64}", checksum):
+        return [FieldError.invalid(path, checksum, "must be 64 hexadecimal digits")]
+    if uri.startswith(("pvc://", "oci")):
+        detail = "is for a model of one file that is brought; a claim is mounted, an image has a digest: @sha256:..."
+        return [FieldError.forbidden(path, detail)]
+    return []
 
 
 def _check_replicas(path: str, component: Mapping[str, Any]) -> list[FieldError]:

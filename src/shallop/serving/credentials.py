@@ -19,7 +19,7 @@ from typing import Any
 from shallop.errors import ShallopError
 from shallop.kube.objects import Object, annotations_of
 
-__all__ = ["CredentialsError", "env_of_secrets", "storage_of_config"]
+__all__ = ["CredentialsError", "env_of_pull_secrets", "env_of_secrets", "storage_of_config"]
 
 # Keys of Secrets that are variables of the initializer by themselves.
 _KEYS = (
@@ -58,6 +58,17 @@ def env_of_secrets(secrets: Iterable[Object]) -> list[dict[str, Any]]:
             if value := annotations_of(secret).get(_PREFIX + mark):
                 env.setdefault(variable, {"name": variable, "value": value})
     return list(env.values())
+
+
+def env_of_pull_secrets(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return variables by which the initializer knows the credentials of image registries."""
+    return [
+        {
+            "name": f"OCI_DOCKER_CONFIG_{index}",
+            "valueFrom": {"secretKeyRef": {"name": name, "key": ".dockerconfigjson", "optional": True}},
+        }
+        for index, name in enumerate(names)
+    ]
 
 
 def storage_of_config(storage: Mapping[str, Any], secret: Object | None, name: str) -> tuple[str, list[dict[str, Any]]]:

@@ -35,7 +35,7 @@ from shallop.kube.objects import (
 )
 from shallop.serving import render
 from shallop.serving.access import account_env, configured_storage
-from shallop.serving.admission import COMPONENTS, default, ignored_fields, mode_of, validate
+from shallop.serving.admission import COMPONENTS, MODEL_CHECKSUM, default, ignored_fields, mode_of, validate
 from shallop.serving.clusterstoragecontainer import (
     CLUSTER_STORAGE_CONTAINER,
     StorageContainerError,
@@ -258,6 +258,8 @@ async def _resolve_storage(
     containers = _storage_containers(ctx, service, component, [uri for uri, _ in wanted])
     if any("://" in uri and not uri.startswith(("file://", "pvc://", REGISTRY)) for uri, _ in wanted):
         env = [*env, *await _account_env(ctx, service, component)]
+    if checksum := annotations_of(service).get(MODEL_CHECKSUM) if component == "predictor" else None:
+        env = [*env, {"name": "STORAGE_SHA256", "value": checksum}]
     namespace, generation = service["metadata"]["namespace"], str(service["metadata"].get("generation", 0))
     gvk = KNATIVE_SERVICE if mode_of(service) == "Knative" and ctx.settings.gateway_url else DEPLOYMENT
     workload = ctx.cache(gvk).get(Key(namespace, workload_name(service, component)))
@@ -307,8 +309,9 @@ def _requirements(
 
 
 async def _account_env(ctx: Context, service: Object, component: str) -> list[dict[str, Any]]:
-    account = service["spec"][component].get("serviceAccountName") or "default"
-    return await account_env(ctx, service["metadata"]["namespace"], account)
+    declared = service["spec"][component]
+    account, pull = declared.get("serviceAccountName") or "default", declared.get("imagePullSecrets") or ()
+    return await account_env(ctx, service["metadata"]["namespace"], account, [item["name"] for item in pull])
 
 
 def _storage_containers(

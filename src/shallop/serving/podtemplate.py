@@ -7,6 +7,7 @@ Source: KServe predictor reconciler (2026-08): arguments are concatenated, runti
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ __all__ = [
     "REQUIREMENTS",
     "Source",
     "Storage",
+    "common_parent",
     "is_multi_model",
     "model_config_name",
     "render_pod_template",
@@ -107,6 +109,11 @@ class Storage(NamedTuple):
     others: Sequence[Source] = ()
     env: Sequence[Mapping[str, Any]] = ()
     container: Mapping[str, Any] = {}
+
+
+def common_parent(paths: Sequence[str]) -> str:
+    """Return the folder that all of some absolute paths are or lie in."""
+    return posixpath.commonpath([posixpath.normpath(path) for path in paths])
 
 
 def is_multi_model(service: Object) -> bool:
@@ -365,53 +372,52 @@ def _add_storage(spec: dict[str, Any], service: Object, storage: Storage) -> dic
     notes = annotations_of(service)
     # What other services use as well is never written to.
     read_only = notes.get(READ_ONLY, "true") != "false" or CLAIM_NOTE in notes
-    volumes, mounts, brought = list(spec.get("volumes") or []), [], list[tuple[Source, dict[str, Any]]]()
-    several = len(sources) > 1
+    volumes, mounts = list(spec.get("volumes") or []), list[dict[str, Any]]()
     for index, source in enumerate(sources):
-        suffix = f"-{index}" if index else ""
-        mount: dict[str, Any] = {"mountPath": source.mount_path}
         if claim := claim_of(source.uri):
-            mount["name"] = f"kserve-pvc-source{suffix}"
+            mount = {"name": f"kserve-pvc-source{f'-{index}' if index else ''}", "mountPath": source.mount_path}
             volumes.append({"name": mount["name"], "persistentVolumeClaim": {"claimName": claim.name}})
-            mount |= {"subPath": claim.path} if claim.path else {}
-        else:
-            mount["name"] = "kserve-provision-location"
-            mount |= {"subPath": str(index)} if several else {}
-            brought.append((source, mount))
-        mounts.append(mount)
+            mounts.append(mount | ({"subPath": claim.path} if claim.path else {}))
+    brought = [source for source in sources if not claim_of(source.uri)]
+    place: dict[str, Any] = {"name": "kserve-provision-location"}
+    if brought:
+        # One folder has them all, as one may lie in another; claims are mounted over it.
+        place["mountPath"] = common_parent([source.mount_path for source in brought])
+        mounts.insert(0, place)
     result = dict(spec)
     if brought:
         volumes.append({"name": "kserve-provision-location", "emptyDir": {}})
-        hosts = {source.host_path: "" for source, _ in brought if source.host_path}
+        hosts = {source.host_path: "" for source in brought if source.host_path}
         for number, path in enumerate(hosts):
             hosts[path] = f"kserve-host-source{f'-{number}' if number else ''}"
             volumes.append({"name": hosts[path], "hostPath": {"path": path}})
-        initializers = _initializers(brought, hosts, storage.env)
+        initializers = _initializers(brought, place, hosts, storage.env)
         result["initContainers"] = [*initializers, *(spec.get("initContainers") or [])]
     if mounts:
         for_reading = [{**mount, "readOnly": read_only} for mount in mounts]
-        result["containers"] = [_mount(container, for_reading) for container in spec["containers"]]
+        path = sources[0].mount_path
+        result["containers"] = [_mount(container, for_reading, path) for container in spec["containers"]]
         result["volumes"] = volumes
     return result
 
 
 def _initializers(
-    brought: Sequence[tuple[Source, dict[str, Any]]], hosts: Mapping[str, str], env: Sequence[Mapping[str, Any]]
+    brought: Sequence[Source], place: Mapping[str, Any], hosts: Mapping[str, str], env: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """
     Render an init container for all that the same container brings.
 
     Args:
-        brought: what is brought, and the mount that it goes into.
+        place: the mount that all of it goes into.
         hosts: path on this machine -> the volume that it is.
     """
     containers: list[Mapping[str, Any]] = []
-    for source, _ in brought:
+    for source in brought:
         containers += [source.container] if source.container not in containers else []
     rendered = []
     for number, container in enumerate(containers):
-        own = [(source, mount) for source, mount in brought if source.container == container]
-        seen = [source.host_path for source, _ in own if source.host_path]
+        own = [source for source in brought if source.container == container]
+        seen = [source.host_path for source in own if source.host_path]
         base = container or DEFAULT_CONTAINER["spec"]["container"]
         variables = [*(base.get("env") or ()), *(dict(item) for item in env)]
         initializer = {
@@ -420,11 +426,11 @@ def _initializers(
             "name": f"storage-initializer{f'-{number}' if number else ''}",
             "args": [
                 *(base.get("args") or ()),
-                *(text for source, _ in own for text in (source.uri, source.mount_path)),
+                *(text for source in own for text in (source.uri, source.mount_path)),
             ],
             "volumeMounts": [
                 *(base.get("volumeMounts") or ()),
-                *(mount for _, mount in own),
+                dict(place),
                 *({"name": hosts[path], "mountPath": path, "readOnly": True} for path in dict.fromkeys(seen)),
             ],
         }
@@ -432,12 +438,11 @@ def _initializers(
     return rendered
 
 
-def _mount(container: dict[str, Any], mounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mount the model in the container that serves it and set its STORAGE_URI, if it asked, to where it is."""
+def _mount(container: dict[str, Any], mounts: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:
+    """Mount the model in the container that serves it and set its STORAGE_URI, if it asked, to its path."""
     if container.get("name") != CONTAINER:
         return container
     taken = {mount["mountPath"] for mount in mounts}
     kept = [item for item in container.get("volumeMounts") or [] if item["mountPath"] not in taken]
-    path = mounts[0]["mountPath"]
     env = [{**item, "value": path} if item["name"] == "STORAGE_URI" else item for item in container["env"]]
     return {**container, "env": env, "volumeMounts": [*kept, *(dict(mount) for mount in mounts)]}

@@ -8,6 +8,7 @@ Honoured here: a plain absolute path, ``file://``, ``pvc://claim/path`` (mounted
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -70,12 +71,26 @@ def check_uri(uri: str) -> str:
         return f"scheme {scheme}:// is not known; use one of {', '.join(SCHEMES)} or an absolute path"
     if not rest.strip("/"):
         return f"nothing follows {scheme}://"
+    if problem := _check_checksum(uri):
+        return problem
     if scheme in ("pvc", "file") and ".." in PurePosixPath(rest).parts:
         return "must not contain '..'"
     if scheme == "file" and not rest.startswith("/"):
         return "use three slashes: file:///absolute/path"
     if scheme == "model-registry":
         return _check_registry_uri(uri)
+    return ""
+
+
+def _check_checksum(uri: str) -> str:
+    start, _, fragment = uri.rpartition("#")
+    kind, _, digest = fragment.partition("=")
+    if "://" not in start or (kind != "sha256" and not start.startswith("http")):
+        return ""
+    if kind != "sha256" or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        return "what follows # must be sha256= and 64 hexadecimal digits"
+    if start.startswith(("pvc://", "oci")):
+        return "a checksum is for one file that is brought; a claim is mounted, an image has a digest: @sha256:..."
     return ""
 
 

@@ -148,7 +148,10 @@ def test_sources_are_brought_by_their_own_containers() -> None:
     own = {"name": "own", "image": "own:1", "args": ["--quiet"], "env": [{"name": "A", "value": "1"}]}
     others = (Source("own://y", "/mnt/models/y", container=own), Source("s3://b/z", "/mnt/models/z"))
     storage = Storage("s3://b/x", mount_path="/mnt/models/x", others=others, env=[{"name": "K", "value": "v"}])
-    first, second = render_pod_template(service(), None, storage)["spec"]["initContainers"]
+    spec = render_pod_template(service(), None, storage)["spec"]
+    # One volume for all, where they lie together.
+    assert [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]] == ["/mnt/models"]
+    first, second = spec["initContainers"]
     assert first["args"] == ["s3://b/x", "/mnt/models/x", "s3://b/z", "/mnt/models/z"]
     assert (second["name"], second["image"], second["args"]) == (
         "storage-initializer-1",

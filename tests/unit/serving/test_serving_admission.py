@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shallop.kube.objects import Object
-from shallop.serving.admission import DEPLOYMENT_MODE, default, ignored_fields, validate
+from shallop.serving.admission import DEPLOYMENT_MODE, MODEL_CHECKSUM, default, ignored_fields, validate
 
 STANDARD = {DEPLOYMENT_MODE: "Standard"}
 
@@ -76,7 +76,14 @@ def test_defaults_survive_what_the_schema_will_refuse(spec: Any) -> None:
         (service({"sklearn": {}, "xgboost": {}}), "spec.predictor.xgboost"),
         (service(model(name="x")), "spec.predictor.model.name"),
         (service(model(storageUri="models/iris")), "spec.predictor.model.storageUri"),
-        (service(model(storageUri="ftp://x/y")), "spec.predictor.model.storageUri"),
+        (service(model(storageUri="http://x/y#sha256=12")), "spec.predictor.model.storageUri"),
+        (service(model(storageUri="http://x/y#main")), "spec.predictor.model.storageUri"),
+        (service(model(storageUri=f"pvc://c/x#sha256={'0' * 64}")), "spec.predictor.model.storageUri"),
+        (service(model(), annotations={MODEL_CHECKSUM: "12"}), f"metadata.annotations[{MODEL_CHECKSUM}]"),
+        (
+            service(model(storageUri="pvc://c"), annotations={MODEL_CHECKSUM: "0" * 64}),
+            f"metadata.annotations[{MODEL_CHECKSUM}]",
+        ),
         (service(model(storageUri="pvc://claim/../other")), "spec.predictor.model.storageUri"),
         (service({**model(), "storageUris": [{"uri": "/x"}]}), "spec.predictor.storageUris"),
         (service({**model(), "minReplicas": -1}), "spec.predictor.minReplicas"),
@@ -119,3 +126,32 @@ def test_fields_without_effect_are_named() -> None:
         "spec.predictor.minReplicas of 0 in Standard mode",
     ]
     assert ignored_fields(service(model())) == []
+
+
+@pytest.mark.parametrize(
+    ("items", "field", "message"),
+    [
+        ([{"uri": "s3://b/a"}, {"uri": "s3://b/b"}], "", ""),
+        ([{"uri": "s3://b/a", "mountPath": "/mnt/a"}, {"uri": "pvc://c", "mountPath": "/data"}], "", ""),
+        ([{"mountPath": "/mnt/a"}], "[0].uri", "storage URI cannot be empty"),
+        ([{"uri": "s3://b/a", "mountPath": "/"}], "[0].mountPath", "storage path cannot be empty"),
+        ([{"uri": "s3://b/a", "mountPath": "mnt"}], "[0].mountPath", "storage path must be absolute: mnt"),
+        ([{"uri": "s3://b/a", "mountPath": "/a/../b"}], "[0].mountPath", "storage path cannot contain '..'"),
+        ([{"uri": "pvc://a"}, {"uri": "pvc://b"}], "[1].mountPath", "PVC storage paths must be unique"),
+        (
+            [{"uri": "s3://b/a", "mountPath": "/mnt/a"}, {"uri": "s3://b/b", "mountPath": "/opt/b"}],
+            "",
+            "storage paths must have a common parent directory. Current paths: [/mnt/a /opt/b]",
+        ),
+    ],
+)
+def test_places_of_several_uris(items: list[dict[str, str]], field: str, message: str) -> None:
+    for name in ("predictor", "transformer"):
+        components = {"predictor": {"containers": [{"name": "kserve-container"}]}}
+        components["transformer"] = {"containers": [{"name": "kserve-container"}]}
+        components[name] = components[name] | {"storageUris": items}
+        spec = service({})["spec"] | components
+        found = validate(service({}) | {"spec": spec}, None)
+        expected = [f"spec.{name}.storageUris{field}"] if message else []
+        assert [error.field for error in found] == expected
+        assert all(message in error.message for error in found)

@@ -66,7 +66,9 @@ def test_what_is_not_there_is_one_clear_line(tmp_path: Path, capsys: pytest.Capt
     assert main([str(tmp_path / "absent"), str(tmp_path / "t")]) == 1
     assert capsys.readouterr().err == f"{tmp_path}/absent: there is no such file or folder on this machine.\n"
     assert main(["hdfs://bucket/model", str(tmp_path / "t")]) == 1
-    assert "hdfs://bucket/model: no store for hdfs:// is configured here" in capsys.readouterr().err
+    assert "hdfs://bucket/model: hdfs:// is not brought here: use" in capsys.readouterr().err
+    assert main(["https://host.test/owner/model.git", str(tmp_path / "t")]) == 1
+    assert "repositories of git are not brought here" in capsys.readouterr().err
     assert main(["only-one"]) == 1
     assert found(tmp_path / "t") == {}
 
