@@ -480,10 +480,6 @@ class ObjectsStore:
             if not done.done():
                 done.set_result(None)
             self._tell(change)
-            if not self._subscriptions.get(change.new.resource):
-                # Nobody is about to read it. What is only bytes costs a tenth of the memory, and the garbage collector
-                # has no part of it to walk: that is what writes otherwise wait for most.
-                change.new.forget_object()
         self._trim()
 
     def _apply(self, change: Change) -> None:
