@@ -1,12 +1,16 @@
 """
-Search algorithms: latency of a suggestion at 1,000 trials, beside Optuna alone, and what they find on digits.
+Search algorithms: latency of a suggestion at 1,000 trials, beside Optuna alone, and what they find.
 
-The digits need scikit-learn, which is installed into a folder of its own for the time of the run.
+Parameters are searched for a linear model of scikit-learn's digits, architectures for a network with random weights of
+which only the output is fitted; each algorithm against chance on the same space and budget, with the standard error of
+the difference. The digits need scikit-learn, which is installed into a folder of its own for the time of the run.
 """
 
 from __future__ import annotations
 
+import ast
 import copy
+import math
 import os
 import statistics
 import subprocess
@@ -14,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import instance
@@ -25,6 +29,8 @@ from shallop.tuning.earlystopping import asha_stops, median_rules, rules_fire
 from shallop.tuning.space import parse_parameter
 
 TRIALS, SEEDS, EPOCHS = 30, 5, 9
+# Where a run costs nothing.
+FORMULA_SEEDS = 400
 RESOURCE = {"resource_name": "epochs", "r_l": str(EPOCHS), "eta": "3"}
 
 
@@ -179,16 +185,118 @@ def table() -> list[dict[str, Any]]:
     # Algorithms that need values to choose from are measured against chance among the same values.
     listed = [100 * play("random-listed", seed, train) for seed in range(SEEDS)]
     chances = {name: listed if name in ("grid", "pbt") else found["random"] for name in names}
-    return [
+    return [compared(f"digits, error in percent: {name}", errors, chances[name]) for name, errors in found.items()]
+
+
+def compared(case: str, errors: list[float], chances: list[float]) -> dict[str, Any]:
+    """Compare what an algorithm found with what chance found, seed by seed."""
+    gains = [other - mine for mine, other in zip(errors, chances, strict=True)]
+    return {
+        "case": case,
+        "mean": statistics.fmean(errors),
+        "random": statistics.fmean(chances),
+        "gain": statistics.fmean(gains),
+        "gain_standard_error": statistics.stdev(gains) / math.sqrt(len(gains)),
+        "wins_or_ties": sum(gain >= 0 for gain in gains),
+        "seeds": len(gains),
+        "each": " ".join(f"{error:.2f}" for error in errors[:SEEDS]),
+    }
+
+
+def formula(values: Mapping[str, str]) -> float:
+    """Return a made-up error with the shape of the real one: a ridge in the rate, a plateau in alpha, one best loss."""
+    rate, alpha = math.log10(float(values["rate"])), math.log10(float(values["alpha"]))
+    losses = {"log_loss": 0.0, "modified_huber": 0.05, "hinge": 0.1, "perceptron": 0.3}
+    power, ratio = float(values["power"]), float(values["ratio"])
+    return (
+        (rate - 0.3) ** 2 / 4
+        + max(0, alpha + 3) ** 2 / 4
+        + 3 * (power - 0.6) ** 2
+        + 0.3 * ratio
+        + losses[values["loss"]]
+    )
+
+
+def evenness() -> dict[str, Any]:
+    """Compare Sobol's points with chance where thousands of trials cost nothing."""
+    best: dict[str, list[float]] = {}
+    for name in ("sobol", "random"):
+        for seed in range(FORMULA_SEEDS):
+            proposals = ALGORITHMS[name]().suggest(Problem(name, SGD, False, seed), [], TRIALS).proposals
+            best.setdefault(name, []).append(min(formula(proposal.assignments) for proposal in proposals))
+    return compared("a formula of the same five parameters: sobol", best["sobol"], best["random"])
+
+
+NAS = {
+    "graphConfig": {"numLayers": 4, "inputSizes": [64], "outputSizes": [10]},
+    "operations": [
         {
-            "case": f"digits, error in percent: {name}",
-            "mean": statistics.fmean(errors),
-            "random": statistics.fmean(chances[name]),
-            "wins_or_ties": sum(mine <= other for mine, other in zip(errors, chances[name], strict=True)),
-            "seeds": SEEDS,
-            "each": " ".join(f"{error:.2f}" for error in errors),
+            "operationType": operation,
+            "parameters": [
+                {"name": "units", "parameterType": "categorical", "feasibleSpace": {"list": ["8", "24", "72"]}}
+            ],
         }
-        for name, errors in found.items()
+        for operation in ("relu", "tanh", "identity")
+    ],
+}
+
+
+def network() -> Callable[[dict[str, str]], float]:
+    """Return a function from an architecture to the error in percent of a network of random weights."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(x / 16.0, y, test_size=1 / 3, random_state=0, stratify=y)
+    functions = {"relu": lambda a: np.maximum(a, 0), "tanh": np.tanh, "identity": lambda a: a}
+
+    def layers(x: Any, architecture: list[list[int]], operations: Mapping[str, Any]) -> Any:
+        generator = np.random.default_rng(0)
+        outputs = [x]
+        for number, *skips in architecture:
+            operation = operations[str(number)]
+            joined = [outputs[-1], *(out for out, bit in zip(outputs[1:], skips, strict=False) if bit)]
+            inputs = np.concatenate(joined, axis=1)
+            units = int(operation["opt_params"]["units"])
+            weights = generator.normal(size=(inputs.shape[1], units)) / math.sqrt(inputs.shape[1])
+            outputs.append(functions[operation["opt_type"]](inputs @ weights + 0.1 * generator.normal(size=units)))
+        return np.concatenate([outputs[-1], np.ones((len(x), 1))], axis=1)
+
+    def error(assignments: dict[str, str]) -> float:
+        architecture = ast.literal_eval(assignments["architecture"])
+        operations = ast.literal_eval(assignments["nn_config"])["embedding"]
+        features = layers(x_train, architecture, operations)
+        fitted = np.linalg.solve(
+            features.T @ features + 1e-3 * np.eye(features.shape[1]), features.T @ np.eye(10)[y_train]
+        )
+        return float(100 * np.mean((layers(x_test, architecture, operations) @ fitted).argmax(1) != y_test))
+
+    return error
+
+
+def architectures() -> list[dict[str, Any]]:
+    """
+    Compare what enas proposes with what its policy draws while it learns nothing: one by one, over a budget of 60.
+
+    darts has no row: it hands the same space to each trial, which searches by itself.
+    """
+    error = network()
+    best: dict[str, list[float]] = {}
+    late: dict[str, list[float]] = {}
+    for name, rate in (("enas", "0.0001"), ("random", "0")):
+        for seed in range(2 * SEEDS):
+            problem = Problem("enas", (), False, seed, {"controller_learning_rate": rate}, nas=NAS)
+            history: list[Past] = []
+            for number in range(2 * TRIALS):
+                assignments = ALGORITHMS["enas"]().suggest(problem, history, 1).proposals[0].assignments
+                history.append(Past(f"t{number}", assignments, "succeeded", error(assignments)))
+            errors = [past.value or 0.0 for past in history]
+            best.setdefault(name, []).append(min(errors))
+            late.setdefault(name, []).append(statistics.fmean(errors[-TRIALS // 3 :]))
+    return [
+        compared("architectures, error in percent, best of 60: enas", best["enas"], best["random"]),
+        compared("architectures, error in percent, mean of the last 10: enas", late["enas"], late["random"]),
     ]
 
 

@@ -1,17 +1,25 @@
-"""Experiments on a fresh instance: 100 trials of 0.1 s two at a time, and the CPU that 1,000 trials cost."""
+"""
+Experiments on a fresh instance: 100 trials of 0.1 s two at a time, and the CPU that 1,000 trials cost.
+
+Beside them the same trials by Ray Tune and by Optuna alone, each in an environment of its own, which is made with uv on
+the first run, in ``--environments`` (not measured). The floor is the same processes without anything around them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import instance
+from peers import SCRIPTS, Peer, python_of
 
 SLEEP = "import sys, time; time.sleep(0.1); print('loss=' + sys.argv[1])"
 NOTHING = "import sys; print('loss=' + sys.argv[1])"
@@ -69,7 +77,29 @@ def bare(script: str, trials: int, parallel: int) -> float:
     return time.perf_counter() - start
 
 
+PEERS = (Peer("ray_tune.py", ("ray[tune]",)), Peer("optuna_alone.py", ("optuna",)))
+
+
+def peers(environments: Path, trials: int, seconds: float) -> list[dict[str, Any]]:
+    """Run the same trials by others."""
+    rows = []
+    for peer in PEERS:
+        command = [python_of(peer, environments), str(SCRIPTS / peer.script), str(trials), str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            sys.exit(f"{peer.script}: {done.stderr[-2000:]}")
+        for row in json.loads(done.stdout.splitlines()[-1]):
+            case = f"{trials} trials of {seconds} s, 2 parallel: {row['peer']}"
+            rows.append({"case": case, "seconds": row["seconds"], "floor_sleep_s": trials * seconds / 2})
+    return rows
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "shallop-peers")
+    environments = parser.parse_args().environments
+    for peer in PEERS:
+        python_of(peer, environments)
     rows = []
     with instance.running() as status:
         run(status, experiment("warm", NOTHING, 4, 2))
@@ -80,8 +110,8 @@ def main() -> None:
                     "case": "100 trials of 0.1 s, 2 parallel",
                     "seconds": seconds,
                     "floor_sleep_s": 5.0,
-                    "floor_processes_s": bare(SLEEP, 100, 2),
-                    "over_sleep_percent": 100 * (seconds / 5.0 - 1),
+                    "floor_processes_s": (floor := bare(SLEEP, 100, 2)),
+                    "over_floor_percent": 100 * (seconds / floor - 1),
                     "control_plane_cpu_ms_per_trial": 1000 * cpu / 100,
                 }
             )
@@ -94,6 +124,7 @@ def main() -> None:
                 "control_plane_cpu_ms_per_trial": cpu,
             }
         )
+    rows += peers(environments, 100, 0.1)
     instance.write("trials", rows)
 
 

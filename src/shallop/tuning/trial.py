@@ -35,7 +35,7 @@ _POD = Gvk("v1", "Pod")
 _LOOK_S = 1.0
 _SCRAPE_S = 0.2
 # A trial that is over before it has run for so long is never shown as one that runs.
-_SHOWN_S = 0.2
+_SHOWN_S = 0.5
 _OVER = ("Succeeded", "Failed", "Killed", "MetricsUnavailable", "EarlyStopped")
 
 
