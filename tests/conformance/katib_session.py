@@ -28,6 +28,7 @@ def main(kubeconfig: str, db_manager: str) -> None:
     tune_and_read(katib_client, db_manager)
     edit_the_budget(katib_client)
     push(katib_client, db_manager)
+    collect_by_a_container_of_its_own(katib_client, db_manager)
     refuse(katib_client)
 
 
@@ -150,6 +151,52 @@ def push(katib_client: Any, db_manager: str) -> None:
         rate = float(trial.spec.parameter_assignments[0].value)
         assert values == [rate + 2, rate + 1, rate], values
         assert float(trial.status.observation.metrics[0].min) == rate
+
+
+COLLECTOR = """
+import os, sys, time
+import kubeflow.katib as katib
+path, deadline = sys.argv[1], time.monotonic() + 60
+while not (os.path.exists(path) and open(path).read().endswith("end\\n")):
+    assert time.monotonic() < deadline, "no metrics file"
+    time.sleep(0.05)
+for line in open(path):
+    if line.startswith("loss is "):
+        katib.report_metrics({"loss": float(line.removeprefix("loss is "))}, db_manager_address=sys.argv[2])
+"""
+
+
+def collect_by_a_container_of_its_own(katib_client: Any, db_manager: str) -> None:
+    """The user's collector sees the file that the trial writes, knows the trial, and reports as Katib's own do."""
+    writer = (
+        "rate = ${trialParameters.rate}; file = open('/katib/own.log', 'w'); "
+        "[print(line, file=file) for line in (f'loss is {rate + 1}', f'loss is {rate}', 'end')]"
+    )
+    body = experiment(
+        "custom",
+        template(["python3", "-c", writer], {"environment.shallop.dev/requirements": "kubeflow-katib==0.19.0"}),
+        max_trial_count=1,
+        metrics_collector_spec={
+            "collector": {
+                "kind": "Custom",
+                "customCollector": {
+                    "name": "own-collector",
+                    "image": IMAGE,
+                    "command": ["python3", "-c", COLLECTOR],
+                    "args": ["/katib/own.log", "katib-db-manager.kubeflow:6789"],
+                },
+            },
+            "source": {"fileSystemPath": {"path": "/katib/own.log", "kind": "File"}},
+        },
+    )
+    body.spec.parallel_trial_count = 1
+    katib_client.create_experiment(body)
+    wait(katib_client, "custom")
+    (trial,) = katib_client.list_trials("custom")
+    rate = float(trial.spec.parameter_assignments[0].value)
+    metrics = katib_client.get_trial_metrics(trial.metadata.name, db_manager_address=db_manager)
+    assert [float(log.metric.value) for log in metrics] == [rate + 1, rate], metrics
+    assert float(trial.status.observation.metrics[0].min) == rate, trial.status
 
 
 def refuse(katib_client: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,7 +227,9 @@ def test_a_template_in_a_config_map_may_run_any_kind(cluster: Cluster) -> None:
     )
     source = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "templates", "namespace": "tuning-e2e"}}
     cluster.apply(crd, source | {"data": {"lab.yaml": text}})
-    body = experiment("lab", {}, maxTrialCount=2, metricsCollectorSpec={"collector": {"kind": "None"}})
+    body = experiment(
+        "lab", {}, maxTrialCount=2, maxFailedTrialCount=2, metricsCollectorSpec={"collector": {"kind": "None"}}
+    )
     body["spec"]["trialTemplate"] = {
         "primaryContainerName": "main",
         "configMap": {"configMapName": "templates", "configMapNamespace": "tuning-e2e", "templatePath": "lab.yaml"},
@@ -245,13 +249,35 @@ def test_a_template_in_a_config_map_may_run_any_kind(cluster: Cluster) -> None:
         items: list[dict[str, Any]] = json.loads(text)["items"]
         return items if len(items) == 2 else []
 
-    for run in wait_for("two measurements", runs):
+    ends = (
+        {"phase": "Done", "reason": "Measured"},
+        {"phase": "Broken", "reason": "Burnt", "message": "the lamp is out"},
+    )
+    for run, status in zip(wait_for("two measurements", runs), ends, strict=True):
         name = run["metadata"]["name"]
         assert run["spec"]["who"] == f"{name}-blue"
         assert isinstance(run["spec"]["rate"], float)
-        patch = json.dumps({"status": {"phase": "Done", "reason": "Measured"}})
+        patch = json.dumps({"status": status})
         cluster.kubectl("patch", "measurement", name, "-n", "tuning-e2e", "--type=merge", "-p", patch)
-    assert cluster.ended("lab")["status"]["trialsSucceeded"] == 2
+    found = cluster.ended("lab")["status"]
+    assert (found["trialsSucceeded"], found["trialsFailed"]) == (1, 1), found
+    messages = [c["message"] for t in cluster.trials("lab") for c in t["status"]["conditions"] if c["type"] == "Failed"]
+    assert messages == ["Trial has failed. Job message: the lamp is out. Job reason: Burnt"]
+
+
+def test_the_examples_of_katib_are_judged_as_katib_judges_them(cluster: Cluster, shared: Path) -> None:
+    cluster.kubectl("create", "namespace", "kubeflow", check=False)
+    folder = str(shared / "specs/katib/examples")
+    text = cluster.kubectl("apply", "--dry-run=server", "-R", "-f", folder, check=False)
+    accepted = re.findall(r"^experiment\.kubeflow\.org/(\S+) created \(server dry run\)$", text, re.MULTILINE)
+    refused = re.findall(r'Experiment\.kubeflow\.org "(\S+)" is invalid: (\S+): ', text)
+    examples = [path for path in Path(folder).rglob("*.yaml") if "kind: Experiment" in path.read_text()]
+    # Two of them Katib refuses as well: more failed trials than trials, and a parameter that no template uses.
+    assert sorted(refused) == [
+        ("simple-pbt", "spec.maxFailedTrialCount"),
+        ("tekton-pipeline-run", "spec.trialTemplate.trialParameters[0].name"),
+    ], text
+    assert len(accepted) == len(examples) - len(refused), text
 
 
 def test_a_trial_that_falls_behind_is_stopped_early(cluster: Cluster) -> None:

@@ -12,6 +12,12 @@ from experiments import experiment
 
 from shallop.tuning.admission import default, validate
 
+CONFIG_MAP = {"configMapName": "a", "configMapNamespace": "b", "templatePath": "c"}
+NAS = {
+    "graphConfig": {"numLayers": 1, "inputSizes": [1], "outputSizes": [1]},
+    "operations": [{"operationType": "identity"}],
+}
+
 
 def fields(obj: dict[str, Any], old: dict[str, Any] | None = None) -> list[str]:
     return [error.field for error in validate(default(obj), old)]
@@ -98,10 +104,98 @@ def test_a_training_job_gets_conditions_and_labels_of_its_kind() -> None:
             {"collector": {"kind": "Custom"}},
             "spec.metricsCollectorSpec.collector.customCollector",
         ),
+        ("spec", None, "spec"),
+        ("spec.parallelTrialCount", 0, "spec.parallelTrialCount"),
+        ("spec.maxFailedTrialCount", -1, "spec.maxFailedTrialCount"),
+        (
+            "spec.objective.metricStrategies",
+            [{"name": "f1", "value": "min"}],
+            "spec.objective.metricStrategies[0].name",
+        ),
+        (
+            "spec.objective.metricStrategies",
+            [{"name": "loss", "value": "x"}],
+            "spec.objective.metricStrategies[0].value",
+        ),
+        ("spec.algorithm", None, "spec.algorithm.algorithmName"),
+        ("spec.earlyStopping", {}, "spec.earlyStopping.algorithmName"),
+        ("spec.parameters.0.name", "", "spec.parameters[0].name"),
+        ("spec.parameters.0.feasibleSpace", {}, "spec.parameters[0].feasibleSpace"),
+        ("spec.parameters.0.feasibleSpace", {"max": "1"}, "spec.parameters[0].feasibleSpace.min"),
+        ("spec.parameters.0.feasibleSpace.min", "low", "spec.parameters[0].feasibleSpace.min"),
+        ("spec.parameters.0.feasibleSpace.list", ["1"], "spec.parameters[0].feasibleSpace.list"),
+        ("spec.parameters.0.feasibleSpace.distribution", "beta", "spec.parameters[0].feasibleSpace.distribution"),
+        ("spec.parameters.0.parameterType", "discrete", "spec.parameters[0].feasibleSpace.list"),
+        ("spec.parameters.0.parameterType", "categorical", "spec.parameters[0].feasibleSpace"),
+        ("spec.nasConfig", NAS, "spec"),
+        ("spec.trialTemplate.trialSpec.kind", "Other", "spec.trialTemplate"),
+        ("spec.trialTemplate.configMap", CONFIG_MAP, "spec.trialTemplate"),
+        ("spec.trialTemplate.trialParameters.1.name", "rate", "spec.trialTemplate.trialParameters[1].name"),
+        ("spec.trialTemplate.trialParameters.1.reference", "lr", "spec.trialTemplate.trialParameters[1].reference"),
+        ("spec.trialTemplate.trialParameters.0.name", "{rate}", "spec.trialTemplate.trialParameters[0]"),
+        ("spec.trialTemplate.trialParameters.0.name", "", "spec.trialTemplate.trialParameters[0]"),
+        (
+            "spec.trialTemplate.trialParameters.0.reference",
+            "${trialSpec.Color}",
+            "spec.trialTemplate.trialParameters[0].reference",
+        ),
+        ("spec.trialTemplate.trialSpec.metadata", {"namespace": "x"}, "spec.trialTemplate"),
+        ("spec.trialTemplate.trialSpec.apiVersion", "", "spec.trialTemplate"),
+        (
+            "spec.trialTemplate.trialSpec.spec.template.spec.containers.0.args",
+            ["${trialParameters.depth}", "${trialParameters.width}"],
+            "spec.trialTemplate",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_by_its_field(path: str, value: Any, field: str) -> None:
     assert field in fields(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "field"),
+    [
+        ("File", {"fileSystemPath": {"path": "/a", "kind": "Directory"}}, "fileSystemPath.kind"),
+        ("File", {"fileSystemPath": {"path": "/a", "format": "XML"}}, "fileSystemPath.format"),
+        ("File", {"fileSystemPath": {"format": "JSON"}, "filter": {"metricsFormat": ["(a)=(b)"]}}, "filter"),
+        ("TensorFlowEvent", {"fileSystemPath": {"path": "/a", "kind": "File"}}, "fileSystemPath.kind"),
+        ("TensorFlowEvent", {"fileSystemPath": {"path": "/a", "format": "TEXT"}}, "fileSystemPath.format"),
+        ("TensorFlowEvent", {"fileSystemPath": {"path": "a"}}, "fileSystemPath.path"),
+        ("PrometheusMetric", {"httpGet": {"path": "metrics"}}, "httpGet.path"),
+        ("PrometheusMetric", {"httpGet": {"port": "many"}}, "httpGet.port"),
+        ("StdOut", {"filter": {"metricsFormat": ["(a"]}}, "filter.metricsFormat"),
+    ],
+)
+def test_what_is_wrong_with_a_collector_is_named_by_its_field(kind: str, source: Any, field: str) -> None:
+    spec = {"collector": {"kind": kind}, "source": source}
+    assert f"spec.metricsCollectorSpec.source.{field}" in fields(changed("spec.metricsCollectorSpec", spec))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"graphConfig": {}}, "graphConfig.numLayers"),
+        ({"graphConfig": {"numLayers": 1, "outputSizes": [1]}}, "graphConfig.inputSizes"),
+        ({"graphConfig": {"numLayers": 1, "inputSizes": [1]}}, "graphConfig.outputSizes"),
+        ({"operations": []}, "operations"),
+        ({"operations": [{"parameters": []}]}, "operations[0].operationType"),
+        ({"operations": [{"operationType": "c", "parameters": [{}]}]}, "operations[0].parameters[0].parameterType"),
+    ],
+)
+def test_what_is_wrong_with_a_space_of_architectures_is_named_by_its_field(change: Any, field: str) -> None:
+    assert f"spec.nasConfig.{field}" in fields(experiment(parameters=None, nasConfig=NAS | change))
+
+
+def test_a_template_in_a_config_map_needs_to_be_found() -> None:
+    template = experiment()["spec"]["trialTemplate"] | {
+        "trialSpec": None,
+        "successCondition": "a",
+        "failureCondition": "b",
+    }
+    for key in CONFIG_MAP:
+        source = {**CONFIG_MAP, key: ""}
+        assert "spec.trialTemplate.configMap" in fields(experiment(trialTemplate=template | {"configMap": source}))
+    assert fields(experiment(trialTemplate=template | {"configMap": CONFIG_MAP})) == []
 
 
 def test_only_the_budget_can_change() -> None:
