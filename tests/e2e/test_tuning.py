@@ -266,7 +266,8 @@ def test_a_template_in_a_config_map_may_run_any_kind(cluster: Cluster) -> None:
 
 
 def test_the_examples_of_katib_are_judged_as_katib_judges_them(cluster: Cluster, shared: Path) -> None:
-    cluster.kubectl("create", "namespace", "kubeflow", check=False)
+    for namespace in ("kubeflow", "argo"):
+        cluster.kubectl("create", "namespace", namespace, check=False)
     folder = str(shared / "specs/katib/examples")
     text = cluster.kubectl("apply", "--dry-run=server", "-R", "-f", folder, check=False)
     accepted = re.findall(r"^experiment\.kubeflow\.org/(\S+) created \(server dry run\)$", text, re.MULTILINE)
