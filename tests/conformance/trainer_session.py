@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import sys
 import time
 from pathlib import Path
 
 from kubeflow.common.types import KubernetesBackendConfig
-from kubeflow.trainer import CustomTrainer, CustomTrainerContainer, TrainerClient
-from kubeflow.trainer.options import Name
+from kubeflow.trainer import BuiltinTrainer, CustomTrainer, CustomTrainerContainer, TorchTuneConfig, TrainerClient
+from kubeflow.trainer.options import (
+    ActiveDeadlineSeconds,
+    Annotations,
+    JobSetSpecPatch,
+    JobSetTemplatePatch,
+    JobSpecPatch,
+    JobTemplatePatch,
+    Labels,
+    Name,
+    PodSpecPatch,
+    PodTemplatePatch,
+    ReplicatedJobPatch,
+    RuntimePatch,
+    TrainerArgs,
+    TrainerCommand,
+    TrainingRuntimeSpecPatch,
+)
+from kubernetes.stream import stream
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "training" / "jobs.py"
 SHIPPED = {"torch", "jax", "xgboost", "deepspeed", "mpi", "tensorflow", "sklearn", "plain"}
@@ -45,8 +64,9 @@ def main(kubeconfig: str, namespace: str) -> None:
     runtimes = {runtime.name: runtime.trainer for runtime in client.list_runtimes()}
     assert {trainer.framework for trainer in runtimes.values()} >= SHIPPED, runtimes
     assert client.get_runtime("torch-distributed").trainer.num_nodes == 1
-    jobs = [greeted(client), failed(client), unknown_image(client)]
+    jobs = [greeted(client), failed(client), unknown_image(client), builtin(client), followed(client)]
     real_training(client)
+    packages_of(client)
     assert {job.name for job in client.list_jobs()} >= set(jobs)
     for job in jobs:
         client.delete_job(job)
@@ -112,6 +132,101 @@ def unknown_image(client: TrainerClient) -> str:
     client.wait_for_job_status(job, status={"Failed"}, timeout=TIMEOUT_S, polling_interval=1)
     assert "acme/train:7" in told(client, job, "ImageNotAvailable")
     return job
+
+
+def create(client: TrainerClient, plural: str, name: str, framework: str, container: dict) -> None:
+    """Create a runtime of one step; the SDK has no call for that."""
+    labels = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    pod = {"containers": [{"name": "node", **container}]}
+    step = {"name": "node", "template": {"metadata": {"labels": labels}, "spec": {"template": {"spec": pod}}}}
+    kind = "TrainingRuntime" if plural == "trainingruntimes" else "ClusterTrainingRuntime"
+    policy = {"torch": {}} if framework == "torchtune" else {}
+    body = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name, "labels": {"trainer.kubeflow.org/framework": framework}},
+        "spec": {"mlPolicy": policy, "template": {"spec": {"replicatedJobs": [step]}}},
+    }
+    place = ("trainer.kubeflow.org", "v1alpha1")
+    if kind == "TrainingRuntime":
+        client.backend.custom_api.create_namespaced_custom_object(*place, client.backend.namespace, plural, body)
+    else:
+        client.backend.custom_api.create_cluster_custom_object(*place, plural, body)
+
+
+def builtin(client: TrainerClient) -> str:
+    """A tuning by recipe is accepted; without its packages here, the job says so at once."""
+    name, image = "torchtune-llama3.2-1b", "ghcr.io/kubeflow/trainer/torchtune-trainer"
+    command = ["tune", "run", "output_dir=/workspace/output"]
+    create(client, "clustertrainingruntimes", name, "torchtune", {"image": image, "command": command})
+    try:
+        trainer = BuiltinTrainer(config=TorchTuneConfig(epochs=2, batch_size=4))
+        job = client.train(runtime=name, trainer=trainer)
+        client.wait_for_job_status(job, status={"Failed"}, timeout=TIMEOUT_S, polling_interval=1)
+        message = told(client, job, "ImageNotAvailable")
+        assert image in message and "shallop env add" in message, message
+        return job
+    finally:
+        client.backend.custom_api.delete_cluster_custom_object(
+            "trainer.kubeflow.org", "v1alpha1", "clustertrainingruntimes", name
+        )
+
+
+def followed(client: TrainerClient) -> str:
+    """A container with options of every kind, by a runtime of the namespace, whose log is followed while it runs."""
+    create(client, "trainingruntimes", "own", "plain", {"image": "python:3.11"})
+    runtime = client.get_runtime("own")
+    assert runtime.kind.value == "TrainingRuntime" and runtime.name in {item.name for item in client.list_runtimes()}
+    script = (
+        "import os, sys, time\nfor n in range(3):\n    print(sys.argv[1], os.environ['WORD'], n, flush=True)\n"
+        "while not os.path.exists('/tmp/end'):\n    time.sleep(0.05)\nprint('over', flush=True)"
+    )
+    pod = PodTemplatePatch(metadata={"labels": {"patched": "yes"}}, spec=PodSpecPatch(node_selector={}))
+    replicated = ReplicatedJobPatch("node", JobTemplatePatch(spec=JobSpecPatch(template=pod)))
+    template = JobSetTemplatePatch(spec=JobSetSpecPatch(replicated_jobs=[replicated]))
+    options = [
+        Labels({"team": "a"}),
+        Annotations({"note": "b"}),
+        TrainerCommand(["python3", "-c", script]),
+        TrainerArgs(["said"]),
+        ActiveDeadlineSeconds(TIMEOUT_S),
+        RuntimePatch(training_runtime_spec=TrainingRuntimeSpecPatch(template=template)),
+    ]
+    trainer = CustomTrainerContainer(image="python:3.11", num_nodes=1, env={"WORD": "by image"})
+    job = client.train(runtime=runtime, trainer=trainer, options=options)
+    found = client.wait_for_job_status(job, status={"Running"}, timeout=TIMEOUT_S, polling_interval=1)
+    assert [item.name for item in client.list_jobs(runtime=runtime)] == [job] and found.num_nodes == 1
+    (running,) = client.backend.core_api.list_namespaced_pod(client.backend.namespace, label_selector="patched").items
+    lines = []
+    for line in client.get_job_logs(job, follow=True):
+        lines.append(line)
+        if len(lines) == 3:
+            # What comes after this was printed while the log was followed.
+            command = ["python3", "-c", "open('/tmp/end', 'w')"]
+            stream(
+                client.backend.core_api.connect_get_namespaced_pod_exec,
+                running.metadata.name,
+                client.backend.namespace,
+                command=command,
+                stdout=True,
+                stderr=True,
+            )
+    assert lines == [*[f"said by image {n}" for n in range(3)], "over"], lines
+    client.wait_for_job_status(job, timeout=TIMEOUT_S, polling_interval=1)
+    raw = client.backend.custom_api.get_namespaced_custom_object(
+        "trainer.kubeflow.org", "v1alpha1", client.backend.namespace, "trainjobs", job
+    )
+    assert raw["metadata"]["labels"] == {"team": "a"} and raw["metadata"]["annotations"]["note"] == "b", raw
+    assert client.get_job(job).status == "Complete" and raw["spec"]["activeDeadlineSeconds"] == TIMEOUT_S
+    return job
+
+
+def packages_of(client: TrainerClient) -> None:
+    """The SDK runs a job of its own to see what is in a runtime, and takes it away."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        client.get_runtime_packages(client.get_runtime("sklearn"))
+    assert "Python: 3." in text.getvalue(), text.getvalue()
 
 
 def real_training(client: TrainerClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import time
@@ -57,6 +59,7 @@ def main(kubeconfig: str, namespace: str) -> None:
     classic = jobs(namespace)
     for job in classic:
         client.create_job(job)
+    followed(client, namespace)
     for job in classic:
         wait(client, job.metadata.name, job.kind)
     expected = {"tf": '"worker"', "xgb": "xgb-master-0 2", "jax": "jax-worker-0 2"}
@@ -71,7 +74,8 @@ def main(kubeconfig: str, namespace: str) -> None:
     logs, _ = client.get_job_logs("sums", job_kind="PyTorchJob", replica_type="worker")
     assert all("sum 3 of 2" in text for text in logs.values()), logs
     failing(client, namespace)
-    for name, kind in [("sums", "PyTorchJob"), ("again", "PyTorchJob"), *((j.metadata.name, j.kind) for j in classic)]:
+    ours = [("sums", "PyTorchJob"), ("again", "PyTorchJob"), ("held", "PyTorchJob")]
+    for name, kind in [*ours, *((j.metadata.name, j.kind) for j in classic)]:
         client.delete_job(name, job_kind=kind)
     deadline = time.monotonic() + 60
     while client.core_api.list_namespaced_pod(namespace).items:
@@ -115,6 +119,52 @@ def jobs(namespace: str) -> list:
             spec=KubeflowOrgV1JAXJobSpec(run_policy=policy, jax_replica_specs={"Worker": replica("jax", jax, 2)}),
         ),
     ]
+
+
+def followed(client: TrainingClient, namespace: str) -> None:
+    """A job that is held back and let go; its Pods by role and number; its log while it runs."""
+    script = "import time\nfor n in range(4):\n    print('line', n, flush=True)\n    time.sleep(0.3)"
+    replicas = {"Master": replica("pytorch", script), "Worker": replica("pytorch", script, 2)}
+    policy = V1RunPolicy(clean_pod_policy="None", suspend=True)
+    job = KubeflowOrgV1PyTorchJob(
+        api_version="kubeflow.org/v1",
+        kind="PyTorchJob",
+        metadata=V1ObjectMeta(name="held", namespace=namespace),
+        spec=KubeflowOrgV1PyTorchJobSpec(run_policy=policy, pytorch_replica_specs=replicas),
+    )
+    client.create_job(job)
+    client.wait_for_job_conditions(
+        "held", job_kind="PyTorchJob", expected_conditions={"Suspended"}, wait_timeout=TIMEOUT_S, polling_interval=1
+    )
+    assert client.is_job_created("held", job_kind="PyTorchJob")
+    job = client.get_job("held", job_kind="PyTorchJob")
+    job.spec.run_policy.suspend = False
+    client.update_job(job, "held", job_kind="PyTorchJob")
+    client.wait_for_job_conditions(
+        "held",
+        job_kind="PyTorchJob",
+        expected_conditions={"Running", "Succeeded"},
+        wait_timeout=TIMEOUT_S,
+        polling_interval=0.2,
+    )
+    names = {"held-master-0", "held-worker-0", "held-worker-1"}
+    assert set(client.get_job_pod_names("held")) == names
+    assert client.get_job_pod_names("held", is_master=True) == ["held-master-0"]
+    assert client.get_job_pod_names("held", replica_type="Worker", replica_index=1) == ["held-worker-1"]
+    assert len(client.get_job_pods("held", replica_type="worker")) == 2
+    assert "held" in {item.metadata.name for item in client.list_jobs(job_kind="PyTorchJob")}
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        client.get_job_logs("held", job_kind="PyTorchJob", follow=True)
+    assert output.getvalue().count("line 3") == 1, output.getvalue()
+    wait(client, "held", "PyTorchJob")
+    conditions = client.get_job_conditions("held", job_kind="PyTorchJob")
+    assert {item.type for item in conditions} == {"Created", "Suspended", "Running", "Succeeded"}, conditions
+    for check in (client.is_job_running, client.is_job_restarting, client.is_job_failed):
+        assert not check("held", job_kind="PyTorchJob")
+    logs, events = client.get_job_logs("held", job_kind="PyTorchJob", replica_index=0, verbose=True)
+    assert list(logs) == ["held-master-0"], logs
+    assert any("Created pod: held-master-0" in text for text in events["PyTorchJob held"]), events
 
 
 def failing(client: TrainingClient, namespace: str) -> None:

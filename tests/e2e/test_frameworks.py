@@ -1,8 +1,7 @@
 """
 Real trainings, each as a TrainJob and as its classic job at the same time, with the same ports.
 
-The programs are those of ``examples/training/jobs.py``; each prints a line ``result: JSON``. TensorFlow is left to the
-example: two jobs of it at once were seen to fail on a loaded machine.
+The programs are those of ``examples/training/jobs.py``; each prints a line ``result: JSON``.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ IMAGES = {
     "xgboost": "ghcr.io/kubeflow/trainer/xgboost-runtime",
     "jax": "nvcr.io/nvidia/jax:25.10-py3",
     "mpi": "shallop/openmpi:4",
+    "tensorflow": "tensorflow/tensorflow:2.21.0",
 }
 # Kind, field of its replicas, container, replicas.
 CLASSIC = {
@@ -35,12 +35,14 @@ CLASSIC = {
     "xgboost": ("XGBoostJob", "xgbReplicaSpecs", "xgboost", {"Master": 1, "Worker": 1}),
     "jax": ("JAXJob", "jaxReplicaSpecs", "jax", {"Worker": 2}),
     "mpi": ("MPIJob", "mpiReplicaSpecs", "mpi", {"Launcher": 1, "Worker": 3}),
+    "tensorflow": ("TFJob", "tfReplicaSpecs", "tensorflow", {"Worker": 2}),
 }
 CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "torch": lambda found: found["gradient_difference"] < 1e-9 and found["accuracy"] > 0.95,
     "xgboost": lambda found: found["difference"] < 1e-5,
     "jax": lambda found: found["sum"] == 3,
     "mpi": lambda found: found["ring"] == [0, 1, 2] and found["sum"] == 3,
+    "tensorflow": lambda found: found["accuracy"] >= 0.95,
 }
 
 

@@ -3,8 +3,8 @@ PyTorchJob, TFJob, XGBoostJob, JAXJob, PaddleJob, MPIJob: one controller, driven
 
 Honoured: replica specs (replicas, template, restartPolicy Always, OnFailure, Never, ExitCode), runPolicy
 (cleanPodPolicy, ttlSecondsAfterFinished, activeDeadlineSeconds, backoffLimit, suspend, managedBy) and each kind's own
-fields. Of ``schedulingPolicy`` count ``minAvailable`` and ``minResources``: they start Pods together. ``queue`` and
-``priorityClass`` of it have no effect, nor have metrics of an elastic policy; an Event says so.
+fields. Of ``schedulingPolicy`` count ``minAvailable`` and ``minResources``, which start Pods together, and
+``priorityClass``, which Pods get that name none themselves; ``queue`` has no effect, which an Event says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shallop.controller.manager import Context
 from shallop.errors import AlreadyExistsError, ApiError, ConflictError, FieldError, NotFoundError
 from shallop.kube.objects import Gvk, Object, controller_of, is_deleting, owner_reference
 from shallop.training.classic_plan import ClassicPlan, plan_classic
-from shallop.training.classic_render import render_config, render_pod, render_service
+from shallop.training.classic_render import render_autoscaler, render_config, render_pod, render_service
 from shallop.training.classic_table import CLASSIC, ClassicKind
 from shallop.training.failures import first_failure, start_problem
 from shallop.training.gang import POD_GROUP, gang_types, render_classic_group
@@ -71,6 +71,8 @@ class ClassicJobs:
 
     async def _make(self, ctx: Context, raw: Object, plan: ClassicPlan) -> None:
         view = self._kind.view(raw)
+        if not plan.is_over and (scaler := render_autoscaler(self._kind, view)):
+            await ctx.client.apply(scaler, owner=raw)
         if plan.create and (group := render_classic_group(view)):
             # Before any of its Pods: those that name a group wait for it.
             await ctx.client.apply(group, owner=raw)
@@ -152,16 +154,10 @@ class ClassicJobs:
     def _warn(self, ctx: Context, raw: Object) -> None:
         if raw.get("status"):
             return
-        spec = raw["spec"]
-        ignored = []
-        policy = (spec.get("runPolicy") or {}).get("schedulingPolicy") or {}
-        ignored += [
-            f"spec.runPolicy.schedulingPolicy.{name}" for name in ("queue", "priorityClass") if policy.get(name)
-        ]
-        if (spec.get("elasticPolicy") or {}).get("metrics"):
-            ignored.append("spec.elasticPolicy.metrics")
-        if ignored:
-            ctx.events.record(raw, "NotHonoured", f"{', '.join(ignored)}: stored, without effect here", "Warning")
+        policy = (raw["spec"].get("runPolicy") or {}).get("schedulingPolicy") or {}
+        if policy.get("queue"):
+            text = "spec.runPolicy.schedulingPolicy.queue: stored, without effect here"
+            ctx.events.record(raw, "NotHonoured", text, "Warning")
 
 
 def _controlled(ctx: Context, gvk: Gvk, owner: Object) -> list[Object]:
@@ -195,7 +191,7 @@ def default_job(kind: ClassicKind, job: Object) -> Object:
     # A launcher that is done leaves workers that only wait: ending them is what everybody wants.
     policy.setdefault("cleanPodPolicy", spec.get("cleanPodPolicy") or ("Running" if kind.kind == "MPIJob" else "None"))
     spec["runPolicy"] = policy
-    if kind.kind == "PyTorchJob":
+    if kind.kind == "PyTorchJob" and not (spec.get("elasticPolicy") or {}).get("nProcPerNode"):
         spec.setdefault("nprocPerNode", "auto")
     if kind.kind == "TFJob":
         spec.setdefault("successPolicy", "")
@@ -215,12 +211,27 @@ def validate_job(kind: ClassicKind, job: Object, old: Object | None) -> list[Fie
             errors.append(FieldError.not_supported(where, name, kind.types))
             continue
         errors += _check_replica(kind, view.container, replica, where)
-        if name in kind.single and view.count(name) > 1:
+        if name in kind.single and view.count(name) != 1:
             errors.append(FieldError.forbidden(f"{where}.replicas", f"must be 1: there is one {name}"))
     for name in kind.required:
         if view.specs and name not in view.specs:
             errors.append(FieldError.required(f"{path}[{name}]", "must be present"))
-    return errors + _check_policy(job, old)
+    if kind.kind == "TFJob" and len(set(kind.chiefs) & set(view.specs)) > 1:
+        errors.append(FieldError.forbidden(path, f"must not have more than one of {' and '.join(kind.chiefs)}"))
+    return errors + _check_elastic(job) + _check_policy(job, old)
+
+
+def _check_elastic(job: Object) -> list[FieldError]:
+    policy = job["spec"].get("elasticPolicy") or {}
+    path = "spec.elasticPolicy"
+    errors = []
+    if policy.get("nProcPerNode") is not None and job["spec"].get("nprocPerNode") is not None:
+        errors.append(FieldError.forbidden(f"{path}.nProcPerNode", "must not be used with spec.nprocPerNode"))
+    least, most = policy.get("minReplicas"), policy.get("maxReplicas")
+    if least is not None and most is not None and least > most:
+        # Upstream lets it in; torchrun then refuses "min:max" in every Pod.
+        errors.append(FieldError.invalid(f"{path}.minReplicas", least, f"must not exceed maxReplicas, {most}"))
+    return errors
 
 
 def _check_name(job: Object) -> list[FieldError]:

@@ -21,7 +21,7 @@ def pytorch(job: JobView, type_: str, index: int) -> Entries:
     """Both the names of ``torch.distributed`` and those of ``torchrun`` (PET_*)."""
     elastic = job.spec.get("elasticPolicy")
     nodes = str(job.total)
-    processes = str(job.spec.get("nprocPerNode") or "auto")
+    processes = str(job.spec.get("nprocPerNode") or (elastic or {}).get("nProcPerNode") or "auto")
     entries = _entries(PYTHONUNBUFFERED=1)
     if job.count("Master"):
         rank = index if type_ == "Master" else index + 1
@@ -32,8 +32,7 @@ def pytorch(job: JobView, type_: str, index: int) -> Entries:
     entries += _entries(PET_NPROC_PER_NODE=processes)
     if elastic is None:
         return entries + _entries(PET_NNODES=nodes)
-    workers = job.count("Worker")
-    least, most = elastic.get("minReplicas") or workers, elastic.get("maxReplicas") or workers
+    least, most = job.elastic_range()
     host = elastic.get("rdzvHost") or job.host("Worker", 0)
     port = elastic.get("rdzvPort") or job.port_of("Worker")
     entries += _entries(PET_NNODES=f"{least}:{most}", PET_RDZV_ENDPOINT=f"{host}:{port}")

@@ -46,6 +46,12 @@ class ClassicPlan:
     delete_job: bool = False
     events: tuple[tuple[str, str, str], ...] = ()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has ended, or is held back."""
+        over = ("Succeeded", "Failed", "Suspended")
+        return any(item["type"] in over and item["status"] == "True" for item in self.status["conditions"])
+
 
 @dataclass
 class _Replicas:

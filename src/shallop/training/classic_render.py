@@ -17,6 +17,7 @@ __all__ = [
     "REPLICA_INDEX",
     "REPLICA_TYPE",
     "labels_for",
+    "render_autoscaler",
     "render_config",
     "render_pod",
     "render_service",
@@ -59,6 +60,9 @@ def render_pod(kind: ClassicKind, job: JobView, type_: str, index: int) -> Objec
     spec = template.get("spec") or {}
     policy = replica.get("restartPolicy") or kind.restart
     spec["restartPolicy"] = "Never" if policy == "ExitCode" else policy
+    important = ((job.spec.get("runPolicy") or {}).get("schedulingPolicy") or {}).get("priorityClass")
+    if important:
+        spec.setdefault("priorityClassName", important)
     show_end_of_logs(spec)
     variables = kind.variables(job, type_, index)
     for container in spec["containers"]:
@@ -98,6 +102,21 @@ def render_service(kind: ClassicKind, job: JobView, type_: str, index: int) -> O
     name = _name(job, type_, index)
     metadata = {"name": name, "namespace": job.namespace, "labels": selector}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def render_autoscaler(kind: ClassicKind, job: JobView) -> Object | None:
+    """Return the HorizontalPodAutoscaler of an elastic job with metrics; None when it asks for none."""
+    metrics = (job.spec.get("elasticPolicy") or {}).get("metrics")
+    if not metrics:
+        return None
+    least, most = job.elastic_range()
+    target = {"apiVersion": "kubeflow.org/v1", "kind": kind.kind, "name": job.name}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": job.name, "namespace": job.namespace},
+        "spec": {"scaleTargetRef": target, "minReplicas": least, "maxReplicas": most, "metrics": metrics},
+    }
 
 
 def render_config(job: JobView) -> Object:

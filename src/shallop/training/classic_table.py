@@ -69,9 +69,9 @@ _ELASTIC: Schema = {
     "properties": {
         **dict.fromkeys(("minReplicas", "maxReplicas", "rdzvPort", "nProcPerNode", "maxRestarts"), INT32),
         **dict.fromkeys(("rdzvBackend", "rdzvHost", "rdzvId"), STRING),
-        "rdzvConf": {"type": "array", "items": ANY},
+        "rdzvConf": {"type": "array", "items": {"type": "object", "properties": {"key": STRING, "value": STRING}}},
         "standalone": BOOLEAN,
-        "metrics": {"type": "array", "items": ANY},
+        "metrics": {"type": "array", "items": ANY | {"required": ["type"]}},
     },
 }
 

@@ -48,6 +48,12 @@ class JobView:
     def total(self) -> int:
         return sum(self.count(type_) for type_ in self.specs)
 
+    def elastic_range(self) -> tuple[int, int]:
+        """Least and most workers of an elastic job; one that is not said is the other, or the number of workers."""
+        policy, workers = self.spec.get("elasticPolicy") or {}, self.count("Worker")
+        least, most = policy.get("minReplicas"), policy.get("maxReplicas")
+        return int(least or most or workers), int(most or least or workers)
+
     def host(self, type_: str, index: int) -> str:
         """Name of a replica, of its Pod and of its Service."""
         return f"{self.name}-{type_.lower()}-{index}"

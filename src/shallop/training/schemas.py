@@ -17,7 +17,12 @@ BOOLEAN: Schema = {"type": "boolean"}
 INT32: Schema = {"type": "integer", "format": "int32"}
 INT64: Schema = {"type": "integer", "format": "int64"}
 ANY: Schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-QUANTITY: Schema = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
+QUANTITY: Schema = {
+    "x-kubernetes-int-or-string": True,
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+}
 TIME: Schema = {"type": "string", "format": "date-time"}
 
 
@@ -58,12 +63,12 @@ def _root(spec: Schema, status: Schema, **more: Any) -> Schema:
 
 
 _ENV = _object({"name": STRING, "value": STRING, "valueFrom": ANY}, "name")
-# Amounts may come as numbers with a fraction: the API server of Kubernetes takes none, but admission here makes text.
+# Amounts may come as numbers with a fraction: the API server of Kubernetes takes none, but defaulting here makes text.
 _RESOURCES = _object(
     {
-        "claims": _list(ANY),
-        "limits": ANY,
-        "requests": ANY,
+        "claims": _by_name(_object({"name": STRING, "request": STRING}, "name")),
+        "limits": _map(QUANTITY),
+        "requests": _map(QUANTITY),
     }
 )
 _METADATA = _object({"labels": _map(STRING), "annotations": _map(STRING)})
@@ -86,24 +91,29 @@ _INITIALIZER = _object(
 _PATCH_CONTAINERS = _fixed(
     _by_name(
         _object(
-            {"name": STRING, "env": _list(_ENV), "volumeMounts": _list(ANY), "securityContext": ANY},
+            {
+                "name": STRING | {"minLength": 1, "maxLength": 253},
+                "env": _by_name(_ENV, maxItems=128),
+                "volumeMounts": _list(ANY | {"required": ["name", "mountPath"]}, maxItems=128),
+                "securityContext": ANY,
+            },
             "name",
         ),
-        maxItems=32,
+        maxItems=64,
     )
 )
 _PATCH_POD = _object(
     {
-        "serviceAccountName": _fixed(STRING),
-        "volumes": _fixed(_list(ANY)),
+        "serviceAccountName": _fixed(STRING | {"maxLength": 253}),
+        "volumes": _fixed(_list(ANY | {"required": ["name"]}, maxItems=128)),
         "initContainers": _PATCH_CONTAINERS,
         "containers": _PATCH_CONTAINERS,
-        "imagePullSecrets": _fixed(_list(ANY)),
+        "imagePullSecrets": _fixed(_list(ANY, maxItems=64)),
         "securityContext": _fixed(ANY),
         "nodeSelector": _map(STRING),
         "affinity": ANY,
-        "tolerations": _list(ANY),
-        "schedulingGates": _list(ANY),
+        "tolerations": _list(ANY, maxItems=128),
+        "schedulingGates": _list(ANY | {"required": ["name"]}, maxItems=16),
         "terminationGracePeriodSeconds": _fixed(INT64),
     }
 )
@@ -152,6 +162,7 @@ _TRAINER = _object(
 _MANAGERS = ("trainer.kubeflow.org/trainjob-controller", "kueue.x-k8s.io/multikueue")
 _MANAGED_BY = STRING | {
     "default": _MANAGERS[0],
+    "maxLength": 253,
     "x-kubernetes-validations": [
         _rule(f"self in ['{_MANAGERS[0]}', '{_MANAGERS[1]}']", f"ManagedBy must be {' or '.join(_MANAGERS)} if set")
     ],
@@ -192,7 +203,7 @@ TRAIN_JOB = _root(
                     {
                         "name": STRING | {"minLength": 1, "maxLength": 253},
                         "apiGroup": STRING | {"default": "trainer.kubeflow.org", "maxLength": 253},
-                        "kind": STRING | {"default": "ClusterTrainingRuntime", "maxLength": 63},
+                        "kind": STRING | {"default": "ClusterTrainingRuntime", "maxLength": 253},
                     },
                     "name",
                 )
@@ -241,7 +252,7 @@ _ML_POLICY = _object(
                         "targets": _by_name(
                             _object(
                                 {
-                                    "jobName": STRING | {"minLength": 1},
+                                    "jobName": STRING | {"minLength": 1, "maxLength": 253},
                                     "containerNames": _list(
                                         STRING | {"maxLength": 63},
                                         minItems=1,
@@ -274,8 +285,8 @@ _ML_POLICY = _object(
                     "default": 1,
                     "x-kubernetes-validations": [_rule("self >= 1", "NumProcPerNode in mpiPolicy must be >= 1")],
                 },
-                "mpiImplementation": _enum("OpenMPI", "Intel", "MPICH") | {"default": "OpenMPI"},
-                "sshAuthMountPath": STRING | {"default": "/root/.ssh"},
+                "mpiImplementation": _enum("OpenMPI", "") | {"default": "OpenMPI"},
+                "sshAuthMountPath": STRING | {"default": "/root/.ssh", "maxLength": 4096},
                 "runLauncherAsNode": BOOLEAN | {"default": False},
             }
         ),
@@ -292,6 +303,23 @@ _ML_POLICY = _object(
         )
     ]
 }
+# JobSets as they come, but for what Kubeflow's schema of runtimes says of them beyond their own.
+_JOBSET_SPEC = ANY | {
+    "properties": {
+        **dict.fromkeys(("failurePolicy", "network", "startupPolicy", "successPolicy"), _fixed(ANY)),
+        "volumeClaimPolicies": _fixed(_list(ANY)),
+        "replicatedJobs": _by_name(
+            ANY | {"required": ["name"], "properties": {"name": STRING, "dependsOn": _fixed(_list(ANY))}}
+        ),
+    },
+    "x-kubernetes-validations": [
+        _rule(
+            "!(has(self.startupPolicy) && self.startupPolicy.startupPolicyOrder == 'InOrder'"
+            " && self.replicatedJobs.exists(x, has(x.dependsOn)))",
+            "StartupPolicy and DependsOn APIs are mutually exclusive",
+        )
+    ],
+}
 TRAINING_RUNTIME = _root(
     _object(
         {
@@ -299,10 +327,11 @@ TRAINING_RUNTIME = _root(
             "podGroupPolicy": _object(
                 {"coscheduling": _object({"scheduleTimeoutSeconds": INT32 | {"default": 60}}), "volcano": ANY}
             ),
-            "template": _object({"metadata": ANY, "spec": ANY}),
+            "template": _object({"metadata": ANY, "spec": _JOBSET_SPEC}) | {"minProperties": 1},
         },
         "template",
-    ),
+    )
+    | {"minProperties": 1},
     ANY,
 )
 

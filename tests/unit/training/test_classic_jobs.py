@@ -11,7 +11,7 @@ import pytest
 from shallop.kube.objects import Object, find_condition
 from shallop.training.classic import CLASSIC_KINDS, default_job, validate_job
 from shallop.training.classic_plan import ClassicPlan, plan_classic
-from shallop.training.classic_render import render_config, render_pod, render_service
+from shallop.training.classic_render import render_autoscaler, render_config, render_pod, render_service
 from shallop.training.classic_table import CLASSIC, ClassicKind
 from shallop.training.gang import gang_types, render_classic_group
 
@@ -61,6 +61,36 @@ def test_an_elastic_pytorch_job_meets_at_its_first_worker() -> None:
     assert values["PET_NNODES"] == "1:3" and values["PET_RDZV_ENDPOINT"] == "j-worker-0:23456"
     assert values["PET_RDZV_BACKEND"] == "c10d" and values["PET_MAX_RESTARTS"] == "4"
     assert values["PET_RDZV_CONF"] == "a=b" and "MASTER_ADDR" not in values
+    assert values["PET_RDZV_ID"] == "j" and values["PET_NPROC_PER_NODE"] == "auto"
+    elastic = {"maxReplicas": 3, "rdzvHost": "h", "rdzvPort": 1, "rdzvBackend": "etcd", "standalone": True}
+    raw = job("PyTorchJob", {"Worker": 2}, elasticPolicy={**elastic, "nProcPerNode": 4})
+    values = env(raw, "Worker", 1)
+    assert values["PET_NNODES"] == "3:3" and values["PET_RDZV_ENDPOINT"] == "h:1" and values["PET_STANDALONE"] == ""
+    assert values["PET_RDZV_BACKEND"] == "etcd" and values["PET_NPROC_PER_NODE"] == "4"
+
+
+def test_metrics_of_an_elastic_policy_become_an_autoscaler() -> None:
+    metrics = [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization"}}}]
+    table = KINDS["PyTorchJob"]
+    raw = job("PyTorchJob", {"Worker": 2}, elasticPolicy={"minReplicas": 1, "maxReplicas": 3, "metrics": metrics})
+    scaler = render_autoscaler(table, table.view(raw))
+    assert scaler is not None and scaler["spec"] == {
+        "scaleTargetRef": {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "j"},
+        "minReplicas": 1,
+        "maxReplicas": 3,
+        "metrics": metrics,
+    }
+    raw = job("PyTorchJob", {"Worker": 2}, elasticPolicy={"minReplicas": 1})
+    assert render_autoscaler(table, table.view(raw)) is None
+
+
+def test_a_priority_class_goes_to_pods_that_name_none() -> None:
+    raw = job("JAXJob", {"Worker": 1}, runPolicy={"schedulingPolicy": {"priorityClass": "high"}})
+    table = KINDS["JAXJob"]
+    pod = render_pod(table, table.view(raw), "Worker", 0)
+    assert pod["spec"]["priorityClassName"] == "high"
+    raw["spec"]["jaxReplicaSpecs"]["Worker"]["template"]["spec"]["priorityClassName"] = "low"
+    assert render_pod(table, table.view(raw), "Worker", 0)["spec"]["priorityClassName"] == "low"
 
 
 def test_tensorflow_gets_its_cluster() -> None:
@@ -74,18 +104,155 @@ def test_tensorflow_gets_its_cluster() -> None:
     assert env(job("TFJob", {"Worker": 1}), "Worker", 0) == {}
 
 
-def test_xgboost_jax_and_paddle_number_their_replicas() -> None:
-    values = env(job("XGBoostJob", {"Master": 1, "Worker": 2}), "Worker", 0)
-    assert (values["RANK"], values["WORLD_SIZE"], values["WORKER_ADDRS"]) == ("1", "3", "j-worker-0,j-worker-1")
-    values = env(job("JAXJob", {"Worker": 2}), "Worker", 1)
-    assert (values["PROCESS_ID"], values["COORDINATOR_ADDRESS"], values["COORDINATOR_PORT"]) == (
-        "1",
-        "j-worker-0",
-        "6666",
-    )
-    paddle = job("PaddleJob", {"Worker": 2})
-    assert env(paddle, "Worker", 0)["PADDLE_MASTER"] == "$(POD_IP_DUMMY):36543"
-    assert env(paddle, "Worker", 1)["PADDLE_MASTER"] == "j-worker-0:36543"
+@pytest.mark.parametrize(
+    ("kind", "replicas", "replica", "expected"),
+    [
+        (
+            "XGBoostJob",
+            {"Master": 1, "Worker": 2},
+            ("Worker", 1),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "MASTER_ADDR": "j-master-0",
+                "MASTER_PORT": "9999",
+                "WORLD_SIZE": "3",
+                "RANK": "2",
+                "WORKER_PORT": "9999",
+                "WORKER_ADDRS": "j-worker-0,j-worker-1",
+            },
+        ),
+        (
+            "XGBoostJob",
+            {"Master": 1},
+            ("Master", 0),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "MASTER_ADDR": "j-master-0",
+                "MASTER_PORT": "9999",
+                "WORLD_SIZE": "1",
+                "RANK": "0",
+            },
+        ),
+        (
+            "JAXJob",
+            {"Worker": 2},
+            ("Worker", 1),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "COORDINATOR_ADDRESS": "j-worker-0",
+                "COORDINATOR_PORT": "6666",
+                "NUM_PROCESSES": "2",
+                "PROCESS_ID": "1",
+            },
+        ),
+        (
+            "PaddleJob",
+            {"Worker": 2},
+            ("Worker", 0),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "PADDLE_JOB_ID": "j",
+                "PADDLE_NNODES": "2",
+                "POD_IP_DUMMY": "status.podIP",
+                "PADDLE_MASTER": "$(POD_IP_DUMMY):36543",
+            },
+        ),
+        (
+            "PaddleJob",
+            {"Worker": 2},
+            ("Worker", 1),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "PADDLE_JOB_ID": "j",
+                "PADDLE_NNODES": "2",
+                "PADDLE_MASTER": "j-worker-0:36543",
+            },
+        ),
+        (
+            "PaddleJob",
+            {"Master": 1, "Worker": 2},
+            ("Master", 0),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "PADDLE_JOB_ID": "j",
+                "PADDLE_NNODES": "3",
+                "POD_IP_DUMMY": "status.podIP",
+                "PADDLE_MASTER": "$(POD_IP_DUMMY):36543",
+                "PADDLE_SERVER_NUM": "1",
+            },
+        ),
+        (
+            "PaddleJob",
+            {"Master": 1, "Worker": 2},
+            ("Worker", 1),
+            {
+                "PYTHONUNBUFFERED": "1",
+                "PADDLE_JOB_ID": "j",
+                "PADDLE_NNODES": "3",
+                "PADDLE_MASTER": "j-master-0:36543",
+                "PADDLE_TRAINER_NUM": "1",
+            },
+        ),
+        (
+            "MPIJob",
+            {"Launcher": 1, "Worker": 2},
+            ("Launcher", 0),
+            {
+                "SHALLOP_RSH_KEY": "/etc/mpi/key",
+                "OMPI_MCA_plm_rsh_agent": "python3 -m shallop_pod.rsh",
+                "OMPI_MCA_orte_default_hostfile": "/etc/mpi/hostfile",
+                "OMPI_MCA_orte_keep_fqdn_hostnames": "true",
+                "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                "I_MPI_HYDRA_HOST_FILE": "/etc/mpi/hostfile",
+                "I_MPI_HYDRA_BOOTSTRAP": "rsh",
+                "I_MPI_HYDRA_BOOTSTRAP_EXEC": "python3 -m shallop_pod.rsh",
+                "NVIDIA_VISIBLE_DEVICES": "",
+                "NVIDIA_DRIVER_CAPABILITIES": "",
+            },
+        ),
+    ],
+)
+def test_a_replica_gets_the_variables_of_its_kind_and_no_others(
+    kind: str, replicas: dict[str, int], replica: tuple[str, int], expected: dict[str, str]
+) -> None:
+    raw = job(kind, replicas)
+    table = KINDS[kind]
+    entries = table.variables(table.view(raw), *replica)
+    found = {
+        entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"] if "valueFrom" in entry else entry["value"]
+        for entry in entries
+    }
+    assert found == expected
+    # PADDLE_MASTER refers to a variable before it: references only look backwards.
+    names = [entry["name"] for entry in entries]
+    assert "POD_IP_DUMMY" not in names or names.index("POD_IP_DUMMY") < names.index("PADDLE_MASTER")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "MPIJob"])
+def test_variables_go_to_all_containers_but_those_of_tensorflow(kind: str) -> None:
+    raw = job(kind, {"Master": 1, "Worker": 2} if kind not in ("TFJob", "JAXJob") else {"Worker": 2})
+    table = KINDS[kind]
+    spec = raw["spec"][table.specs]["Worker"]["template"]["spec"]
+    spec["containers"] = [
+        {"name": "side", "image": "python", "env": [{"name": "A", "value": "b"}]},
+        *spec["containers"],
+    ]
+    side, main = render_pod(table, table.view(raw), "Worker", 1)["spec"]["containers"]
+    variables = table.variables(table.view(raw), "Worker", 1)
+    assert main["env"] == variables and variables
+    assert side["env"] == [{"name": "A", "value": "b"}, *([] if kind == "TFJob" else variables)]
+
+
+def test_tensorflow_leaves_evaluators_out_and_dynamic_workers_alone() -> None:
+    raw = job("TFJob", {"Chief": 1, "Worker": 1, "Evaluator": 1})
+    config = json.loads(env(raw, "Evaluator", 0)["TF_CONFIG"])
+    assert config["task"] == {"type": "evaluator", "index": 0} and config["environment"] == "cloud"
+    assert config["cluster"] == {"chief": ["j-chief-0.team.svc:2222"], "worker": ["j-worker-0.team.svc:2222"]}
+    raw = job("TFJob", {"PS": 1, "Worker": 2}, enableDynamicWorker=True)
+    sparse = {"ps": ["j-ps-0.team.svc:2222"], "worker": {"1": "j-worker-1.team.svc:2222"}}
+    config = json.loads(env(raw, "Worker", 1)["TF_CONFIG"])
+    assert config == {"sparseCluster": sparse, "task": {"type": "worker", "index": 1}}
 
 
 def test_pods_and_services_have_the_names_and_labels_of_kubeflow() -> None:

@@ -5,9 +5,10 @@ Honours requests (cpu, memory, ephemeral-storage, Pods per node, extended resour
 nodeSelector, the required terms of node affinity and of affinity between Pods, taints and tolerations, claims that
 must exist, schedulingGates, spec.unschedulable of nodes, and priorities: who waits is served by priority, and Pods of a
 lower one are ended where that makes room. Pods of a PodGroup get their nodes together or none; a waiting group holds
-nothing, so that two of which each half fits never block each other, and nobody is ended for one. A hostPort is given
-once; topologySpreadConstraints that must hold do. Preferred terms have no effect: there is one node. Nothing is
-promised twice: a node that overcommits its CPU says so in ``status.allocatable``.
+nothing, so that two of which each half fits never block each other, and others are ended for it only where that makes
+room for all that must start. A hostPort is given once; topologySpreadConstraints that must hold do. Preferred terms
+have no effect: there is one node. Nothing is promised twice: a node that overcommits its CPU says so in
+``status.allocatable``.
 """
 
 from __future__ import annotations
@@ -375,6 +376,9 @@ class Scheduler:
             if key_of(member) not in done:
                 self._wait(member, signature)
                 await _report(ctx, member, "Unschedulable", message)
+        if waiting and placed + len(chosen) < least:
+            needed = waiting[: least - placed]
+            await self._make_room_for_all(ctx, needed if placed else [*needed, *_reserve(group, needed)], nodes)
         return None
 
     def _is_waiting(self, pod: Object) -> bool:
@@ -425,6 +429,27 @@ class Scheduler:
             if victims and not self._is_making_room(ctx, lower):
                 await self._preempt(ctx, pod, name, [key for key, _ in taken if key in set(victims)])
                 return
+
+    async def _make_room_for_all(self, ctx: Context, pods: Sequence[Object], nodes: Sequence[Object]) -> None:
+        """End Pods of lower priority where that lets all of a group run, on one node or several; else nobody."""
+        priority = min(map(priority_of, pods))
+        if any(pod["spec"].get("preemptionPolicy") == "Never" or _claims_missing(ctx, pod) for pod in pods):
+            return
+        if any(has_pod_terms(pod) or has_spread(pod) for pod in pods):
+            return  # whether they fit depends on who is where; nobody is ended on a guess
+        usage = {name: dict(amounts) for name, amounts in self._usage.items()}
+        lower = {key: taken for key, taken in self._taken.items() if taken.priority < priority}
+        left = dict(lower)
+        for pod in pods:
+            name = place(pod, nodes, usage).node or _make_room_for_one(pod, nodes, usage, left)
+            if not name:
+                return
+            _add(usage.setdefault(name, {}), needs_of(pod))
+        candidates = [Candidate(key, taken.priority, taken.amounts) for key, taken in lower.items()]
+        victims = [key for key in lower if key not in left]
+        if victims and not self._is_making_room(ctx, candidates):
+            for node in {lower[key].node for key in victims}:
+                await self._preempt(ctx, pods[0], node, [key for key in victims if lower[key].node == node])
 
     def _is_making_room(self, ctx: Context, lower: Sequence[Candidate]) -> bool:
         pods = (ctx.cache(POD).get(candidate.key) for candidate in lower if isinstance(candidate.key, Key))
@@ -505,6 +530,47 @@ class Scheduler:
             group.pop(key, None)
             if not group:
                 del self._waiting[signature], self._priorities[signature]
+
+
+def _make_room_for_one(
+    pod: Object, nodes: Sequence[Object], usage: dict[str, dict[str, Decimal]], lower: dict[Key, _Taken]
+) -> str:
+    """
+    Take Pods away until another one fits on some node; returns that node, empty when nothing helps.
+
+    Args:
+        usage: what is taken on each node; what victims took is subtracted.
+        lower: Pods that may go; victims are removed.
+    """
+    for node in nodes:
+        name = str(node["metadata"]["name"])
+        lacking = lacking_resources(pod, node, usage.get(name, {}))
+        here = [Candidate(key, taken.priority, taken.amounts) for key, taken in lower.items() if taken.node == name]
+        # Whoever is in ``lower`` gives way to the whole group, whose Pods may differ in priority.
+        victims = choose_victims(lacking, priority_of(pod), here) if lacking else None
+        for key in victims or ():
+            assert isinstance(key, Key)
+            _add(usage[name], lower.pop(key).amounts, sign=-1)
+        if victims:
+            return name
+    return ""
+
+
+def _reserve(group: Object, members: Sequence[Object]) -> list[Object]:
+    """Return a Pod that stands for what ``minResources`` keeps for later, none when the members take it all."""
+    left = {name: parse_quantity(amount) for name, amount in (group["spec"].get("minResources") or {}).items()}
+    for member in members:
+        _add(left, {name: amount for name, amount in needs_of(member).items() if name in left}, sign=-1)
+    requests = {name: f"{amount.normalize():f}" for name, amount in left.items() if amount > 0}
+    if not requests:
+        return []
+    spec = {**members[0]["spec"], "containers": [{"name": "reserve", "resources": {"requests": requests}}]}
+    return [{**members[0], "spec": {**spec, "initContainers": [], "volumes": []}}]
+
+
+def _add(total: dict[str, Decimal], amounts: Amounts, *, sign: int = 1) -> None:
+    for name, amount in amounts.items():
+        total[name] = total.get(name, _ZERO) + sign * amount
 
 
 def _on(pod: Object, node: str) -> Object:

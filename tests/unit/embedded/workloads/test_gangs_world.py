@@ -123,6 +123,57 @@ def test_min_resources_keep_room_for_what_comes_later(run: Callable[..., None]) 
     run(scenario)
 
 
+async def make_priority(world: Any, name: str, value: int) -> None:
+    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
+    await world.client.create({**kind, "metadata": {"name": name}, "value": value})
+
+
+async def fill(world: Any, names: list[str], cpu: str, priority: int) -> None:
+    await make_priority(world, f"p{priority}", priority)
+    for name in names:
+        await world.create("Pod", name, spec={**member("", cpu)["spec"], "priorityClassName": f"p{priority}"})
+    await all_placed(world, names)
+
+
+async def make_important_gang(world: Any, cpu: str, count: int, **spec: Any) -> list[str]:
+    await make_priority(world, "high", 1000)
+    await world.create("PodGroup", "g", spec={"minMember": count, **spec})
+    names = [f"g-{number}" for number in range(count)]
+    for name in names:
+        pod = member("g", cpu)
+        await world.create("Pod", name, **{**pod, "spec": {**pod["spec"], "priorityClassName": "high"}})
+    return names
+
+
+def test_a_gang_of_higher_priority_ends_as_many_as_make_room_for_all_of_it(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        await fill(world, ["low-0", "low-1"], "500m", 1)
+        await fill(world, ["mid-0", "mid-1"], "500m", 10)
+        await all_placed(world, await make_important_gang(world, "500m", 3))
+        left = [pod["metadata"]["name"] for pod in (await world.list("Pod"))]
+        assert len([name for name in left if name.startswith("mid")]) == 1 and not [n for n in left if "low" in n]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("cpu", "spec"), [("1200m", {}), ("500m", {"minResources": {"cpu": "3"}})])
+def test_nobody_is_ended_for_a_gang_that_would_not_fit_whole(
+    run: Callable[..., None], cpu: str, spec: dict[str, Any]
+) -> None:
+    async def scenario(world: Any) -> None:
+        await fill(world, ["low-0", "low-1"], "1", 1)
+        names = await make_important_gang(world, cpu, 2, **spec)
+        for name in names:
+            await reason_of(world, name)
+        assert await placed(world, ["low-0", "low-1"]) == [True, True]
+        # What fits alone is served, so the scheduler has looked at everything before.
+        await world.create("Pod", "tiny", spec=member("", "0")["spec"])
+        await all_placed(world, ["tiny"])
+        assert await placed(world, [*names, "low-0", "low-1"]) == [False, False, True, True]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("writes", range(1, 12))
 def test_a_gang_that_was_half_placed_when_the_platform_died_is_completed(
     killed_after: Callable[..., None], writes: int
