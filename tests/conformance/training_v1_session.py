@@ -133,10 +133,11 @@ def followed(client: TrainingClient, namespace: str) -> None:
         spec=KubeflowOrgV1PyTorchJobSpec(run_policy=policy, pytorch_replica_specs=replicas),
     )
     client.create_job(job)
-    client.wait_for_job_conditions(
-        "held", job_kind="PyTorchJob", expected_conditions={"Suspended"}, wait_timeout=TIMEOUT_S, polling_interval=1
-    )
-    assert client.is_job_created("held", job_kind="PyTorchJob")
+    deadline = time.monotonic() + 60
+    while not client.is_job_created("held", job_kind="PyTorchJob"):
+        assert time.monotonic() < deadline, "the job is not created"
+        time.sleep(0.1)
+    assert not client.get_job_pod_names("held")
     job = client.get_job("held", job_kind="PyTorchJob")
     job.spec.run_policy.suspend = False
     client.update_job(job, "held", job_kind="PyTorchJob")

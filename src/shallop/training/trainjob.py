@@ -246,7 +246,7 @@ async def check_runtime(client: Client, job: Object) -> Object:
         InvalidError: with the fields that are wrong.
     """
     reference = (job.get("spec") or {}).get("runtimeRef")
-    if not isinstance(reference, dict) or not isinstance(reference.get("name"), str):
+    if not isinstance(reference, dict) or not reference.get("name") or not isinstance(reference["name"], str):
         return job  # the schema refuses it
     gvk = _runtime_kind(reference)
     if gvk is None:
