@@ -210,7 +210,9 @@ def validate_job(kind: ClassicKind, job: Object, old: Object | None) -> list[Fie
         if name not in kind.types:
             errors.append(FieldError.not_supported(where, name, kind.types))
             continue
-        errors += _check_replica(kind, view.container, replica, where)
+        # An MPIJob's containers may have any names.
+        main = view.main_container(name) if kind.kind == "MPIJob" else view.container
+        errors += _check_replica(kind, main, replica, where)
         if name in kind.single and view.count(name) != 1:
             errors.append(FieldError.forbidden(f"{where}.replicas", f"must be 1: there is one {name}"))
     for name in kind.required:

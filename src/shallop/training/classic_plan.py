@@ -196,7 +196,7 @@ def _is_retried(kind: ClassicKind, job: JobView, type_: str, pod: Object) -> boo
     codes = [
         int(((container.get("state") or {}).get("terminated") or {}).get("exitCode") or 0)
         for container in (pod.get("status") or {}).get("containerStatuses") or ()
-        if container["name"] == job.container
+        if container["name"] == job.main_container(type_)
     ]
     return any(code >= _RETRYABLE for code in codes)
 

@@ -66,7 +66,7 @@ def render_pod(kind: ClassicKind, job: JobView, type_: str, index: int) -> Objec
     show_end_of_logs(spec)
     variables = kind.variables(job, type_, index)
     for container in spec["containers"]:
-        if not kind.main_only or container["name"] == job.container:
+        if not kind.main_only or container["name"] == job.main_container(type_):
             container["env"] = [*(container.get("env") or ()), *variables]
         if kind.kind == "MPIJob":
             _mount_config(job, type_, container)
@@ -78,7 +78,7 @@ def render_pod(kind: ClassicKind, job: JobView, type_: str, index: int) -> Objec
 def _mount_config(job: JobView, type_: str, container: Object) -> None:
     mount = {"name": "mpi-job-config", "mountPath": MPI_FOLDER}
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
-    if type_ == "Worker" and container["name"] == job.container:
+    if type_ == "Worker" and container["name"] == job.main_container(type_):
         # A worker waits for the launcher; what the image or the user wants to run there goes on beside that.
         own = [*(container.get("command") or ()), *(container.get("args") or ())]
         container["command"] = [*_RSH, *(["--", *own] if own else [])]

@@ -58,10 +58,15 @@ class JobView:
         """Name of a replica, of its Pod and of its Service."""
         return f"{self.name}-{type_.lower()}-{index}"
 
+    def main_container(self, type_: str) -> str:
+        """Name of the container that trains in Pods of a type; of an MPIJob the first, where none has the name."""
+        names = [str(container.get("name", "")) for container in self._containers(type_)]
+        return names[0] if names and self.container not in names else self.container
+
     def port_of(self, type_: str) -> int:
         """Port of the container that trains, by its name in the template."""
         for container in self._containers(type_):
-            if container.get("name") == self.container:
+            if container.get("name") == self.main_container(type_):
                 for port in container.get("ports") or ():
                     if port.get("name") == self.port[0]:
                         return int(port["containerPort"])

@@ -120,6 +120,9 @@ class TrainJobs:
         if "flux" in (runtime["spec"].get("mlPolicy") or {}):
             text = "spec.mlPolicy.flux of the runtime: stored, without effect here"
             self._once(ctx, raw, "NotHonoured", text, "Warning")
+        if labels_of(runtime).get("trainer.kubeflow.org/support") == "deprecated":
+            text = f"the runtime {runtime['metadata']['name']} is deprecated and will be removed: use another one"
+            self._once(ctx, raw, "RuntimeDeprecated", text, "Warning")
         try:
             training = train(raw, runtime)
             # Before any of its Pods: those that name a group wait for it.

@@ -286,6 +286,15 @@ def test_an_mpi_worker_waits_to_be_called_and_the_launcher_comes_last() -> None:
     assert types(done) == {"Created": "True", "Succeeded": "True"}
 
 
+def test_containers_of_an_mpi_job_may_have_any_names() -> None:
+    raw = job("MPIJob", {"Launcher": 1, "Worker": 1})
+    table = KINDS["MPIJob"]
+    raw["spec"]["mpiReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["name"] = "w"
+    assert fields(raw) == []
+    (container,) = render_pod(table, table.view(raw), "Worker", 0)["spec"]["containers"]
+    assert container["command"][:3] == ["python3", "-m", "shallop_pod.rsh"]
+
+
 def pod(raw: Object, type_: str, index: int, phase: str, code: int = 0, restarts: int = 0) -> Object:
     table = KINDS[raw["kind"]]
     made = render_pod(table, table.view(raw), type_, index)

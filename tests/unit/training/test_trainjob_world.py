@@ -230,6 +230,16 @@ async def test_an_unknown_image_ends_a_job_at_once(tmp_path: Path) -> None:
         assert condition["reason"] == "ImageNotAvailable" and "acme/train" in condition["message"]
 
 
+async def test_a_job_is_told_that_its_runtime_is_deprecated(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        gvk = Gvk("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime")
+        labels = {"trainer.kubeflow.org/support": "deprecated"}
+        await here.client.patch(gvk, "plain", "", {"metadata": {"labels": labels}})
+        await here.client.create(train_job())
+        assert "plain is deprecated" in (await here.event("RuntimeDeprecated"))["message"]
+        await here.pods(2)
+
+
 async def test_a_job_of_another_controller_is_left_alone(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         await here.client.create(train_job("theirs", managedBy="kueue.x-k8s.io/multikueue"))
