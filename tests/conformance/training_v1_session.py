@@ -151,7 +151,7 @@ def followed(client: TrainingClient, namespace: str) -> None:
     names = {"held-master-0", "held-worker-0", "held-worker-1"}
     assert set(client.get_job_pod_names("held")) == names
     assert client.get_job_pod_names("held", is_master=True) == ["held-master-0"]
-    assert client.get_job_pod_names("held", replica_type="Worker", replica_index=1) == ["held-worker-1"]
+    assert client.get_job_pod_names("held", replica_type="worker", replica_index=1) == ["held-worker-1"]
     assert len(client.get_job_pods("held", replica_type="worker")) == 2
     assert "held" in {item.metadata.name for item in client.list_jobs(job_kind="PyTorchJob")}
     output = io.StringIO()
@@ -165,7 +165,7 @@ def followed(client: TrainingClient, namespace: str) -> None:
         assert not check("held", job_kind="PyTorchJob")
     logs, events = client.get_job_logs("held", job_kind="PyTorchJob", replica_index=0, verbose=True)
     assert list(logs) == ["held-master-0"], logs
-    assert any("Created pod: held-master-0" in text for text in events["PyTorchJob held"]), events
+    assert any("Created pod: held-master-0" in text for text in events["pytorchjob/held"]), events
 
 
 def failing(client: TrainingClient, namespace: str) -> None:

@@ -106,6 +106,29 @@ def test_a_training_that_needs_more_memory_than_it_may_have_says_so(platform: An
 
 
 @pytest.mark.timeout(600)
+def test_a_training_that_starts_again_finds_its_checkpoint(platform: Any, namespace: str) -> None:
+    runtime = json.loads(platform.kubectl("get", "clustertrainingruntime", "plain", "-o", "json"))
+    own = {"apiVersion": runtime["apiVersion"], "kind": "TrainingRuntime", "metadata": {"name": "again"}}
+    own["spec"] = runtime["spec"]
+    own["spec"]["template"]["spec"]["failurePolicy"] = {"maxRestarts": 1}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"}}
+    claim["spec"] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    program = "import os, pathlib; p = pathlib.Path(os.environ['CHECKPOINT_DIR'], 'step'); n = p.exists(); p.touch()"
+    program += "; print('found' if n else 'new'); raise SystemExit(not n)"
+    annotations = {"training.shallop.dev/checkpoint-claim": "kept"}
+    job = json.loads(train_job("twice", "again", ["python3", "-c", program], annotations=annotations))
+    job["spec"]["runtimeRef"]["kind"] = "TrainingRuntime"
+    items = {"apiVersion": "v1", "kind": "List", "items": [own, claim, job]}
+    platform.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(items))
+    ended = condition(platform, namespace, "trainjob/twice", "Complete", "Failed")
+    assert ended["type"] == "Complete", ended
+    jobset = json.loads(platform.kubectl("-n", namespace, "get", "jobset", "twice", "-o", "json"))
+    assert jobset["status"]["restarts"] == 1
+    log = platform.kubectl("-n", namespace, "logs", "-l", "jobset.sigs.k8s.io/jobset-name=twice")
+    assert log.split() == ["found"]
+
+
+@pytest.mark.timeout(600)
 def test_an_example_of_upstream_runs_unchanged(platform: Any, namespace: str, shared: Path) -> None:
     folder = shared / "specs" / "trainer" / "legacy-v1" / "examples" / "pytorch"
     platform.kubectl("-n", namespace, "apply", "-f", str(folder / "smoke-dist" / "pytorch_job_sendrecv.yaml"))
