@@ -437,9 +437,10 @@ class Scheduler:
             return
         if any(has_pod_terms(pod) or has_spread(pod) for pod in pods):
             return  # whether they fit depends on who is where; nobody is ended on a guess
-        usage = {name: dict(amounts) for name, amounts in self._usage.items()}
         lower = {key: taken for key, taken in self._taken.items() if taken.priority < priority}
-        left = dict(lower)
+        if not lower:
+            return
+        usage, left = {name: dict(amounts) for name, amounts in self._usage.items()}, dict(lower)
         for pod in pods:
             name = place(pod, nodes, usage).node or _make_room_for_one(pod, nodes, usage, left)
             if not name:
