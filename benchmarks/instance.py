@@ -61,8 +61,14 @@ def processes_of(home: Path, pid: int) -> dict[int, str]:
     return {number: commands[number] for number in sorted(found) if commands[number]}
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table and write them, with the machine, to ``results/NAME.json``."""
+def write(name: str, rows: list[dict[str, Any]], *, key: str = "") -> None:
+    """
+    Print the rows as a table and write them, with the machine, to ``results/NAME.json``.
+
+    Args:
+        key: a column that tells rows apart: those in the file of which none is measured now stay. Each row then has
+            its own time and load.
+    """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, *([_show(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
@@ -76,6 +82,11 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
     document = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **machine, "load": os.getloadavg()[0]}
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
+    if key:
+        rows = [row | {"at": document["at"], "load": round(document["load"], 1)} for row in rows]
+        known = json.loads(path.read_text())["results"] if path.exists() else []
+        names = {row[key] for row in rows}
+        rows = [row for row in known if row[key] not in names] + rows
     path.write_text(json.dumps({**document, "results": rows}, indent=2) + "\n")
 
 

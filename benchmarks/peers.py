@@ -4,8 +4,10 @@ Overhead per step of shallop and of other runners of pipelines, on the same shap
 Run: ``python benchmarks/peers.py [NAME...]``; without names all of them. Each runner has an environment of its own,
 made with uv in ``--environments`` on the first run (a few minutes; not measured). The shapes are a chain of 20 and of
 100 steps and a fan-out of 100; a step adds one to a number. ``isolation`` says what a step runs in: rows without a
-process of their own for each step measure less. A runner that needs more than 0.6 s per step is spared the long shapes.
-The floor is a fork of a process that has the same modules imported. Results are in ``results/peers.json``.
+process of their own for each step measure less. A shape is run twice and the faster counts; a runner that needs more
+than 0.6 s per step is spared the long shapes. All of them listen on loopback only, with telemetry off. The floor is a
+fork of a process that has the same modules imported. Results are in ``results/peers.json``: rows that are measured
+replace those of the same runner, and each says how busy the machine was.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from instance import ROOT, running, write
 UV = str(ROOT / ".venv" / "bin" / "uv")
 SCRIPTS = Path(__file__).with_name("peers")
 LIMIT_S = 150
+NO_TELEMETRY = {"DO_NOT_TRACK": "1", "DAGSTER_DISABLE_TELEMETRY": "1", "ZENML_ANALYTICS_OPT_IN": "false"}
 Row = dict[str, Any]
 
 
 class Peer(NamedTuple):
     script: str
     requirements: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
 
 
 KFP = ("kfp==2.17.0",)
@@ -40,6 +44,7 @@ PEERS = {
     "kfp": Peer("kfp_local.py", KFP),
     "metaflow": Peer("metaflow_flow.py", ("metaflow",)),
     "prefect": Peer("prefect_flow.py", ("prefect",)),
+    "prefect-processes": Peer("prefect_flow.py", ("prefect",), ("processes",)),
     "dagster": Peer("dagster_job.py", ("dagster",)),
     "luigi": Peer("luigi_tasks.py", ("luigi",)),
     "zenml": Peer("zenml_pipeline.py", ("zenml[local]",)),
@@ -62,7 +67,7 @@ def measure(peer: Peer, python: str, *arguments: str) -> Row:
     with tempfile.TemporaryDirectory() as home:
         command = [python, "-W", "ignore", str(SCRIPTS / peer.script), *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SHALLOP_", "PYTHON"))}
-        environment |= {"HOME": home, "PYTHONPATH": str(SCRIPTS)}
+        environment |= {"HOME": home, "PYTHONPATH": str(SCRIPTS), **NO_TELEMETRY}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, cwd=home, env=environment, timeout=LIMIT_S, check=False
@@ -95,9 +100,9 @@ def main() -> None:
             with running() as status:
                 rows.append(measure(PEERS[name], python, status["web"]))
         else:
-            rows.append(measure(PEERS[name], python))
+            rows.append(measure(PEERS[name], python, *PEERS[name].arguments))
         print(rows[-1], flush=True)
-    write("peers", rows)
+    write("peers", rows, key="runner")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ How the engine of pipelines behaves with many tasks and many runs, on a whole in
 Run: ``python benchmarks/runs.py [large] [cached] [fair] [stored]``; without names all of them. A task is a container
 that does nothing (``true``): what is measured is the platform. ``control_plane_cpu_ms`` is the processor time of the
 control-plane process per task: engine, API and node agent together, without shims and tasks. ``large`` takes other
-sizes after ``--tasks``. Results are in ``results/runs.json``.
+sizes after ``--tasks`` and other shapes after ``--shapes``; ``*_p95_ms`` are requests while the run goes on, and
+``rss_*`` the memory of the control plane before, at most, and at the end. Results are in ``results/runs.json``: rows
+that are measured replace those of the same ``what``.
 """
 
 from __future__ import annotations
@@ -42,14 +44,20 @@ class Server:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
+    def seconds(self, path: str) -> float:
+        """Return how long a request takes, without the decoding of its answer."""
+        begun = time.perf_counter()
+        with urllib.request.urlopen(self.url + path, timeout=120) as answer:
+            answer.read()
+        return time.perf_counter() - begun
+
     def submit(self, spec: Any, name: str = "") -> str:
         body = {"display_name": name or spec["pipelineInfo"]["name"], "pipeline_spec": spec}
         return str(self.call("/runs", body)["run_id"])
 
     def state(self, run_id: str) -> Row:
         """Return a run without its tasks: asking must not cost what is measured."""
-        query = json.dumps({"predicates": [{"operation": "EQUALS", "key": "id", "stringValue": run_id}]})
-        return dict(self.call(f"/runs?filter={urllib.parse.quote(query)}")["runs"][0])
+        return dict(self.call(f"/runs?filter={_only('id', run_id)}")["runs"][0])
 
     def ended(self, run_id: str, timeout_s: float = 1800.0) -> Row:
         deadline = time.monotonic() + timeout_s
@@ -143,45 +151,63 @@ def _percentile(samples: list[float], share: float) -> float:
     return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 2)
 
 
-def _listing(server: Server, count: int, pause_s: float = 0.0) -> list[float]:
-    samples = []
-    for _ in range(count):
-        begun = time.perf_counter()
-        server.call("/runs?page_size=20&sort_by=created_at%20desc")
-        samples.append(time.perf_counter() - begun)
-        time.sleep(pause_s)
-    return samples
+def _listing(server: Server, count: int) -> list[float]:
+    return [server.seconds("/runs?page_size=20&sort_by=created_at%20desc") for _ in range(count)]
 
 
-def large(server: Server, sizes: tuple[int, ...]) -> list[Row]:
-    """Runs of more and more tasks; the list of runs is asked for all the while."""
+def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> list[Row]:
+    """Runs of more and more tasks, and how the pages that people look at answer all the while."""
     rows = []
     server.ended(server.submit(chain(2)))
-    for shape in (fan_out, loop):
+    for shape in shapes:
         for count in sizes:
-            cpu, begun = server.cpu_s(), time.perf_counter()
-            run_id = server.submit(shape(count))
+            cpu, begun, before = server.cpu_s(), time.perf_counter(), server.rss_mib()
+            run_id = server.submit(SHAPES[shape](count))
             created = time.perf_counter() - begun
-            samples = []
+            asked = {"list": [], "run": [], "home": []} | ({"tree": []} if count <= 1000 else {})
+            peak = before
             while server.state(run_id)["state"] not in _ENDED:
-                samples += _listing(server, 1)
-                time.sleep(0.2)
+                peak = max(peak, server.rss_mib())
+                for name, samples in asked.items():
+                    samples += [server.seconds(path) for path in _pages(name, run_id)]
+                # A large answer costs what it costs; asked for without end it would be most of what is measured.
+                time.sleep(0.2 + 10 * sum(samples[-1] for samples in asked.values()))
             server.ended(run_id)
             seconds, cpu = time.perf_counter() - begun, server.cpu_s() - cpu
             rows.append(
                 {
-                    "what": shape.__name__.replace("_", "-"),
+                    "what": f"{shape} of {count}",
                     "tasks": count,
                     "seconds": round(seconds, 2),
                     "ms_per_task": round(seconds * 1000 / count, 2),
                     "control_plane_cpu_ms": round(cpu * 1000 / count, 2),
                     "submit_ms": round(created * 1000, 1),
-                    "list_p95_ms": _percentile(samples, 0.95) if samples else None,
-                    "rss_mib": server.rss_mib(),
+                    **{f"{name}_p95_ms": _percentile(samples, 0.95) for name, samples in asked.items() if samples},
+                    "run_at_end_ms": _percentile([server.seconds(f"/runs/{run_id}") for _ in range(5)], 0.5),
+                    "tree_at_end_ms": _percentile([server.seconds(f"/runs/{run_id}/tasks") for _ in range(5)], 0.5),
+                    "rss_before": before,
+                    "rss_peak": peak,
+                    "rss_end": server.rss_mib(),
                 }
             )
             print(rows[-1], flush=True)
     return rows
+
+
+def _pages(name: str, run_id: str) -> list[str]:
+    """Return what a page asks for."""
+    recent = "/runs?page_size=25&sort_by=created_at%20desc"
+    return {
+        "list": ["/runs?page_size=20&sort_by=created_at%20desc"],
+        "run": [f"/runs/{run_id}"],
+        "tree": [f"/runs/{run_id}/tasks"],
+        "home": [recent, *(f"{recent}&filter={_only('state', state)}" for state in ("RUNNING", "FAILED"))],
+    }[name]
+
+
+def _only(key: str, value: str) -> str:
+    predicates = [{"operation": "EQUALS", "key": key, "string_value": value}]
+    return urllib.parse.quote(json.dumps({"predicates": predicates}))
 
 
 def cached(server: Server) -> list[Row]:
@@ -247,26 +273,27 @@ def stored(server: Server) -> list[Row]:
     return [row]
 
 
-LOADS: dict[str, Callable[[Server, tuple[int, ...]], list[Row]]] = {
-    "large": large,
-    "cached": lambda server, _: cached(server),
-    "fair": lambda server, _: fair(server),
-    "stored": lambda server, _: stored(server),
-}
+SHAPES: dict[str, Callable[[int], Any]] = {"fan-out": fan_out, "loop": loop, "chain": chain}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("loads", nargs="*", metavar="|".join(LOADS))
+    parser.add_argument("loads", nargs="*", metavar="large|cached|fair|stored")
     parser.add_argument("--tasks", type=int, nargs="+", default=list(TASKS))
+    parser.add_argument("--shapes", nargs="+", default=["fan-out", "loop"], choices=list(SHAPES))
     options = parser.parse_args()
-    names = options.loads or list(LOADS)
+    loads: dict[str, Callable[[Server], list[Row]]] = {
+        "large": lambda server: large(server, tuple(options.tasks), tuple(options.shapes)),
+        "cached": cached,
+        "fair": fair,
+        "stored": stored,
+    }
     rows: list[Row] = []
     with running() as status:
         server = Server(status)
-        for name in names:
-            rows += LOADS[name](server, tuple(options.tasks))
-    write("runs", rows)
+        for name in options.loads or loads:
+            rows += loads[name](server)
+    write("runs", rows, key="what")
 
 
 if __name__ == "__main__":

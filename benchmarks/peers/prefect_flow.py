@@ -1,6 +1,10 @@
-"""Prefect: tasks of a flow with its own temporary server; they run in threads of one process."""
+"""
+Prefect: tasks of a flow with its own temporary server: in threads of one process, which is the usual way, or, with the
+argument ``processes``, each by one of two processes that it keeps.
+"""
 
 import os
+import sys
 import time
 
 os.environ |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
@@ -9,6 +13,10 @@ os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "100"
 
 import timing
 from prefect import flow, task
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+IN_PROCESSES = "processes" in sys.argv
+RUNNER = ProcessPoolTaskRunner(max_workers=2) if IN_PROCESSES else ThreadPoolTaskRunner()
 
 
 @task
@@ -16,15 +24,15 @@ def increment(number: int) -> int:
     return number + 1
 
 
-@flow
+@flow(task_runner=RUNNER)
 def chain(length: int) -> int:
     number = 0
     for _ in range(length):
-        number = increment(number)
+        number = increment.submit(number).result() if IN_PROCESSES else increment(number)
     return number
 
 
-@flow
+@flow(task_runner=RUNNER)
 def fan_out(width: int) -> int:
     return sum(future.result() for future in increment.map(list(range(width))))
 
@@ -38,4 +46,6 @@ def timed(shape: object) -> object:
     return run
 
 
-timing.report("Prefect", "none", {"chain": timed(chain), "fan-out": timed(fan_out)})
+if __name__ == "__main__":
+    how = ("Prefect, processes", "processes kept") if IN_PROCESSES else ("Prefect", "none")
+    timing.report(*how, {"chain": timed(chain), "fan-out": timed(fan_out)})

@@ -1,7 +1,8 @@
 """
 Runs whose platform is killed, and runs that are stopped, retried and deleted while they run.
 
-``SHALLOP_TEST_KILLS=100`` kills the platform a hundred times under runs of 200 tasks.
+``SHALLOP_TEST_KILLS=100`` kills the platform a hundred times under runs of 200 tasks; ``SHALLOP_TEST_RUNS=20`` asks
+twenty runs for something else at any moment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any, Protocol
 
 import pytest
 
+SEED = int(os.environ.get("SHALLOP_TEST_SEED", random.randrange(2**32)))
 KILLS = int(os.environ.get("SHALLOP_TEST_KILLS", "6"))
+RUNS = int(os.environ.get("SHALLOP_TEST_RUNS", "5"))
 TASKS = 200 if KILLS > 20 else 40
 LANES = TASKS // 10
 ENDED = ("SUCCEEDED", "FAILED")
@@ -103,9 +106,8 @@ def check_once(instance: Any, run_id: str) -> None:
 
 @pytest.mark.timeout(max(200, 15 * KILLS))
 def test_killed_at_random_moments_a_platform_goes_on_and_repeats_nothing(own_platform: Instance) -> None:
-    seed = random.randrange(2**32)
-    moments = random.Random(seed)
-    print(f"seed {seed}")
+    moments = random.Random(SEED)
+    print(f"SHALLOP_TEST_SEED={SEED}")
     command = [sys.executable, "-m", "shallop.cli", "up", "--port", "auto", "--home", str(own_platform.home)]
     own_platform.up()
     run_id = submit(own_platform, lanes(TASKS))
@@ -203,3 +205,83 @@ def test_stopped_at_any_moment_of_its_start_a_run_leaves_no_process(platform: An
     for run_id in stopped + deleted:
         until(lambda run_id=run_id: not pods_at_work(platform, run_id), "no Pod is left")  # type: ignore[misc]
     until(lambda: not marked(mark), "no process is left")
+
+
+def mixed(mark: str) -> dict[str, Any]:
+    """Steps that end, fail with a pause and another attempt, or last; a loop, and a step that runs whatever happens."""
+
+    def task(component: str, *needs: str, **fields: Any) -> dict[str, Any]:
+        return {"componentRef": {"name": component}, "dependentTasks": list(needs), **fields}
+
+    again = {"maxRetryCount": 2, "backoffDuration": "1s", "backoffFactor": 1}
+    loop = {"items": {"raw": "[1, 2, 3, 4]"}, "itemInput": "item"}
+    inner = {
+        "quick": task("quick"),
+        "failing": task("failing", "quick", retryPolicy=again),
+        "lasting": task("lasting", "quick"),
+        "each": task("each", parameterIterator=loop),
+    }
+    last = task("quick", "body", triggerPolicy={"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"})
+    spec = pipeline("mixed", {"body": task("body"), "last": last}, "")
+    item = {"parameters": {"item": {"parameterType": "NUMBER_INTEGER"}}}
+    spec["components"] = {
+        "body": {"dag": {"tasks": inner}},
+        "each": {"inputDefinitions": item, "dag": {"tasks": {"quick": task("quick"), "slow": task("slow", "quick")}}},
+    }
+    scripts = {"quick": "true", "failing": "sleep 0.2; exit 3", "slow": "sleep 1", "lasting": "sleep 500 & sleep 500"}
+    env = [{"name": "MARK", "value": mark}]
+    for name, script in scripts.items():
+        spec["components"][name] = {"executorLabel": name}
+        container = {"image": "alpine", "command": ["sh", "-c", script], "env": env}
+        spec["deploymentSpec"]["executors"][name] = {"container": container}
+    return spec
+
+
+def ask(platform: Any, run_id: str, what: str) -> None:
+    """Terminate, retry or delete a run; a run that cannot be retried now, or is gone, says so."""
+    try:
+        if what == "delete":
+            call(platform, f"/runs/{run_id}", method="DELETE")
+        else:
+            call(platform, f"/runs/{run_id}:{what}", {})
+    except urllib.error.HTTPError as error:
+        assert error.code in (400, 404), what
+
+
+def state_of(platform: Any, run_id: str) -> str:
+    try:
+        return str(call(platform, f"/runs/{run_id}")["state"])
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+        return "gone"
+
+
+@pytest.mark.timeout(max(200, 30 * RUNS))
+def test_whatever_is_asked_of_runs_at_any_moment_rows_pods_and_processes_agree_at_the_end(platform: Any) -> None:
+    chance = random.Random(SEED)
+    print(f"SHALLOP_TEST_SEED={SEED}")
+    mark = f"kfp-mixed-{SEED}"
+    ids: list[str] = []
+    for _ in range(RUNS):
+        ids.append(submit(platform, mixed(mark)))
+        for _ in range(4):
+            time.sleep(chance.uniform(0.0, 0.4))  # a moment to be asked at
+            ask(platform, chance.choice(ids), chance.choice(["terminate", "retry", "terminate", "retry", "delete"]))
+    for run_id in ids:
+        ask(platform, run_id, "terminate")
+    for run_id in ids:
+        until(lambda run_id=run_id: state_of(platform, run_id) in (*ENDED, "gone"), "the run ends")  # type: ignore[misc]
+    until(lambda: not marked(mark), "no process is left")
+    for run_id in ids:
+        until(lambda run_id=run_id: not pods_at_work(platform, run_id), "no Pod is at work")  # type: ignore[misc]
+        if state_of(platform, run_id) == "gone":
+            continue
+        seen = call(platform, f"/runs/{run_id}/tasks")
+        open_ = {
+            task["path"]: task["own_state"] for task in seen["tasks"] if task["own_state"] in ("PENDING", "RUNNING")
+        }
+        assert open_ == {}, seen["run"]
+        known = {pod["name"] for task in seen["tasks"] for pod in task["pods"]}
+        selector = ("-n", "kubeflow", "-l", f"pipeline/runid={run_id}", "-o", "name")
+        pods = {line.removeprefix("pod/") for line in platform.kubectl("get", "pods", *selector).split()}
+        assert pods <= known

@@ -84,9 +84,9 @@ class LogsApi:
 
     async def _follow(self, namespace: str, task: Mapping[str, Any], pod: str) -> AsyncIterator[bytes]:
         positions: dict[int, int] = {}
-        with self._signals.subscribed(task["run_id"]) as changed:
+        with self._signals.subscribed(task["run_id"], task["id"]) as news:
             while True:
-                changed.clear()
+                news.take()
                 current = await self._database.read(lambda c: tables.get_task(c, task["id"]))
                 pod = pod or (current["pods"][-1]["name"] if current and current["pods"] else "")
                 for file in await asyncio.to_thread(find_log, self._logs, namespace, pod) if pod else ():
@@ -99,7 +99,7 @@ class LogsApi:
                     return
                 try:
                     async with asyncio.timeout(_FOLLOW_S):
-                        await changed.wait()
+                        await news.wait()
                 except TimeoutError:
                     pass
 

@@ -21,6 +21,7 @@ from shallop.pipelines.caching import Answer, missing_file
 from shallop.pipelines.inputs import task_needs
 from shallop.pipelines.ir import Component, Pipeline, parse_pipeline
 from shallop.pipelines.plan import StartTask
+from shallop.pipelines.step import task_id
 from shallop.pipelines.values import Values
 
 __all__ = ["Earlier", "component_at", "find_step", "load_earlier", "repeated_paths", "take_over"]
@@ -101,7 +102,7 @@ def take_over(connection: sa.Connection, earlier: Earlier, pipeline: Pipeline, a
     """Answer for a task from the run that is repeated; None where the cache is to be asked."""
     if _is_below(action.path, earlier.repeated):
         return Answer(None, f"Done again: repeats run {earlier.run_id} from here, or from a step that this one needs.")
-    task = tables.get_task_at(connection, earlier.run_id, action.path)
+    task = tables.get_task(connection, task_id(earlier.run_id, action.path))
     if task is None or task["state"] not in ("SUCCEEDED", "CACHED"):
         return None
     component = component_at(earlier.pipeline, action.path)

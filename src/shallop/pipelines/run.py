@@ -319,10 +319,11 @@ class RunDriver:
 
     async def _write(self) -> None:
         if size := self._journal.size:
+            changed = self._journal.changed()
             # Nobody but this coroutine changes the plan and the journal.
             step = self._journal.take() if size <= _STEP_CHANGES else await asyncio.to_thread(self._journal.take)
             await self._driver.store(step)
-            self._driver.signals.notify(self.run_id)
+            self._driver.signals.notify(self.run_id, changed)
 
     async def _take(self, action: Action, acts: list[StartTask | StopTask], *, adopted: bool) -> Event | None:
         """Note what an action writes; return the event where the answer is known at once."""

@@ -1,15 +1,39 @@
-"""In-process notices: a run has changed. What changed is in the rows; a notice only says "look again"."""
+"""In-process notices: a run has changed, or tasks of it. How is in the rows; a notice only says "look again"."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shallop.store.database import Database
 
-__all__ = ["Signals", "signals_of"]
+__all__ = ["News", "Signals", "signals_of"]
+
+
+class News:
+    """What has changed in a run since one reader looked; with ``only``, of its tasks that one counts."""
+
+    def __init__(self, only: str = "") -> None:
+        self._only = only
+        self._tasks: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def add(self, tasks: Sequence[str]) -> None:
+        if not tasks or not self._only or self._only in tasks:
+            self._tasks.update(tasks)
+            self._changed.set()
+
+    async def wait(self) -> None:
+        await self._changed.wait()
+
+    def take(self) -> list[str]:
+        """Return the ids of tasks that have changed, and forget them; call before looking."""
+        tasks = list(self._tasks)
+        self._tasks.clear()
+        self._changed.clear()
+        return tasks
 
 
 class Signals:
@@ -21,7 +45,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.artifacts = 0
-        self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._readers: dict[str, set[News]] = {}
         self._requested: dict[str, None] = {}
         self._any_requested = asyncio.Event()
         self._schedules = asyncio.Event()
@@ -48,22 +72,22 @@ class Signals:
         await self._schedules.wait()
         self._schedules.clear()
 
-    def notify(self, run_id: str) -> None:
-        """Tell those who show this run that its rows have changed."""
-        for event in self._waiters.get(run_id, ()):
-            event.set()
+    def notify(self, run_id: str, tasks: Sequence[str] = ()) -> None:
+        """Tell those who show this run that its row, and these of its tasks, have changed."""
+        for news in self._readers.get(run_id, ()):
+            news.add(tasks)
 
     @contextlib.contextmanager
-    def subscribed(self, run_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever the run changes; clear it before looking."""
-        event = asyncio.Event()
-        self._waiters.setdefault(run_id, set()).add(event)
+    def subscribed(self, run_id: str, only: str = "") -> Iterator[News]:
+        """Collect what changes in a run, or in one task of it, from now on."""
+        news = News(only)
+        self._readers.setdefault(run_id, set()).add(news)
         try:
-            yield event
+            yield news
         finally:
-            self._waiters[run_id].discard(event)
-            if not self._waiters[run_id]:
-                del self._waiters[run_id]
+            self._readers[run_id].discard(news)
+            if not self._readers[run_id]:
+                del self._readers[run_id]
 
 
 _BY_DATABASE: weakref.WeakKeyDictionary[Database, Signals] = weakref.WeakKeyDictionary()

@@ -78,6 +78,10 @@ class Journal:
         """How many changes wait to be written."""
         return len(self._events) + len(self._changed)
 
+    def changed(self) -> list[str]:
+        """Return the ids of the tasks with changes that wait to be written."""
+        return [self._rows[path]["id"] for path in self._changed]
+
     def record(self, event: Event) -> None:
         self._seq += 1
         self._events.append((self._seq, to_json(event)))

@@ -789,10 +789,16 @@ def delete_events(connection: sa.Connection, run_id: str) -> None:
     connection.execute(events.delete().where(events.c.run_id == run_id))
 
 
-def get_tasks(connection: sa.Connection, run_id: str) -> list[Row]:
-    """Return the tasks of a run in the order in which they came to be."""
-    query = sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
-    return [_row(row) for row in connection.execute(query)]
+def get_tasks(connection: sa.Connection, run_id: str, ids: Sequence[str] | None = None) -> list[Row]:
+    """Return the tasks of a run, or some of them, in the order in which they came to be."""
+    if ids is None:
+        query = sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
+        return [_row(row) for row in connection.execute(query)]
+    rows: list[Row] = []
+    for start in range(0, len(ids), 500):
+        query = sa.select(tasks).where(tasks.c.id.in_(ids[start : start + 500]), tasks.c.run_id == run_id)
+        rows += [_row(row) for row in connection.execute(query)]
+    return sorted(rows, key=lambda row: row["execution"])
 
 
 def get_task_states(connection: sa.Connection, run_id: str) -> list[Row]:
@@ -808,10 +814,6 @@ def get_task(connection: sa.Connection, id_: str) -> Row | None:
 
 def get_run_of_task(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(runs).join(tasks, tasks.c.run_id == runs.c.id).where(tasks.c.id == id_))
-
-
-def get_task_at(connection: sa.Connection, run_id: str, path: str) -> Row | None:
-    return _one(connection, sa.select(tasks).where(tasks.c.run_id == run_id, tasks.c.path == path))
 
 
 def get_metrics(connection: sa.Connection, run_ids: Sequence[str]) -> list[Row]:
@@ -951,5 +953,12 @@ def list_links(
     return [_row(row) for row in connection.execute(query.limit(limit))], connection.execute(count).scalar_one()
 
 
-def get_run_links(connection: sa.Connection, run_id: str) -> list[Row]:
-    return [_row(row) for row in connection.execute(sa.select(artifact_tasks).filter_by(run_id=run_id))]
+def get_run_links(connection: sa.Connection, run_id: str, task_ids: Sequence[str] | None = None) -> list[Row]:
+    """Return the links of a run, or of some of its tasks."""
+    if task_ids is None:
+        return [_row(row) for row in connection.execute(sa.select(artifact_tasks).filter_by(run_id=run_id))]
+    rows: list[Row] = []
+    for start in range(0, len(task_ids), 500):
+        query = sa.select(artifact_tasks).where(artifact_tasks.c.task_id.in_(task_ids[start : start + 500]))
+        rows += [_row(row) for row in connection.execute(query)]
+    return rows

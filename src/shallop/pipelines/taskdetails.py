@@ -31,7 +31,7 @@ def task_messages(tasks: Sequence[Row], links: Iterable[Row]) -> list[dict[str, 
     for task in tasks:
         children.setdefault(task["parent_id"], []).append({"task_id": task["id"]})
     artifacts = _artifact_ids(links)
-    return [_message(task, children.get(task["id"], []), artifacts) for task in tasks]
+    return [_message(task, artifacts) | {"child_tasks": children.get(task["id"], [])} for task in tasks]
 
 
 def _artifact_ids(links: Iterable[Row]) -> dict[tuple[str, str], dict[str, dict[str, list[int]]]]:
@@ -42,9 +42,7 @@ def _artifact_ids(links: Iterable[Row]) -> dict[tuple[str, str], dict[str, dict[
     return ids
 
 
-def _message(
-    task: Row, children: list[dict[str, str]], artifacts: Mapping[tuple[str, str], dict[str, Any]]
-) -> dict[str, Any]:
+def _message(task: Row, artifacts: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
     pods = [pod["name"] for pod in task["pods"]]
     return {
         "run_id": task["run_id"],
@@ -62,14 +60,22 @@ def _message(
         "parent_task_id": task["parent_id"],
         "state_history": [entry | {"state": _state(entry["state"])} for entry in task["state_history"]],
         "pod_name": pods[-1] if pods else "",
-        "child_tasks": children,
     }
 
 
 def task_views(tasks: Sequence[Row], links: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return what our own pages show: the details, and the true state, parameters, attempts and cache notes beside."""
+    """
+    Return what our own pages show: the details, and the true state, parameters, attempts and cache notes beside.
+
+    Without the tasks below each: of ten thousand each new one would change the text of all. Each names its parent.
+
+    Args:
+        tasks: rows of one run, all or some.
+        links: those of these tasks.
+    """
+    artifacts = _artifact_ids(links)
     return [
-        render(TASK, message)
+        render(TASK, _message(task, artifacts))
         | {
             "path": task["path"],
             "name": task["name"],
@@ -83,5 +89,5 @@ def task_views(tasks: Sequence[Row], links: Iterable[Row]) -> list[dict[str, Any
             "output_parameters": task["outputs"].get("parameters", {}),
             "created_at": format_micros(task["created_at"]),
         }
-        for task, message in zip(tasks, task_messages(tasks, links), strict=True)
+        for task in tasks
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -107,21 +107,23 @@ class WatchApi:
         await self._access.allow(request, "get", "runs", row)
 
     async def _events(self, run_id: str) -> AsyncIterator[str]:
-        sent: dict[str, str] = {}
-        with self._signals.subscribed(run_id) as changed:
+        sent: dict[str, int] = {}  # hashes of what was sent last
+        is_first = True
+        with self._signals.subscribed(run_id) as news:
             while True:
-                changed.clear()
+                changed = None if is_first else news.take()
                 began = time.monotonic()
-                look = await self._database.read(lambda c: _look(c, run_id))
+                look = await self._look(run_id, changed)
+                is_first = False
                 if look is None:
                     yield "event: end\ndata: {}\n\n"
                     return
-                if sent.get("") != look.run:
-                    sent[""] = look.run
+                if sent.get("") != hash(look.run):
+                    sent[""] = hash(look.run)
                     yield f"event: run\ndata: {look.run}\n\n"
-                fresh = {id_: text for id_, text in look.tasks.items() if sent.get(id_) != text}
+                fresh = {id_: text for id_, text in look.tasks.items() if sent.get(id_) != hash(text)}
                 if fresh:
-                    sent |= fresh
+                    sent |= {id_: hash(text) for id_, text in fresh.items()}
                     yield f"event: tasks\ndata: [{','.join(fresh.values())}]\n\n"
                 if look.is_over:
                     yield "event: end\ndata: {}\n\n"
@@ -129,9 +131,17 @@ class WatchApi:
                 await asyncio.sleep(max(_MIN_PAUSE_S, 4 * (time.monotonic() - began)))
                 try:
                     async with asyncio.timeout(_HEARTBEAT_S):
-                        await changed.wait()
+                        await news.wait()
                 except TimeoutError:
                     yield ": still here\n\n"
+
+    async def _look(self, run_id: str, changed: list[str] | None) -> _Look | None:
+        """Look at a run and the tasks that have changed; None: at all, and so where it is over."""
+        look = await self._database.read(lambda c: _look(c, run_id, changed))
+        if look is None or not look.is_over or changed is None:
+            return look
+        # Rows are written before the news of them comes: of the end nothing may be missed.
+        return await self._database.read(lambda c: _look(c, run_id))
 
 
 class _Look(NamedTuple):
@@ -142,13 +152,15 @@ class _Look(NamedTuple):
     is_over: bool
 
 
-def _look(connection: sa.Connection, run_id: str) -> _Look | None:
+def _look(connection: sa.Connection, run_id: str, ids: Sequence[str] | None = None) -> _Look | None:
+    """Look at a run and all of its tasks, or those with ``ids``."""
     row = tables.get_run(connection, run_id)
     if row is None:
         return None
     # The document does not change and may be large: a watcher gets it with GET.
     run = json_text(render(RUN, run_message(row, {})))
-    views = task_views(tables.get_tasks(connection, run_id), tables.get_run_links(connection, run_id))
+    tasks = tables.get_tasks(connection, run_id, ids)
+    views = task_views(tasks, tables.get_run_links(connection, run_id, ids))
     return _Look(run, {view["task_id"]: json_text(view) for view in views}, row["state"] in _ENDED)
 
 
