@@ -118,6 +118,7 @@ runs = sa.Table(
     sa.Index("pipelines_runs_created", "created_at", "id"),
     sa.Index("pipelines_runs_storage", "storage_state", "created_at", "id"),
     sa.Index("pipelines_runs_experiment", "experiment_id", "storage_state", "created_at", "id"),
+    sa.Index("pipelines_runs_experiment_created", "experiment_id", "created_at", "id"),
     sa.Index("pipelines_runs_state", "state", "created_at", "id"),
     sa.Index("pipelines_runs_name", "name", "id"),
     sa.Index("pipelines_runs_finished", "finished_at", "id"),
@@ -265,6 +266,10 @@ def m0005_namespaces(connection: sa.Connection) -> None:
             _rebuild(connection, group)
 
 
+def m0006_runs_of_experiments(connection: sa.Connection) -> None:
+    _create_index(connection, runs, "pipelines_runs_experiment_created")
+
+
 def _rebuild(connection: sa.Connection, group: Sequence[sa.Table]) -> None:
     """Make tables anew with their rows, for what ALTER TABLE cannot change; those that refer to others come last."""
     columns = {}
@@ -298,7 +303,14 @@ def _create_index(connection: sa.Connection, table: sa.Table, name: str) -> None
     index.create(connection, checkfirst=True)
 
 
-MIGRATIONS = (m0001_tables, m0002_recurring_runs, m0003_cache_reasons, m0004_reuse_and_usage, m0005_namespaces)
+MIGRATIONS = (
+    m0001_tables,
+    m0002_recurring_runs,
+    m0003_cache_reasons,
+    m0004_reuse_and_usage,
+    m0005_namespaces,
+    m0006_runs_of_experiments,
+)
 
 
 # --- lists ---

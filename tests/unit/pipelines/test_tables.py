@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,30 @@ def test_rows_of_an_older_database_are_kept_in_no_namespace(tmp_path: Path) -> N
 
     asyncio.run(database.write(look))
     database.close()
+
+
+@pytest.mark.parametrize("experiment", ["", "e"])
+@pytest.mark.parametrize(
+    ("order", "filter_"),
+    [
+        ("created_at desc", {}),
+        ("created_at", {}),
+        ("created_at desc", {"state": "FAILED"}),
+        ("created_at desc", {"storage_state": "AVAILABLE"}),
+        ("display_name", {"storage_state": "AVAILABLE"}),
+        ("finished_at desc", {"storage_state": "AVAILABLE"}),
+        ("created_at desc", {"id": "r"}),
+    ],
+)
+def test_what_pages_ask_of_runs_needs_no_sorting_and_no_scan_of_the_table(
+    connection: sa.Connection, order: str, filter_: dict[str, str], experiment: str
+) -> None:
+    predicates = [{"operation": "EQUALS", "key": key, "string_value": value} for key, value in filter_.items()]
+    page = parse_page({"sort_by": order, "filter": json.dumps({"predicates": predicates})}, RUN_KEYS)
+    asked: list[tuple[str, Any]] = []
+    sa.event.listen(connection, "before_cursor_execute", lambda _c, _r, text, values, *_: asked.append((text, values)))
+    tables.list_runs(connection, page, experiment)
+    assert len(asked) == 2
+    for text, values in list(asked):
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+        assert all("INDEX" in line and "TEMP B-TREE" not in line for line in plan), (text, plan)
