@@ -228,7 +228,8 @@ class ObjectsStore:
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._checkpointer: threading.Thread | None = None
-        self._unchecked = 0
+        # A process that is killed again and again before its first checkpoint must not leave a log that only grows.
+        self._unchecked = 0 if path is None else _log_pages(path)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         self.listeners: list[Callable[[Change], None]] = []
@@ -556,6 +557,11 @@ class ObjectsStore:
 def _owners(stored: Stored) -> builtins.list[Object]:
     # Most objects have none: the text tells without decoding it.
     return stored.object["metadata"].get("ownerReferences") or [] if b'"ownerReferences"' in stored.raw else []
+
+
+def _log_pages(path: Path) -> int:
+    log_file = path.with_name(f"{path.name}-wal")
+    return log_file.stat().st_size // _PAGE if log_file.exists() else 0
 
 
 def _checkpoint(path: Path) -> None:

@@ -145,6 +145,26 @@ def test_the_log_does_not_grow_with_what_is_written(
     run(tmp_path / "objects.db", test)
 
 
+def test_a_long_log_that_a_killed_process_left_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def killed(store: ObjectsStore) -> None:
+        for number in range(200):
+            await put(store, f"n{number}", k="x" * 20_000)
+        for file in tmp_path.glob("objects.db*"):
+            (tmp_path / f"left-{file.name}").write_bytes(file.read_bytes())
+
+    async def started(store: ObjectsStore) -> None:
+        assert (tmp_path / "left-objects.db").stat().st_size < 100_000
+        await put(store, "first")
+        assert store._checkpointer is not None
+        await asyncio.to_thread(store._checkpointer.join)
+        assert (tmp_path / "left-objects.db").stat().st_size > 3_000_000
+
+    with monkeypatch.context() as patched:
+        patched.setattr(objects_store, "_CHECKPOINT_PAGES", 1_000_000)
+        run(tmp_path / "objects.db", killed)
+    run(tmp_path / "left-objects.db", started)
+
+
 def test_a_write_that_cannot_be_stored_is_refused_and_not_seen(tmp_path: Path) -> None:
     async def test(store: ObjectsStore) -> None:
         other = sqlite3.connect(tmp_path / "objects.db")
