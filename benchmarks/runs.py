@@ -80,7 +80,8 @@ class Server:
 
 def fan_out(count: int, *, cached: bool = False) -> Any:
     """Tasks of one DAG that need nothing of each other."""
-    return _pipeline(f"fan-out-{count}", {f"task-{number}": _task(f"task-{number}", cached) for number in range(count)})
+    name = "fan-out" if cached else f"fan-out-{count}"
+    return _pipeline(name, {f"task-{number}": _task(f"task-{number}", cached) for number in range(count)})
 
 
 def loop(count: int) -> Any:
@@ -159,6 +160,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
     """Runs of more and more tasks, and how the pages that people look at answer all the while."""
     rows = []
     server.ended(server.submit(chain(2)))
+    server.ended(server.submit(fan_out(1, cached=True)))  # whose outputs all of "cached" have
     for shape in shapes:
         for count in sizes:
             cpu, begun, before = server.cpu_s(), time.perf_counter(), server.rss_mib()
@@ -273,7 +275,12 @@ def stored(server: Server) -> list[Row]:
     return [row]
 
 
-SHAPES: dict[str, Callable[[int], Any]] = {"fan-out": fan_out, "loop": loop, "chain": chain}
+SHAPES: dict[str, Callable[[int], Any]] = {
+    "fan-out": fan_out,
+    "loop": loop,
+    "chain": chain,
+    "cached": lambda count: fan_out(count, cached=True),
+}
 
 
 def main() -> None:

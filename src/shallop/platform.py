@@ -59,11 +59,15 @@ _PLATFORM_SERVICES = (
     ("model-registry-service", 8080, "web_port"),
     ("katib-db-manager", 6789, "katib_port"),
 )
+# How long a thread that computes (the answer about a run of 10,000 tasks) keeps the interpreter from the event loop and
+# from those that read rows. With Python's 5 ms a list of runs beside it took 28-34 ms (p95), with this 9-14 ms.
+_SWITCH_S = 0.0005
 
 
 def run(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM (Pods stop too) or SIGHUP (Pods go on); returns the exit code."""
     lock = instance.Lock(settings)
+    sys.setswitchinterval(_SWITCH_S)
     # A watch is a connection: a thousand of them are more than most systems allow a program at first.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
