@@ -482,9 +482,10 @@ def update_pipeline(connection: sa.Connection, id_: str, values: Mapping[str, An
 
 def delete_pipeline(connection: sa.Connection, id_: str) -> None:
     """Delete a pipeline with its versions; runs keep their document."""
+    digests = _digests(connection, versions, versions.c.pipeline_id == id_)
     connection.execute(versions.delete().where(versions.c.pipeline_id == id_))
     connection.execute(pipelines.delete().where(pipelines.c.id == id_))
-    _forget_unused_specs(connection)
+    _forget_unused_specs(connection, digests)
 
 
 def count_versions(connection: sa.Connection, pipeline_id: str) -> int:
@@ -519,8 +520,9 @@ def update_version(connection: sa.Connection, id_: str, values: Mapping[str, Any
 
 
 def delete_version(connection: sa.Connection, id_: str) -> None:
+    digests = _digests(connection, versions, versions.c.id == id_)
     connection.execute(versions.delete().where(versions.c.id == id_))
-    _forget_unused_specs(connection)
+    _forget_unused_specs(connection, digests)
 
 
 def put_spec(connection: sa.Connection, digest: str, document: str) -> None:
@@ -535,10 +537,15 @@ def get_specs(connection: sa.Connection, digests: Iterable[str]) -> dict[str, An
     return {row.digest: json.loads(row.document) for row in connection.execute(query)}
 
 
-def _forget_unused_specs(connection: sa.Connection) -> None:
+def _digests(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> set[str]:
+    """Return what documents rows have that are about to be deleted."""
+    return set(connection.execute(sa.select(table.c.spec_digest).where(which)).scalars())
+
+
+def _forget_unused_specs(connection: sa.Connection, digests: set[str]) -> None:
     users = (runs, versions, recurring_runs)
     used = sa.or_(*(sa.exists().where(table.c.spec_digest == specs.c.digest) for table in users))
-    connection.execute(specs.delete().where(~used))
+    connection.execute(specs.delete().where(specs.c.digest.in_(digests), ~used))
 
 
 # --- runs ---
@@ -597,9 +604,10 @@ def cancel_run(connection: sa.Connection, id_: str, now: int) -> None:
 
 def delete_run(connection: sa.Connection, id_: str) -> None:
     """Delete a run with its tasks, events and links; artifacts that other runs use stay, as does the cache."""
+    digests = _digests(connection, runs, runs.c.id == id_)
     connection.execute(artifact_tasks.delete().where(artifact_tasks.c.run_id == id_))
     connection.execute(runs.delete().where(runs.c.id == id_))
-    _forget_unused_specs(connection)
+    _forget_unused_specs(connection, digests)
 
 
 def delete_expired_runs(connection: sa.Connection, *, before: int, keep: int, limit: int) -> int:
@@ -619,10 +627,10 @@ def delete_expired_runs(connection: sa.Connection, *, before: int, keep: int, li
     repeated = {row["reuse"]["run_id"] for row in active_runs(connection) if row["reuse"]}
     query = sa.select(numbered.c.id).where(old, numbered.c.state.not_in(_ACTIVE), numbered.c.id.not_in(repeated))
     ids = list(connection.execute(query.order_by(numbered.c.finished_at).limit(limit)).scalars())
+    digests = _digests(connection, runs, runs.c.id.in_(ids))
     connection.execute(artifact_tasks.delete().where(artifact_tasks.c.run_id.in_(ids)))
     connection.execute(runs.delete().where(runs.c.id.in_(ids)))
-    if ids:
-        _forget_unused_specs(connection)
+    _forget_unused_specs(connection, digests)
     return len(ids)
 
 
@@ -699,8 +707,9 @@ def update_recurring_run(connection: sa.Connection, id_: str, values: Mapping[st
 
 def delete_recurring_run(connection: sa.Connection, id_: str) -> None:
     """Delete a recurring run; the runs that it started stay."""
+    digests = _digests(connection, recurring_runs, recurring_runs.c.id == id_)
     connection.execute(recurring_runs.delete().where(recurring_runs.c.id == id_))
-    _forget_unused_specs(connection)
+    _forget_unused_specs(connection, digests)
 
 
 def enabled_recurring_runs(connection: sa.Connection) -> list[tuple[Row, int]]:
