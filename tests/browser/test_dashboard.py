@@ -154,3 +154,22 @@ def test_the_theme_follows_the_system_and_the_switch(browser: Browser, platform:
 def test_an_empty_page_teaches_the_first_command(page: Page) -> None:
     page.goto("/#/pipelines")
     expect(page.get_by_text("pipeline create")).to_be_visible()
+
+
+def test_of_very_many_steps_some_are_drawn(page: Page) -> None:
+    tasks = {f"task-{number}": {"componentRef": {"name": "c"}, "taskInfo": {"name": "t"}} for number in range(320)}
+    for number in range(1, 320):
+        tasks[f"task-{number}"]["dependentTasks"] = [f"task-{number - 1}"]  # type: ignore[assignment]
+    spec = {
+        "pipelineInfo": {"name": "very-many"},
+        "schemaVersion": "2.1.0",
+        "root": {"dag": {"tasks": tasks}},
+        "components": {"c": {"executorLabel": "e"}},
+        "deploymentSpec": {"executors": {"e": {"container": {"image": "alpine", "command": ["true"]}}}},
+    }
+    file = {"name": "very-many.yaml", "mimeType": "application/yaml", "buffer": json.dumps(spec).encode()}
+    answer = page.request.post("/apis/v2beta1/pipelines/upload?name=very-many", multipart={"uploadfile": file})  # type: ignore[dict-item]
+    assert answer.ok, answer.text()
+    page.goto(f"/#/pipelines/details/{answer.json()['pipeline_id']}")
+    expect(page.get_by_text("20 more steps are not drawn")).to_be_visible()
+    expect(page.get_by_label("t: Not started").first).to_be_visible()

@@ -90,6 +90,7 @@ function Group({ data, selected }: NodeProps<GroupNode>) {
         </ActionIcon>
         <StateIcon state={node.state} size={15} />
         <span className="step-name" title={node.label}>{node.label}</span>
+        {node.hidden ? <span className="group-word">{node.children.length} of {node.children.length + node.hidden}</span> : null}
         {word && <span className="group-word" title={word}>{word}{node.iterations ? ` × ${node.iterations}` : ''}</span>}
         {many && !collapsed && (
           <NumberInput
@@ -133,8 +134,12 @@ export default function Graph({ spec, tasks, selected, onSelect }: GraphProps) {
     return new Set(groups.map((node) => node.path).filter((path) => startClosed !== toggled.has(path)))
   }, [graph, toggled])
 
+  // Where things are depends on what is drawn, not on its states, which change many times a second.
+  const drawn = [...walk(graph)].map((node) => `${node.path}:${collapsed.has(node.path)}:${node.kind}`).join()
+  const placed = useMemo(() => layout(graph, collapsed), [drawn])
   const { nodes, edges, shape } = useMemo(() => {
-    const boxes = layout(graph, collapsed)
+    const current = new Map([...walk(graph)].map((node) => [node.path, node]))
+    const boxes = placed.map((box) => ({ ...box, node: current.get(box.node.path) ?? box.node }))
     const visible = new Set(boxes.map((box) => box.node.path))
     const nodes = boxes.map((box): StepNode | GroupNode => {
       const shared = {
@@ -162,7 +167,7 @@ export default function Graph({ spec, tasks, selected, onSelect }: GraphProps) {
         })),
     )
     return { nodes, edges, shape: boxes.map((box) => `${box.node.path}:${box.collapsed}`).join() }
-  }, [graph, collapsed, selected])
+  }, [graph, placed, selected])
 
   // Fit when the drawing or its frame has changed, not when a state has.
   useEffect(() => {
@@ -185,9 +190,11 @@ export default function Graph({ spec, tasks, selected, onSelect }: GraphProps) {
     [chosen],
   )
 
+  const hidden = useMemo(() => [...walk(graph)].reduce((sum, node) => sum + (node.hidden ?? 0), 0), [graph])
   if (graph.children.length === 0) return <Text c="dimmed" p="lg">This pipeline has no steps.</Text>
   return (
     <ActionsContext.Provider value={actions}>
+      {hidden > 0 && <Text size="xs" c="dimmed" px="md" pt={6} pos="relative" style={{ zIndex: 5 }}>{hidden.toLocaleString()} more steps are not drawn: those that failed or run come first.</Text>}
       <div className="graph" ref={frame} data-testid="graph">
         <ReactFlow
           nodes={nodes}

@@ -2,6 +2,7 @@
 
 import type { Component, DagTask, PipelineSpec, TaskView } from '../api'
 import { show } from '../format'
+import { pick } from '../pick'
 
 export type GroupKind = 'dag' | 'loop' | 'condition' | 'iteration'
 
@@ -19,6 +20,8 @@ export interface GraphNode {
   item?: string
   /** Of a loop: how many iterations there are, and how many are drawn. */
   iterations?: number
+  /** How many of its tasks are not drawn because there are very many. */
+  hidden?: number
 }
 
 /** More iterations than this are not drawn one by one: the chosen one stands for all. */
@@ -50,15 +53,17 @@ export function buildGraph(spec: PipelineSpec, tasks: TaskView[], chosen: Record
   const iterations = countIterations(tasks)
   const components = pipeline.components ?? {}
 
-  function dag(component: Component | undefined, path: string, state: string): Pick<GraphNode, 'children' | 'edges'> {
-    const found = component?.dag?.tasks ?? {}
-    const children = Object.entries(found).map(([name, task]) => node(name, task, `${path}/${name}`, state))
-    const edges = Object.entries(found).flatMap(([name, task]) =>
+  function dag(component: Component | undefined, path: string, state: string): Pick<GraphNode, 'children' | 'edges' | 'hidden'> {
+    const all = Object.entries(component?.dag?.tasks ?? {})
+    const found = pick(all, ([name]) => byPath.get(`${path}/${name}`)?.own_state)
+    const drawn = new Set(found.map(([name]) => name))
+    const children = found.map(([name, task]) => node(name, task, `${path}/${name}`, state))
+    const edges = found.flatMap(([name, task]) =>
       needs(task)
-        .filter((other) => other in found)
+        .filter((other) => drawn.has(other))
         .map((other) => ({ from: `${path}/${other}`, to: `${path}/${name}` })),
     )
-    return { children, edges }
+    return { children, edges, hidden: all.length - found.length }
   }
 
   function node(name: string, task: DagTask, path: string, around: string): GraphNode {

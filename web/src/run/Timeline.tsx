@@ -3,6 +3,7 @@ import type { TaskView } from '../api'
 import { between, duration, instant } from '../format'
 import { useNow } from '../live'
 import { Empty } from '../Parts'
+import { pick } from '../pick'
 import { StateIcon, isActive, stateText } from '../State'
 
 /** When each step ran: one bar a step, in the order of their starts. */
@@ -11,12 +12,13 @@ export function Timeline({ tasks, selected, onSelect }: { tasks: TaskView[]; sel
   const ran = steps.filter((task) => instant(task.start_time) !== undefined)
   const now = useNow(ran.some((task) => isActive(task.own_state)), 500)
   if (ran.length === 0) return <Empty title="No step has run">Steps from the cache and skipped steps take no time.</Empty>
-  const begin = Math.min(...ran.map((task) => instant(task.start_time)!))
-  const end = Math.max(...ran.map((task) => instant(task.end_time) ?? now), begin + 1)
-  const sorted = [...ran].sort((a, b) => instant(a.start_time)! - instant(b.start_time)!)
+  const begin = ran.reduce((least, task) => Math.min(least, instant(task.start_time)!), Infinity)
+  const end = ran.reduce((most, task) => Math.max(most, instant(task.end_time) ?? now), begin + 1)
+  const sorted = pick(ran, (task) => task.own_state).sort((a, b) => instant(a.start_time)! - instant(b.start_time)!)
   return (
     <Stack className="surface" p="md" gap={4}>
       <Group justify="space-between" pl={230}><Text size="xs" c="dimmed">0</Text><Text size="xs" c="dimmed">{duration(end - begin)}</Text></Group>
+      {sorted.length < ran.length && <Text size="xs" c="dimmed">{sorted.length} of {ran.length.toLocaleString()} steps: those that failed or run come first.</Text>}
       {sorted.map((task) => {
         const from = instant(task.start_time)!
         const to = instant(task.end_time) ?? now
