@@ -826,7 +826,9 @@ def get_task_states(connection: sa.Connection, run_id: str) -> list[Row]:
     """Return the same without inputs and outputs, which can be large."""
     columns = [column for column in tasks.c if column.name not in ("inputs", "outputs", "usage")]
     query = sa.select(*columns).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
-    return [dict(row) for row in connection.execute(query).mappings()]
+    result = connection.execute(query)
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
 
 
 def get_task(connection: sa.Connection, id_: str) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ Row = Mapping[str, Any]
 _SHOWN_AS = {"CACHED": "SKIPPED", "OMITTED": "SKIPPED"}
 
 
+@functools.cache
 def _state(state: str) -> str:
     shown = _SHOWN_AS.get(state, state)
     return shown if shown in RUNTIME_STATE.names.values() else "RUNTIME_STATE_UNSPECIFIED"
