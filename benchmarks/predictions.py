@@ -1,9 +1,10 @@
 """
-Predictions per second of one scikit-learn model with one replica: shallop's gateway, KServe's Python server, a floor.
+Predictions per second of one scikit-learn model with one replica: shallop's gateway, its peers, a floor.
 
-All serve the same file to the same load generator, one after the other, on loopback. "shallop, Pod" asks the model
-server without the gateway. Run: ``.venv/bin/python benchmarks/predictions.py [SECONDS]`` (per measurement, default 4).
-The first run builds ``.venvs/bench-kserve``.
+All serve the same model to the same load generator, one after the other, on loopback. "shallop, Pod" asks the model
+server without the gateway. Run: ``.venv/bin/python benchmarks/predictions.py [SECONDS] [PEER...]`` (per measurement,
+default 4; peers are kserve, floor, mlserver, bentoml and ray, by default all). The first run builds an environment for
+each, ``.venvs/bench-PEER``. A peer trains the model itself: a pickle belongs to its library's version.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instance import ROOT, SHALLOP, running, wait_until, write
 
@@ -26,35 +29,63 @@ from shallop.kube.objects import Gvk
 from shallop.kube.remote import RemoteClient, load_kubeconfig
 
 HERE = Path(__file__).parent
-PEERS = ROOT / ".venvs" / "bench-kserve"
-PACKAGES = ["kserve==0.21.0", "scikit-learn==1.9.1", "joblib", "orjson", "uvloop"]
-BODY = json.dumps({"instances": [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]}).encode()
+ROWS = [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]
+BODY = json.dumps({"instances": ROWS}).encode()
+V2 = {"name": "x", "shape": [2, 4], "datatype": "FP64", "data": [value for row in ROWS for value in row]}
 CONNECTIONS = (1, 16)
 PATH = "/v1/models/iris:predict"
+SKLEARN = ("scikit-learn==1.9.1", "joblib")
 
 
-def main(seconds: float) -> None:
-    python = _peer_python()
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model.joblib"
-        subprocess.run([python, str(HERE / "iris_servers.py"), "train", str(model)], check=True)
-        rows = []
-        with running() as status:
-            for name, url in _serve_with_shallop(status, folder):
-                rows += _measure(name, url, seconds)
-        for name, kind in (("kserve 0.21 Python server", "kserve"), ("floor: uvicorn, orjson", "floor")):
-            with _peer(python, kind, model) as url:
-                rows += _measure(name, url, seconds)
+class Peer(NamedTuple):
+    """What serves the model beside us; ``environment`` is shared by peers of the same packages."""
+
+    name: str
+    environment: str
+    packages: tuple[str, ...]
+    path: str = PATH
+    body: bytes = BODY
+
+
+KSERVE = ("kserve==0.21.0", *SKLEARN, "orjson", "uvloop")
+PEERS = {
+    "kserve": Peer("kserve 0.21 Python server", "kserve", KSERVE),
+    "floor": Peer("floor: uvicorn, orjson", "kserve", KSERVE),
+    "mlserver": Peer(
+        "MLServer 1.7.1",
+        "mlserver",
+        ("mlserver==1.7.1", "mlserver-sklearn==1.7.1"),
+        "/v2/models/iris/infer",
+        json.dumps({"inputs": [V2]}).encode(),
+    ),
+    "bentoml": Peer("BentoML", "bentoml", ("bentoml", *SKLEARN)),
+    "ray": Peer("Ray Serve", "ray", ("ray[serve]", *SKLEARN)),
+}
+
+
+def main(seconds: float, peers: Sequence[str]) -> None:
+    pythons = {peer: _python_of(PEERS[peer]) for peer in peers}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, running() as status:
+        trainer = _python_of(PEERS["floor"])
+        subprocess.run([trainer, str(HERE / "iris_servers.py"), "train", f"{folder}/model.joblib"], check=True)
+        for name, url in _serve_with_shallop(status, folder):
+            rows += _measure(name, url, BODY, seconds)
+    for kind in peers:
+        peer = PEERS[kind]
+        with tempfile.TemporaryDirectory() as folder, _serving(pythons[kind], kind, Path(folder)) as url:
+            rows += _measure(peer.name, url, peer.body, seconds)
     write("predictions", rows)
 
 
-def _peer_python() -> str:
-    python = PEERS / "bin" / "python"
-    if not (PEERS / "ready").exists():
+def _python_of(peer: Peer) -> str:
+    folder = ROOT / ".venvs" / f"bench-{peer.environment}"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
         uv = str(ROOT / ".venvs" / "tools" / "bin" / "uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(PEERS)], check=True)
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *PACKAGES], check=True)
-        (PEERS / "ready").touch()
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *peer.packages], check=True)
+        (folder / "ready").touch()
     return str(python)
 
 
@@ -89,44 +120,54 @@ def _pod_addresses(home: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _peer(python: str, kind: str, model: Path) -> Iterator[str]:
+def _serving(python: str, kind: str, folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python, str(HERE / "iris_servers.py"), kind, str(model), str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    script, model = str(HERE / "iris_servers.py"), str(folder / "model.joblib")
+    subprocess.run([python, script, "train", model], check=True)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [python, script, kind, model, str(port)], stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        url = f"http://127.0.0.1:{port}{PATH}"
-        wait_until(lambda: _answers(url) or process.poll() is not None, f"the {kind} server")
+        url, body = f"http://127.0.0.1:{port}{PEERS[kind].path}", PEERS[kind].body
+        wait_until(lambda: _answers(url, body) or process.poll() is not None, f"the {kind} server")
+        if process.poll() is not None:
+            sys.exit(f"the {kind} server ended:\n{(folder / 'log').read_text()[-3000:]}")
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):
+            # What it started and left behind is in its session.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answers(url: str) -> bool:
-    request = urllib.request.Request(url, BODY, {"Content-Type": "application/json"})
+def _answers(url: str, body: bytes = BODY) -> bool:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
-            return bool(json.load(answer)["predictions"])
-    except (OSError, ValueError, KeyError):
+            return bool(json.load(answer))
+    except (OSError, ValueError):
         return False
 
 
-def _measure(name: str, url: str, seconds: float) -> list[dict[str, Any]]:
+def _measure(name: str, url: str, body: bytes, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for connections in CONNECTIONS:
-        _load(url, connections, 1.0)
-        rows.append({"server": name, "connections": connections, **_load(url, connections, seconds)})
+        _load(url, body, connections, 1.0)
+        rows.append({"server": name, "connections": connections, **_load(url, body, connections, seconds)})
     return rows
 
 
-def _load(url: str, connections: int, seconds: float) -> dict[str, Any]:
-    command = [str(ROOT / ".venv" / "bin" / "python"), str(HERE / "load.py"), url, str(connections), str(seconds)]
-    done = subprocess.run(command, input=BODY, capture_output=True, check=True, timeout=seconds + 60)
+def _load(url: str, body: bytes, connections: int, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "load.py"), url, str(connections), str(seconds)]
+    done = subprocess.run(command, input=body, capture_output=True, check=True, timeout=seconds + 60)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 4.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 4.0, sys.argv[2:] or list(PEERS))

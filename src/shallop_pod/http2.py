@@ -11,14 +11,16 @@ Source: RFC 9113 (HTTP/2), RFC 7541 (HPACK).
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from hpack import Decoder, Encoder, HPACKError
 
 __all__ = [
     "CANCEL",
+    "ENHANCE_YOUR_CALM",
     "INTERNAL_ERROR",
     "NO_ERROR",
     "PREFACE",
@@ -49,11 +51,15 @@ _DEFAULT_WINDOW, _LARGEST_WINDOW = 65535, 2**31 - 1
 # What we take before the reader of a stream has taken it: of one stream, and of all of a connection together.
 _STREAM_WINDOW, _CONNECTION_WINDOW = 1 << 20, 1 << 24
 _FRAME_SIZE = 1 << 17
+_LARGE = 16 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_CONTINUATIONS = 32
 _MAX_STREAMS_HERE = 1000
-# Answers to pings and settings that nobody reads.
+# Answers to pings, settings and refused streams that nobody reads.
 _MAX_UNSENT_CONTROL = 10_000
+# Frames that cost us more than their sender: streams given up at once, settings, priorities, empty content. So many
+# at once and so many a second are forgiven, as by nghttp2; a client with 1,000 calls may give up all of them.
+_MAX_ABUSES, _ABUSES_PER_S = 1000, 33.0
 _HEAD = struct.Struct(">HBBBI")
 _CONNECTION_HEADERS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _BAD_NAME_CHARACTERS = bytes(set(range(256)) - set(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"))
@@ -76,10 +82,10 @@ class Headers(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Content of a stream; ``size`` is what has to be acknowledged for it."""
+    """Content of a stream; ``size`` is what has to be acknowledged for it. Large content is a view of what was read."""
 
     stream: int
-    data: bytes
+    data: bytes | memoryview
     size: int
     end: bool
 
@@ -98,6 +104,7 @@ class GoAway(NamedTuple):
     code: int
 
 
+_Content = TypeVar("_Content", bytes, memoryview, bytes | memoryview)
 Event = Headers | Data | Reset | GoAway
 
 
@@ -108,7 +115,7 @@ class _Stream:
         self.window = window
         self.unread = 0
         self.taken = 0
-        self.queue: deque[bytes] = deque()
+        self.queue: deque[bytes | memoryview] = deque()
         self.trailers: Sequence[Header] | None = None
         self.end = False
         self.sent_all = False
@@ -124,12 +131,20 @@ class Http2:
         on_sent: called with stream and size when content that was queued has left for the peer.
     """
 
-    def __init__(self, *, client: bool, on_sent: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        client: bool,
+        on_sent: Callable[[int, int], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client = client
         self._on_sent = on_sent
+        self._clock = clock
+        self._abuses, self._abused_at, self._calmed = 0.0, clock(), False
         self._decoder, self._encoder = Decoder(max_header_list_size=_MAX_HEADER_BYTES), Encoder()
-        self._buffer = bytearray()
-        self._out: list[bytes] = []
+        self._buffer = b""
+        self._out: list[bytes | memoryview] = []
         self._streams: dict[int, _Stream] = {}
         self._preface = not client
         self._window = _DEFAULT_WINDOW
@@ -164,7 +179,8 @@ class Http2:
         """Return what has to be written to the peer."""
         data = b"".join(self._out)
         self._out.clear()
-        self._control = 0
+        if not self._held:
+            self._control = 0
         return data
 
     # -- sending
@@ -190,20 +206,23 @@ class Http2:
         if end:
             self._sent_all(number, stream)
 
-    def send_data(self, number: int, data: bytes, *, end: bool = False) -> None:
+    def send_data(self, number: int, data: bytes | memoryview, *, end: bool = False) -> None:
         """Queue content; it leaves as the peer has room for it."""
         stream = self._streams.get(number)
         if stream is None or stream.end:
             return
         if data:
-            stream.queue.append(data)
+            # Of a view parts can be taken without copying the rest.
+            stream.queue.append(data if len(data) < _LARGE else memoryview(data))
         stream.end = end
         self._pump(number, stream)
 
     def reset(self, number: int, code: int) -> None:
-        """Give a stream up."""
+        """Give a stream up; one that its client made us refuse counts as one that the client gave up."""
         if self._streams.pop(number, None) is not None:
             self._frame(_RST_STREAM, 0, number, code.to_bytes(4, "big"))
+            if code == PROTOCOL_ERROR:
+                self._abused()
 
     def go_away(self, code: int = NO_ERROR) -> None:
         """Take no further streams."""
@@ -280,7 +299,7 @@ class Http2:
             part, rest = rest[: self._peer_frame], rest[self._peer_frame :]
             self._frame(_CONTINUATION, 0 if rest else _END_HEADERS, number, part)
 
-    def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+    def _frame(self, kind: int, flags: int, number: int, payload: bytes | memoryview) -> None:
         size = len(payload)
         self._out.append(_HEAD.pack(size >> 8, size & 0xFF, kind, flags, number))
         self._out.append(payload)
@@ -294,35 +313,43 @@ class Http2:
         Raises:
             Http2Error: what it sent is no HTTP/2; events before the fault are lost.
         """
-        buffer = self._buffer
-        buffer += data
+        if self._buffer:
+            data = b"".join((self._buffer, data))
+        position, end = 0, len(data)
         if self._preface:
-            if not PREFACE.startswith(bytes(buffer[: len(PREFACE)])):
+            if not PREFACE.startswith(data[: len(PREFACE)]):
                 raise Http2Error("this is no HTTP/2 connection preface")
-            if len(buffer) < len(PREFACE):
+            if end < len(PREFACE):
+                self._buffer = data
                 return []
-            del buffer[: len(PREFACE)]
+            position = len(PREFACE)
             self._preface = False
-        position, end = 0, len(buffer)
+        view = memoryview(data)
         while end - position >= 9:
-            high, low, kind, flags, number = _HEAD.unpack_from(buffer, position)
+            high, low, kind, flags, number = _HEAD.unpack_from(data, position)
             size = high << 8 | low
             if size > _FRAME_SIZE:
                 raise Http2Error("a frame is larger than agreed", FRAME_SIZE_ERROR)
-            if end - position - 9 < size:
+            position += 9
+            if end - position < size:
+                position -= 9
                 break
-            self._take_frame(kind, flags, number & _LARGEST_WINDOW, bytes(buffer[position + 9 : position + 9 + size]))
-            position += 9 + size
-        del buffer[:position]
+            number &= _LARGEST_WINDOW
+            if kind == _DATA and self._partial is None:
+                # Small content is copied: a view keeps all alive that was read with it.
+                part = view if size >= _LARGE else data
+                self._take_data(flags, number, part[position : position + size])
+            else:
+                self._take_frame(kind, flags, number, data[position : position + size])
+            position += size
+        self._buffer = data[position:]
         events, self._events = self._events, []
         return events
 
     def _take_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._partial is not None and (kind != _CONTINUATION or number != self._partial[0]):
             raise Http2Error("headers are interrupted by another frame")
-        if kind == _DATA:
-            self._take_data(flags, number, payload)
-        elif kind == _HEADERS:
+        if kind == _HEADERS:
             block = _unpadded(flags, payload)
             if flags & _PRIORITIZED:
                 if len(block) < 5:
@@ -341,29 +368,50 @@ class Http2:
                 raise Http2Error("a malformed RST_STREAM frame", FRAME_SIZE_ERROR)
             if self._streams.pop(number, None) is not None:
                 self._events.append(Reset(number, int.from_bytes(payload, "big")))
+                self._abused()
         elif kind == _SETTINGS:
             self._take_settings(flags, number, payload)
         elif kind == _PING:
             if len(payload) != 8 or number:
                 raise Http2Error("a malformed PING frame", FRAME_SIZE_ERROR)
             if not flags & _ACK:
-                self._answer(_PING, payload)
+                self._answer(_PING, 0, payload)
         elif kind == _GOAWAY:
             if len(payload) < 8 or number:
                 raise Http2Error("a malformed GOAWAY frame", FRAME_SIZE_ERROR)
             last, code = struct.unpack_from(">II", payload)
             self.going = self.going or self._client
             self._events.append(GoAway(last & _LARGEST_WINDOW, code))
+        elif kind == _PRIORITY:
+            self._abused()
         elif kind == _PUSH_PROMISE:
             raise Http2Error("pushing was not allowed")
 
-    def _answer(self, kind: int, payload: bytes) -> None:
+    def _answer(self, kind: int, number: int, payload: bytes) -> None:
         self._control += 1
         if self._control > _MAX_UNSENT_CONTROL:
             raise Http2Error("too many frames that ask for an answer", ENHANCE_YOUR_CALM)
-        self._frame(kind, _ACK, 0, payload)
+        self._frame(kind, 0 if kind == _RST_STREAM else _ACK, number, payload)
 
-    def _take_data(self, flags: int, number: int, payload: bytes) -> None:
+    def _abused(self) -> None:
+        """
+        Count a frame that makes us work for nothing; a client that sends too many of them gets no more streams.
+
+        Those under way go on: the client may be a proxy, with calls of others. What goes on all the same is cut off.
+        """
+        if self._client:
+            return
+        now = self._clock()
+        self._abuses = max(0.0, self._abuses - (now - self._abused_at) * _ABUSES_PER_S) + 1
+        self._abused_at = now
+        if self._abuses <= _MAX_ABUSES:
+            return
+        if self._calmed:
+            raise Http2Error("too many streams given up, or frames that say nothing", ENHANCE_YOUR_CALM)
+        self._calmed, self._abuses = True, 0.0
+        self.go_away(ENHANCE_YOUR_CALM)
+
+    def _take_data(self, flags: int, number: int, payload: bytes | memoryview) -> None:
         size = len(payload)
         self._unread += size
         stream = self._streams.get(number)
@@ -382,6 +430,8 @@ class Http2:
         end = bool(flags & _END_STREAM)
         if end:
             self._received_all(number, stream)
+        elif not data:
+            self._abused()
         self._events.append(Data(number, data, size, end))
 
     def _take_block(self, number: int, block: bytearray, flags: int, *, end: bool, parts: int) -> None:
@@ -403,7 +453,9 @@ class Http2:
                 raise Http2Error("a stream with a number that is not the peer's to choose")
             self._last = number
             if len(self._streams) >= _MAX_STREAMS_HERE or self.going:
-                self._frame(_RST_STREAM, 0, number, REFUSED_STREAM.to_bytes(4, "big"))
+                self._answer(_RST_STREAM, number, REFUSED_STREAM.to_bytes(4, "big"))
+                if self._calmed or not self.going:
+                    self._abused()
                 return
             stream = self._streams[number] = _Stream(self._peer_window)
         elif stream.received_all:
@@ -444,6 +496,7 @@ class Http2:
             raise Http2Error("a malformed SETTINGS frame", FRAME_SIZE_ERROR)
         if flags & _ACK:
             return
+        self._abused()
         for key, value in struct.iter_unpack(">HI", payload):
             if key == _HEADER_TABLE_SIZE:
                 self._encoder.header_table_size = min(value, 4096)
@@ -459,11 +512,11 @@ class Http2:
                 if not 16384 <= value < 1 << 24:
                     raise Http2Error("a frame size of wrong size")
                 self._peer_frame = min(value, _FRAME_SIZE)
-        self._answer(_SETTINGS, b"")
+        self._answer(_SETTINGS, 0, b"")
         self._pump_all()
 
 
-def _unpadded(flags: int, payload: bytes) -> bytes:
+def _unpadded(flags: int, payload: _Content) -> _Content:
     if not flags & _PADDED:
         return payload
     if not payload or payload[0] >= len(payload):

@@ -12,10 +12,11 @@ import pytest
 
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import Backend, Route, RouteTable
+from shallop_pod.http2 import Data, Event, GoAway, Header, Headers, Http2
 from shallop_pod.modelserver.models import Model
 from shallop_pod.modelserver.server import ModelServer
 
-pytest.importorskip("numpy")
+np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 30.0
 V1, V2 = b"/v1/models/m:predict", b"/v2/models/m/infer"
@@ -147,6 +148,151 @@ async def test_it_is_told_what_is_wrong_in_the_shape_of_errors(
     await world.predicts(where)
 
 
+def over_http2(request_: bytes) -> tuple[list[Header], bytes] | None:
+    """Return the headers and the body of the request over HTTP/2; None where it is none that HTTP/2 could carry."""
+    head, _, body = request_.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    words = first.split(b" ")
+    if len(words) != 3 or b"transfer-encoding: chunked" in lines:
+        return None
+    headers = [(b":method", words[0]), (b":scheme", b"http"), (b":path", words[1]), (b":authority", b"m")]
+    for line in lines:
+        name, _, value = line.partition(b": ")
+        if name != b"host":
+            headers.append((name, value))
+    return headers, body
+
+
+class Http2Client:
+    """A client that has said hello."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer, self.frames = reader, writer, Http2(client=True)
+
+    @classmethod
+    async def connect(cls, port: int) -> Http2Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def hear(self) -> list[Event]:
+        self.writer.write(self.frames.take())
+        async with asyncio.timeout(DEADLINE_S):
+            data = await self.reader.read(65536)
+        assert data, "the server closed the connection"
+        return self.frames.receive(data)
+
+    async def ask(self, headers: list[Header], body: bytes) -> tuple[int, Any]:
+        stream = self.frames.open(headers, end=not body)
+        if body:
+            self.frames.send_data(stream, body, end=True)
+        status, content = 0, b""
+        while True:
+            for event in await self.hear():
+                if isinstance(event, Headers):
+                    status = int(dict(event.headers)[b":status"])
+                elif isinstance(event, Data):
+                    content += event.data
+                if isinstance(event, Headers | Data) and event.end:
+                    return status, json.loads(content)
+
+
+HTTP2_REQUESTS = [(made, status) for request_, status in REQUESTS if (made := over_http2(request_)) and status != 431]
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_it_is_told_so_over_http2_too(world: World, where: str) -> None:
+    client = await Http2Client.connect(world.ports[where])
+    wrong = []
+    for (headers, body), status in HTTP2_REQUESTS:
+        # HTTP/2 knows without a length where a body ends: only one that is too large matters.
+        expected = {b"many": 404, b"9" * 5000: 413}.get(dict(headers).get(b"content-length", b""), status)
+        found, said = await client.ask(headers, body)
+        if found != expected or not said["error"]:
+            wrong.append((headers, body[:100], expected, found, said))
+    assert not wrong
+    good = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", V1), (b":authority", b"m")]
+    assert await client.ask(good, GOOD) == (200, {"predictions": [3.0]})
+    client.writer.close()
+    world.gateway.close_idle_except(())
+    await world.settled()
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+# Indexed fields of the static table: POST, http, / and an authority that is not remembered.
+_BLOCK = b"\x83\x86\x84\x01\x01m"
+FLOODS = {
+    "streams given up": (b"".join(frame(1, 5, n, _BLOCK) + frame(3, 0, n, bytes(4)) for n in range(1, 2401, 2)), 11),
+    "malformed streams": (b"".join(frame(1, 5, n, b"\x83") for n in range(1, 2401, 2)), 11),
+    "settings": (frame(4, 0, 0) * 1200, 11),
+    "priorities": (frame(2, 0, 1, bytes(5)) * 1200, 11),
+    "continuations": (frame(1, 1, 1, _BLOCK) + frame(9, 0, 1) * 100, 11),
+    "headers without end": (frame(1, 1, 1, _BLOCK) + frame(9, 0, 1, b"\0\1x\1y" * 3000) * 10, 11),
+    "headers that grow": (frame(1, 5, 1, _BLOCK + b"\x40\1x\x7f\xa1\x1e" + b"y" * 4000 + b"\xbe" * 10_000), 9),
+}
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_flood_over_http2_ends_with_its_connection(world: World, where: str, flood: str) -> None:
+    frames, code = FLOODS[flood]
+    client = await Http2Client.connect(world.ports[where])
+    client.writer.write(client.frames.take())
+    client.writer.write(frames)
+    goodbyes: list[int] = []
+    while not goodbyes:
+        goodbyes += [event.code for event in await client.hear() if isinstance(event, GoAway)]
+    assert goodbyes[0] == code
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while await client.reader.read(65536):
+                pass
+    except ConnectionError:
+        pass
+    client.writer.close()
+    await world.predicts(where)
+    world.gateway.close_idle_except(())
+    await world.settled()
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.99])
+async def test_half_a_request_over_http2_is_forgotten_with_its_connection(world: World, where: str, cut: float) -> None:
+    client = await Http2Client.connect(world.ports[where])
+    stream = client.frames.open(
+        [(b":method", b"POST"), (b":scheme", b"http"), (b":path", V1), (b":authority", b"m")], end=False
+    )
+    client.frames.send_data(stream, GOOD, end=True)
+    data = client.frames.take()
+    client.writer.write(data[: int(len(data) * cut)])
+    await client.writer.drain()
+    client.writer.close()
+    await world.predicts(where)
+    world.gateway.close_idle_except(())
+    await world.settled()
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_a_client_that_sends_http2_byte_by_byte_is_answered(world: World, where: str) -> None:
+    client = await Http2Client.connect(world.ports[where])
+    for byte in client.frames.take():
+        client.writer.write(bytes((byte,)))
+        await client.writer.drain()
+        await asyncio.sleep(0)
+    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", V1), (b":authority", b"m")]
+    assert await client.ask(headers, GOOD) == (200, {"predictions": [3.0]})
+    client.writer.close()
+    world.gateway.close_idle_except(())
+    await world.settled()
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_what_is_no_number_is_predicted_from_and_answered_as_null(world: World, where: str) -> None:
+    tensor = np.array([[1.0, np.nan]]).tobytes()
+    assert (await world.send(where, post(V2, BINARY + tensor, HEADER % len(BINARY))))[1]["outputs"][0]["data"] == [None]
+
+
 @pytest.mark.parametrize("where", ["model server", "gateway"])
 async def test_half_a_request_is_forgotten_with_its_connection(world: World, where: str) -> None:
     whole = post(V1, GOOD)
@@ -184,14 +330,15 @@ async def test_requests_sent_ahead_without_reading_do_not_fill_the_memory(world:
     writer.close()
 
 
-async def test_hundreds_of_idle_connections_take_nothing_from_others(world: World) -> None:
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_hundreds_of_idle_connections_take_nothing_from_others(world: World, where: str) -> None:
     count = min(300, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-    idle = [await asyncio.open_connection("127.0.0.1", world.ports["gateway"]) for _ in range(count)]
+    idle = [await asyncio.open_connection("127.0.0.1", world.ports[where]) for _ in range(count)]
     for _, writer in idle[::3]:
         writer.write(b"POST /v1/mod")
     for _, writer in idle[1::3]:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
-    await asyncio.gather(*(world.predicts("gateway") for _ in range(20)))
+    await asyncio.gather(*(world.predicts(where) for _ in range(20)))
     for _, writer in idle:
         writer.close()
     world.gateway.close_idle_except(())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from shallop.gateway.http1 import MessageError
@@ -34,6 +34,7 @@ from shallop_pod.http2 import (
     Reset,
     is_well_formed,
 )
+from shallop_pod.http2protocol import Http2Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,56 +51,13 @@ _HTTP_OF_GRPC = {0: 200, 1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429,
 _DROPPED = HOP_HEADERS - {b"te"}
 
 
-class _Connection(asyncio.Protocol):
-    """One end of an HTTP/2 connection of the gateway; frames written in one turn of the loop leave together."""
+class _Connection(Http2Protocol):
+    """One end of an HTTP/2 connection of the gateway."""
 
     def __init__(self, gateway: Gateway, *, client: bool) -> None:
+        super().__init__(Http2(client=client, on_sent=self.sent))
         self.gateway = gateway
-        self.frames = Http2(client=client, on_sent=self.sent)
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.exchanges: dict[int, _Exchange] = {}
-        self._loop = asyncio.get_running_loop()
-        self._flushing = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def pause_writing(self) -> None:
-        self.frames.hold(held=True)
-
-    def resume_writing(self) -> None:
-        self.frames.hold(held=False)
-        self.flush_soon()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for event in self.frames.receive(data):
-                self.handle(event)
-        except Http2Error as error:
-            self.broken(error)
-        self.flush()
-
-    def flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        self._flushing = False
-        data = self.frames.take()
-        if data and not self.transport.is_closing():
-            self.transport.write(data)
-        if self.frames.going and not self.exchanges and not self.frames.streams:
-            self.transport.close()
-
-    def broken(self, error: Http2Error) -> None:
-        """The peer broke the protocol."""
-        self.frames.go_away(error.code)
-        self.flush()
-        self.transport.close()
-
-    def handle(self, event: Event) -> None:
-        raise NotImplementedError
 
     def sent(self, stream: int, size: int) -> None:
         """Content of a stream has left."""
@@ -112,11 +70,9 @@ class Http2Client(_Connection):
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway, client=False)
 
-    def start(self, transport: asyncio.Transport, data: bytes) -> None:
-        self.transport = transport
-        transport.set_protocol(self)
+    def start(self, transport: asyncio.BaseTransport, data: bytes) -> None:
         self.gateway.clients.add(self)
-        self.data_received(data)
+        super().start(transport, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gateway.clients.discard(self)
@@ -283,7 +239,7 @@ class _Exchange(Placed):
         self._request = request.headers
         self._headers: list[Header] = []
         self._grpc = any(n == b"content-type" and v.startswith(b"application/grpc") for n, v in request.headers)
-        self._kept: list[bytes] | None = []
+        self._kept: list[bytes | memoryview] | None = []
         self._kept_size = 0
         self._all_received = request.end
         self._repeatable = False
@@ -332,7 +288,7 @@ class _Exchange(Placed):
         number = fixed_draw(lines) if len(route.backends) > 1 else 0.0
         self.begin_placement(route, table.draw(route) if number is None else number)
 
-    def take(self, data: bytes, size: int, *, end: bool) -> None:
+    def take(self, data: bytes | memoryview, size: int, *, end: bool) -> None:
         """More of the request has come."""
         if self.done:
             return
@@ -390,7 +346,7 @@ class _Exchange(Placed):
         if end:
             self._end()
 
-    def answer(self, data: bytes, size: int, *, end: bool) -> None:
+    def answer(self, data: bytes | memoryview, size: int, *, end: bool) -> None:
         """Pass content on."""
         assert self._backend is not None
         if size > len(data):

@@ -35,8 +35,8 @@ class Recording:
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
-        self.request: list[bytes] = []
-        self.response: list[bytes] = []
+        self.request: list[bytes | memoryview] = []
+        self.response: list[bytes | memoryview] = []
         self.size = 0
 
 
@@ -64,7 +64,7 @@ class Placed:
         """Answer with an error of the gateway's; ``status`` is that of HTTP."""
         raise NotImplementedError
 
-    def note(self, *, request: bytes = b"", response: bytes = b"") -> None:
+    def note(self, *, request: bytes | memoryview = b"", response: bytes | memoryview = b"") -> None:
         """Keep a part of a body for those who watch models."""
         recording = self.recording
         if recording is None:

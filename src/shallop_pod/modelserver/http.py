@@ -26,14 +26,24 @@ class Application(Protocol):
     """What answers the requests of connections."""
 
     connections: set[Any]
+    """What has to be drained when it stops."""
 
-    def dispatch(self, connection: Any, method: str, path: str, headers: dict[bytes, bytes], body: bytes) -> None:
+    def dispatch(
+        self,
+        connection: Any,
+        method: str,
+        path: str,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        tensors: Sequence[bytes | memoryview] | None = None,
+    ) -> None:
         """
         Answer a request now or later, exactly once, by ``connection.answer`` or a stream.
 
         Args:
             headers: by their names in lower case; not to be changed.
             body: of bytes, or a bytearray that is the request's own.
+            tensors: binary ones of a V2 request, one for each input, where they are not in the body.
         """
 
 

@@ -1,8 +1,7 @@
 """
 HTTP/2 and gRPC in front of a model server: each call is handed over as the REST request that it stands for.
 
-The part of a server behind it: ``dispatch(call, method, path, headers, body)`` answers by ``call.answer(...)``, and
-``connections`` holds what has to be drained when it stops.
+The part of a server behind it is ``http.Application``.
 
 Source: "gRPC over HTTP2" of the gRPC project; messages in ``openinference``.
 """
@@ -14,16 +13,24 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from shallop_pod.http2 import NO_ERROR, PROTOCOL_ERROR, Data, Headers, Http2, Http2Error, Reset, is_well_formed
+from shallop_pod.http2 import NO_ERROR, PROTOCOL_ERROR, Data, Event, Headers, Http2, Reset, is_well_formed
+from shallop_pod.http2protocol import Http2Protocol
 from shallop_pod.modelserver.openinference import METHODS, STREAM_INFER, RestAnswer, stream_answer
 from shallop_pod.modelserver.protocol import ProtocolError
 
-__all__ = ["Http2Connection", "Server"]
+if TYPE_CHECKING:
+    from shallop_pod.modelserver.http import Application
+
+__all__ = ["Http2Connection"]
 
 _MAX_MESSAGE = 512 * 2**20
+# A message has a byte that says whether it is compressed and four of its size before it.
+_PREFIX = 5
+# Pieces that are put together as they come: a client may send a message byte by byte.
+_SMALL_PART = 16 * 1024
 _OK, _INVALID_ARGUMENT, _NOT_FOUND, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _INTERNAL = 0, 3, 5, 8, 12, 13
 _GRPC_CODES = {
     400: _INVALID_ARGUMENT,
@@ -43,14 +50,6 @@ _GRPC_HEADERS = [
 ]
 
 
-class Server(Protocol):
-    """What calls are handed to."""
-
-    connections: set[Any]
-
-    def dispatch(self, connection: Any, method: str, path: str, headers: dict[bytes, bytes], body: bytes) -> None: ...
-
-
 class _Call:
     """A REST request that came over HTTP/2."""
 
@@ -61,11 +60,21 @@ class _Call:
         self.body = bytearray()
         self.on_lost: Callable[[], None] | None = None
 
-    def take(self, data: bytes, *, end: bool) -> None:
+    def begin(self) -> None:
+        """Refuse what is announced as too large."""
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 18 or int(length) > _MAX_MESSAGE):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self.body.clear()
+        self.answer(413, json.dumps({"error": f"body is larger than {_MAX_MESSAGE >> 20} MiB"}).encode())
+
+    def take(self, data: bytes | memoryview, *, end: bool) -> None:
+        """More of the request has come."""
         self.body += data
         if len(self.body) > _MAX_MESSAGE:
-            self.body.clear()
-            self.answer(413, json.dumps({"error": f"body is larger than {_MAX_MESSAGE >> 20} MiB"}).encode())
+            self._refuse()
         elif end:
             method, path = self.headers[b":method"].decode("latin-1"), self.headers[b":path"].decode("latin-1")
             self.connection.server.dispatch(self, method, path, self.headers, bytes(self.body))
@@ -114,36 +123,50 @@ class _GrpcCall(_Call):
         self.path = self.headers[b":path"].decode("latin-1")
         self._method = METHODS.get(self.path)
         self._streaming = self.path == STREAM_INFER
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[bytes | memoryview] = deque()
+        # What has come of the next message, and how much of it there must be to go on.
+        self._parts: list[bytes | bytearray | memoryview] = []
+        self._size, self._wanted = 0, _PREFIX
         self._raw = True
         self._busy = self._all = self._begun = False
 
-    def take(self, data: bytes, *, end: bool) -> None:
-        self.body += data
+    def take(self, data: bytes | memoryview, *, end: bool) -> None:
         if self._method is None:
             self._fail(_UNIMPLEMENTED, f"{self.path} is not a method of this server")
             return
-        while len(self.body) >= 5:
-            size = int.from_bytes(self.body[1:5], "big")
-            if size > _MAX_MESSAGE:
-                self._fail(_RESOURCE_EXHAUSTED, f"the message is larger than {_MAX_MESSAGE >> 20} MiB")
-                return
-            if len(self.body) < 5 + size:
-                break
-            compressed, message = self.body[0], bytes(memoryview(self.body)[5 : 5 + size])
-            del self.body[: 5 + size]
+        if self._parts and len(data) < _SMALL_PART and isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += data
+        else:
+            self._parts.append(bytearray(data) if len(data) < _SMALL_PART else data)
+        self._size += len(data)
+        while self._size >= self._wanted:
+            # Joined once, when all of a message is here.
+            content = memoryview(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+            self._parts = [content]
+            if self._wanted == _PREFIX:
+                size = int.from_bytes(content[1:_PREFIX], "big")
+                if size > _MAX_MESSAGE:
+                    self._fail(_RESOURCE_EXHAUSTED, f"the message is larger than {_MAX_MESSAGE >> 20} MiB")
+                    return
+                self._wanted = _PREFIX + size
+                if size:
+                    continue
+            message = content[_PREFIX : self._wanted]
+            self._size -= self._wanted
+            self._parts = [content[self._wanted :]] if self._size else []
+            self._wanted = _PREFIX
             try:
-                self._messages.append(self._unpacked(message) if compressed else message)
+                self._messages.append(self._unpacked(message) if content[0] else message)
             except ProtocolError as error:
                 self._fail(_UNIMPLEMENTED if error.status == 501 else _INTERNAL, str(error))
                 return
         self._all = end
-        if end and (self.body or not (self._streaming or len(self._messages) == 1)):
+        if end and (self._size or not (self._streaming or len(self._messages) == 1)):
             self._fail(_INTERNAL, "a call of this method has exactly one message")
         elif self._streaming or end:
             self._next()
 
-    def _unpacked(self, message: bytes) -> bytes:
+    def _unpacked(self, message: memoryview) -> bytes:
         encoding = self.headers.get(b"grpc-encoding", b"identity")
         if encoding not in (b"gzip", b"deflate"):
             raise ProtocolError(f"the encoding {encoding.decode('latin-1')!r} is not known here", 501)
@@ -171,10 +194,7 @@ class _GrpcCall(_Call):
             self.answer(error.status, json.dumps({"error": str(error)}).encode())
             return
         self._raw = request.raw
-        headers = self.headers
-        if request.json_length is not None:
-            headers = headers | {b"inference-header-content-length": b"%d" % request.json_length}
-        self.connection.server.dispatch(self, request.method, request.path, headers, request.body)
+        self.connection.server.dispatch(self, request.method, request.path, self.headers, request.body, request.tensors)
 
     def answer(
         self,
@@ -212,7 +232,12 @@ class _GrpcCall(_Call):
         if not self._begun:
             self._begun = True
             frames.send_headers(self.stream, _GRPC_HEADERS, end=False)
-        frames.send_data(self.stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        prefix = b"\0" + len(message).to_bytes(4, "big")
+        if len(message) < _SMALL_PART:
+            frames.send_data(self.stream, prefix + message)
+        else:
+            frames.send_data(self.stream, prefix)
+            frames.send_data(self.stream, message)
         self.connection.flush()
 
     def _fail(self, code: int, message: str) -> None:
@@ -236,87 +261,54 @@ def _reason(body: bytes) -> str:
         return body.decode("utf-8", "replace")
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(Http2Protocol):
     """A client's connection; ``start`` takes it over from the protocol that saw its first bytes."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Application) -> None:
+        super().__init__(Http2(client=False))
         self.server = server
-        self.frames = Http2(client=False)
-        self._calls: dict[int, _Call] = {}
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.exchanges: dict[int, _Call] = {}
 
     def start(self, transport: asyncio.BaseTransport, data: bytes) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        transport.set_protocol(self)
         self.server.connections.add(self)
-        self.data_received(data)
+        super().start(transport, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.connections.discard(self)
-        for call in list(self._calls.values()):
+        for call in list(self.exchanges.values()):
             if call.on_lost:
                 call.on_lost()
-        self._calls.clear()
+        self.exchanges.clear()
 
-    def pause_writing(self) -> None:
-        self.frames.hold(held=True)
-
-    def resume_writing(self) -> None:
-        self.frames.hold(held=False)
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for event in self.frames.receive(data):
-                self._handle(event)
-        except Http2Error as error:
-            self.frames.go_away(error.code)
-            self.flush()
-            self._transport.close()
-            return
-        self.flush()
-        self._close_when_done()
-
-    def _handle(self, event: Any) -> None:
+    def handle(self, event: Event) -> None:
         if isinstance(event, Headers):
-            call = self._calls.get(event.stream)
+            call = self.exchanges.get(event.stream)
             if call is None:
                 if not is_well_formed(event.headers):
                     self.frames.reset(event.stream, PROTOCOL_ERROR)
                     return
                 grpc = any(n == b"content-type" and v.startswith(b"application/grpc") for n, v in event.headers)
                 call = (_GrpcCall if grpc else _Call)(self, event.stream, event.headers)
-                self._calls[event.stream] = call
-            if event.end:
+                self.exchanges[event.stream] = call
+                call.begin()
+            if event.end and event.stream in self.exchanges:
                 call.take(b"", end=True)
         elif isinstance(event, Data):
             self.frames.acknowledge(event.stream, event.size)
-            if call := self._calls.get(event.stream):
+            if call := self.exchanges.get(event.stream):
                 call.take(event.data, end=event.end)
         elif isinstance(event, Reset):
-            call = self._calls.pop(event.stream, None)
+            call = self.exchanges.pop(event.stream, None)
             if call and call.on_lost:
                 call.on_lost()
 
     def end(self, stream: int) -> None:
         """A call is answered; what its client still sends is not read."""
-        self._calls.pop(stream, None)
+        self.exchanges.pop(stream, None)
         self.flush()
-        self._close_when_done()
-
-    def _close_when_done(self) -> None:
-        # Streams are over when all of their content has left, which may wait for the client.
-        if self.frames.going and not self._calls and not self.frames.streams:
-            self._transport.close()
-
-    def flush(self) -> None:
-        data = self.frames.take()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
 
     def finish_and_close(self) -> None:
         """Take no further calls, and close when those under way are answered."""
         if not self.frames.going:
             self.frames.go_away(NO_ERROR)
-            self.flush()
-        self._close_when_done()
+        self.flush()

@@ -57,13 +57,14 @@ class RestRequest(NamedTuple):
     What the REST form would be.
 
     Args:
+        tensors: binary ones that follow the JSON of the body.
         raw: the tensors came as raw contents, and those of the answer shall, too.
     """
 
     method: str
     path: str
     body: bytes = b""
-    json_length: int | None = None
+    tensors: Sequence[bytes | memoryview] | None = None
     raw: bool = True
 
 
@@ -89,7 +90,7 @@ class Method(NamedTuple):
         absent: the message for a model or server that REST says is unknown or not ready; None where that is an error.
     """
 
-    ask: Callable[[bytes], RestRequest]
+    ask: Callable[[bytes | memoryview], RestRequest]
     answer: Callable[[RestAnswer], bytes]
     absent: bytes | None = None
 
@@ -158,7 +159,7 @@ def _parameter(value: Any) -> tuple[str, Any]:
     return key, content
 
 
-def _strings(message: bytes) -> dict[int, str]:
+def _strings(message: bytes | memoryview) -> dict[int, str]:
     """Return the texts of a flat message."""
     return {number: _text(value) for number, wire, value in _fields(message) if wire == 2}
 
@@ -215,7 +216,7 @@ def _input(message: Any, where: str) -> tuple[dict[str, Any], dict[int, list[tup
     return {"name": name, "shape": shape, "datatype": datatype, "parameters": parameters}, contents
 
 
-def _ask_infer(message: bytes) -> RestRequest:
+def _ask_infer(message: bytes | memoryview) -> RestRequest:
     model = version = id_ = ""
     parameters: dict[str, Any] = {}
     inputs: list[tuple[dict[str, Any], dict[int, list[tuple[int, Any]]] | None]] = []
@@ -255,9 +256,8 @@ def _ask_infer(message: bytes) -> RestRequest:
     }
     if outputs:
         head["outputs"] = outputs
-    text = dumps(head)
     at_version = f"/versions/{version}" if version else ""
-    return RestRequest("POST", f"/v2/models/{model}{at_version}/infer", b"".join([text, *chunks]), len(text), bool(raw))
+    return RestRequest("POST", f"/v2/models/{model}{at_version}/infer", dumps(head), chunks, bool(raw))
 
 
 # -- writing
@@ -355,12 +355,12 @@ def stream_answer(infer_response: bytes = b"", error: str = "") -> bytes:
 # -- the methods
 
 
-def _get(path: str) -> Callable[[bytes], RestRequest]:
+def _get(path: str) -> Callable[[bytes | memoryview], RestRequest]:
     return lambda message: RestRequest("GET", path)
 
 
-def _of_model(rest: str) -> Callable[[bytes], RestRequest]:
-    def ask(message: bytes) -> RestRequest:
+def _of_model(rest: str) -> Callable[[bytes | memoryview], RestRequest]:
+    def ask(message: bytes | memoryview) -> RestRequest:
         names = _strings(message)
         version = f"/versions/{names[2]}" if names.get(2) else ""
         return RestRequest("GET", f"/v2/models/{names.get(1, '')}{version}{rest}")
@@ -368,13 +368,13 @@ def _of_model(rest: str) -> Callable[[bytes], RestRequest]:
     return ask
 
 
-def _statistics(message: bytes) -> RestRequest:
+def _statistics(message: bytes | memoryview) -> RestRequest:
     name = _strings(message).get(1)
     return RestRequest("GET", f"/v2/models/{name}/stats" if name else "/v2/models/stats")
 
 
-def _control(verb: str) -> Callable[[bytes], RestRequest]:
-    def ask(message: bytes) -> RestRequest:
+def _control(verb: str) -> Callable[[bytes | memoryview], RestRequest]:
+    def ask(message: bytes | memoryview) -> RestRequest:
         names: dict[int, str] = {}
         for number, wire, value in _fields(message):
             if number in (1, 2) and wire == 2:

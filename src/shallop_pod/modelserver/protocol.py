@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +34,18 @@ except ModuleNotFoundError:  # the environment of a custom image may lack it
         raise ValueError(f"{name} is no JSON value")
 
     def dumps(value: Any) -> bytes:
-        return json.dumps(value, default=_plain).encode()
+        """Write JSON, as orjson does: what is no number is null."""
+        try:
+            return json.dumps(value, default=_plain, allow_nan=False).encode()
+        except ValueError:
+            return json.dumps(_finite(json.loads(json.dumps(value, default=_plain)))).encode()
+
+    def _finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: _finite(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [_finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 __all__ = [
@@ -270,13 +282,19 @@ def _texts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return texts
 
 
-def parse_v2(body: bytes, header_length: int | None, inputs: Sequence[Tensor] | None = None) -> Request:
+def parse_v2(
+    body: bytes,
+    header_length: int | None,
+    inputs: Sequence[Tensor] | None = None,
+    binary: Sequence[bytes | memoryview] | None = None,
+) -> Request:
     """
     Read an inference request of the Open Inference Protocol.
 
     Args:
         header_length: value of ``Inference-Header-Content-Length``; None when the whole body is JSON.
         inputs: of a model of named tensors; None for one that takes rows.
+        binary: one binary tensor for each input, where they are not in the body.
     """
     payload = _body(body if header_length is None else body[:header_length])
     if not isinstance(payload, dict) or not isinstance(payload.get("inputs"), list) or not payload["inputs"]:
@@ -289,7 +307,9 @@ def parse_v2(body: bytes, header_length: int | None, inputs: Sequence[Tensor] | 
             raise ProtocolError(f"{where}: expected an object with name, shape, datatype, data")
         size = (tensor.get("parameters") or {}).get("binary_data_size")
         raw = None
-        if size is not None:
+        if binary is not None:
+            raw = memoryview(binary[position])
+        elif size is not None:
             raw, offset = memoryview(body)[offset : offset + size], offset + size
             if len(raw) != size:
                 raise ProtocolError(f"{where}: binary_data_size is {size}, the body has {len(raw)} bytes left")

@@ -124,11 +124,19 @@ class ModelServer:
         return [name for name, queue in self._queues.items() if queue.model.language is not None]
 
     def dispatch(
-        self, connection: Connection, method: str, path: str, headers: dict[bytes, bytes], body: bytes
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        tensors: Sequence[bytes | memoryview] | None = None,
     ) -> None:
         path = path.partition("?")[0]
         try:
-            if method == "POST":
+            if tensors is not None and (found := self._posts.get(path)):
+                self._predict_v2(connection, found[0], headers, body, tensors)
+            elif method == "POST":
                 self._post(connection, path, headers, body)
             elif method in ("GET", "HEAD"):
                 if path.startswith(self._openai.prefix):
@@ -182,13 +190,20 @@ class ModelServer:
         queue.submit(payload, deliver, queue.model.explain)
 
     def _predict_v2(
-        self, connection: Connection, queue: ModelQueue, headers: Mapping[bytes, bytes], body: bytes
+        self,
+        connection: Connection,
+        queue: ModelQueue,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        tensors: Sequence[bytes | memoryview] | None = None,
     ) -> None:
+        if not queue.ready:
+            self.queue_of(queue.model.name)
         length = headers.get(b"inference-header-content-length")
         if length is not None and not length.isdigit():
             raise ProtocolError("Inference-Header-Content-Length is no number")
         model = queue.model
-        request = parse_v2(body, int(length) if length else None, model.tensors)
+        request = parse_v2(body, int(length) if length else None, model.tensors, tensors)
 
         def deliver(result: Any) -> None:
             self._deliver(connection, queue, result, lambda value: render_v2(model.name, request, value))

@@ -183,13 +183,13 @@ def test_a_backend_without_pods_gets_its_share_when_somebody_can_start_one() -> 
     assert {choice.service for n in range(10) if (choice := table.choose(rule, n / 10))} == {"asleep", "awake"}
 
 
-@pytest.mark.parametrize("percent", [1, 10, 20, 50])
+@pytest.mark.parametrize("percent", [1, 10, 20, 30, 50])
 @pytest.mark.parametrize("count", [100, 200, 1000])
 def test_every_run_of_requests_lies_well_within_the_binomial_bounds(percent: int, count: int) -> None:
     (rule,) = parse_routes([route("a")])
     share, table = percent / 100, RouteTable([rule])
     half = 2.576 * (count * share * (1 - share)) ** 0.5
     numbers = [table.draw(rule) for _ in range(5000)]
-    for start in range(0, 5000 - count, 97):
+    for start in range(5000 - count):
         drawn = sum(number < share for number in numbers[start : start + count])
         assert abs(drawn - count * share) <= min(half, 4), (start, drawn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shallop_pod.http2 import (
+    CANCEL,
+    ENHANCE_YOUR_CALM,
     PREFACE,
+    PROTOCOL_ERROR,
     REFUSED_STREAM,
     Data,
     GoAway,
@@ -194,6 +199,97 @@ def test_a_flood_of_continuations_ends_the_connection() -> None:
     ours.receive(PREFACE + SETTINGS + FRAME("000001010000000001") + b"\x82")
     with pytest.raises(Http2Error):
         ours.receive(FRAME("000000090000000001") * 100)
+
+
+def attack(ours: Http2, frames: Iterator[bytes]) -> list[Any]:
+    """Send frames one by one; return what was heard until the connection ended."""
+    heard: list[Any] = []
+    theirs = Http2(client=True)
+    ours.receive(PREFACE + SETTINGS)
+    theirs.receive(ours.take())
+    with pytest.raises(Http2Error) as error:
+        for frame in frames:
+            ours.receive(frame)
+            heard += theirs.receive(ours.take())
+    assert error.value.code == ENHANCE_YOUR_CALM
+    return heard
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+# Indexed fields of the static table: POST, http, / and an authority that is not remembered.
+BLOCK = b"\x83\x86\x84\x01\x01x"
+
+
+def test_streams_that_are_given_up_at_once_are_bounded() -> None:
+    ours = Http2(client=False, clock=lambda: 0.0)
+    numbers = range(1, 20_001, 2)
+    heard = attack(ours, (frame(1, 5, n, BLOCK) + frame(3, 0, n, bytes(4)) for n in numbers))
+    assert GoAway(1999, ENHANCE_YOUR_CALM) in heard, "after 1,000 of them there are no new ones"
+
+
+def test_streams_that_a_client_makes_us_refuse_count_too() -> None:
+    ours = Http2(client=False, clock=lambda: 0.0)
+
+    def frames() -> Iterator[bytes]:
+        for number in range(1, 20_001, 2):
+            yield frame(1, 5, number, BLOCK)
+            ours.reset(number, PROTOCOL_ERROR)
+
+    heard = attack(ours, frames())
+    assert sum(isinstance(event, GoAway) for event in heard) == 1
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [frame(4, 0, 0), frame(4, 0, 0, b"\0\4\0\1\0\0"), frame(2, 0, 1, bytes(5)), frame(0, 0, 1)],
+    ids=["settings", "settings of windows", "priorities", "empty content"],
+)
+def test_floods_of_frames_that_say_nothing_are_bounded(flood: bytes) -> None:
+    ours = Http2(client=False, clock=lambda: 0.0)
+    attack(ours, itertools.chain([frame(1, 4, 1, BLOCK)], itertools.repeat(flood, 5000)))
+
+
+def test_pings_whose_answers_nobody_reads_are_bounded() -> None:
+    ours = Http2(client=False)
+    ours.hold(held=True)
+    attack(ours, itertools.repeat(frame(6, 0, 0, bytes(8)), 20_000))
+
+
+def test_headers_that_grow_when_they_are_unpacked_are_refused() -> None:
+    ours = Http2(client=False)
+    # One field of 4,000 bytes that is remembered, and then named by one byte each time.
+    bomb = b"\x40\x01x\x7f" + bytes((4000 - 127 & 0x7F | 0x80, 4000 - 127 >> 7)) + b"y" * 4000 + b"\xbe" * 10_000
+    ours.receive(PREFACE + SETTINGS)
+    with pytest.raises(Http2Error):
+        ours.receive(frame(1, 5, 1, BLOCK + bomb))
+
+
+def test_whoever_gives_up_now_and_then_goes_on() -> None:
+    now = 0.0
+    ours = Http2(client=False, clock=lambda: now)
+    ours.receive(PREFACE + SETTINGS)
+    for number in range(1, 10_001, 2):
+        now += 0.05
+        ours.receive(frame(1, 5, number, BLOCK) + frame(3, 0, number, bytes(4)))
+    assert not ours.going
+
+
+def test_calls_under_way_end_when_their_client_is_told_to_calm_down() -> None:
+    ours, theirs = Http2(client=False, clock=lambda: 0.0), Http2(client=True)
+    ours.receive(theirs.take())
+    first = theirs.open(REQUEST, end=True)
+    for _ in range(1100):
+        given_up = theirs.open(REQUEST, end=True)
+        theirs.reset(given_up, CANCEL)
+    ours.receive(theirs.take())
+    ours.send_headers(first, ANSWER, end=False)
+    ours.send_data(first, b"all the same", end=True)
+    heard = theirs.receive(ours.take())
+    assert [event.data for event in heard if isinstance(event, Data)] == [b"all the same"]
+    assert [event.code for event in heard if isinstance(event, GoAway)] == [ENHANCE_YOUR_CALM]
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
