@@ -23,6 +23,7 @@ from shallop.embedded.kubelet.capability import IsolationReport, probe
 from shallop.embedded.kubelet.engine import find_engine
 from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.execution import dial
+from shallop.embedded.kubelet.gpus import GPU, Gpus, find_gpus
 from shallop.embedded.kubelet.housekeeping import clean_up
 from shallop.embedded.kubelet.limits import ControlGroups
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
@@ -79,6 +80,7 @@ class Node:
         self.events = EventRecorder(self.client, "kubelet", self.now, host=self.settings.node_name)
         self.environments = Environments.of(self.settings)
         self.groups = ControlGroups(self.settings.home)
+        self.gpus = Gpus(find_gpus())
         self.zygotes = Zygotes.of(self.settings)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self._base: Environment | None = None
@@ -394,8 +396,8 @@ class Node:
         now = format_time(self.now())
         resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_kib()}Ki", "pods": "1000"}
         resources["ephemeral-storage"] = f"{shutil.disk_usage(self.settings.home).total // 1024}Ki"
-        if gpus := _gpus():
-            resources["nvidia.com/gpu"] = str(gpus)
+        if self.gpus.numbers:
+            resources[GPU] = str(len(self.gpus.numbers))
         # CPU is shared gladly, memory and GPUs are not.
         allocatable = resources | {"cpu": str(int((os.cpu_count() or 1) * self.settings.cpu_overcommit))}
         release = platform.uname()
@@ -611,11 +613,6 @@ def _rewrite(
 
 def _memory_kib() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
-
-
-def _gpus() -> int:
-    """Count NVIDIA devices by their device files, without any library."""
-    return sum(1 for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _os_name() -> str:

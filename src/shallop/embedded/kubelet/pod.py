@@ -562,6 +562,7 @@ class PodWorker:
         limits = (container.get("resources") or {}).get("limits") or {}
         if "cpu" in limits:
             base["OMP_NUM_THREADS"] = str(self._node.threads(limits["cpu"]))
+        base |= self._node.gpus.variables(self._folder, container)
         base |= {name: expand(value, base) for name, value in environment.spec.env}
         return container_environment(self._pod_with_address(), container, self._lookup, base)
 
@@ -920,6 +921,8 @@ class PodWorker:
     async def _finish(self) -> None:
         """Write the last status, then free everything but the logs."""
         await self._stop_sidecars()
+        # Before anybody hears that its place is free.
+        self._node.gpus.release(self._folder)
         await self._write_status(self._render())
         await self._clean_up()
 
