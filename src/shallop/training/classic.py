@@ -213,7 +213,8 @@ def validate_job(kind: ClassicKind, job: Object, old: Object | None) -> list[Fie
         # An MPIJob's containers may have any names.
         main = view.main_container(name) if kind.kind == "MPIJob" else view.container
         errors += _check_replica(kind, main, replica, where)
-        if name in kind.single and view.count(name) != 1:
+        # Of a TFJob's types none has to be there.
+        if name in kind.single and view.count(name) not in ((0, 1) if kind.kind == "TFJob" else (1,)):
             errors.append(FieldError.forbidden(f"{where}.replicas", f"must be 1: there is one {name}"))
     for name in kind.required:
         if view.specs and name not in view.specs:
