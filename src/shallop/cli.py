@@ -143,6 +143,13 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
         help="callers of the pipelines API need a token of the Kubernetes API; RBAC says which namespaces they see",
     )
     up.add_argument(
+        "--proxy-secret-file",
+        metavar="FILE",
+        default="",
+        help="with --multi-user: believe the header kubeflow-userid of a proxy that sends this file's content as "
+        "x-shallop-proxy-secret",
+    )
+    up.add_argument(
         "--synchronous",
         choices=["normal", "full"],
         default=Settings.synchronous,
@@ -246,6 +253,7 @@ def _up(options: argparse.Namespace) -> int:
         settings,
         bare=options.bare,
         multi_user=options.multi_user,
+        proxy_secret_file=str(Path(options.proxy_secret_file).absolute()) if options.proxy_secret_file else "",
         host_paths=options.host_paths,
         synchronous=options.synchronous,
         engine=options.engine,

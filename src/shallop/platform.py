@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from shallop import dashboard, gateway, instance, pipelines, registry, serving, training, tuning
 from shallop.controller import Manager, Part, Services
@@ -34,7 +35,7 @@ from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, labels_of
 from shallop.settings import Settings
 from shallop.store.database import Database
-from shallop.webserver import OriginGuard, Server, bind
+from shallop.webserver import OriginGuard, Server, TokenCookie, bind
 
 __all__ = ["PARTS", "Platform", "run"]
 
@@ -201,7 +202,10 @@ class Platform:
             ("web", [route for part in self._parts if part.routes for route in part.routes(services)]),
             ("content", [route for part in self._parts if part.content for route in part.content(services)]),
         ):
-            server = Server(OriginGuard(_web_app(routes), [settings.host]), sockets[name])
+            app: ASGIApp = _web_app(routes)
+            if settings.multi_user:
+                app = TokenCookie(app, settings.web_port)
+            server = Server(OriginGuard(app, [settings.host]), sockets[name])
             await server.start()
             stack.push_async_callback(server.stop)
 

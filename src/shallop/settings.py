@@ -39,6 +39,8 @@ class Settings:
         gateway_base: URL of the gateway where it is not ``gateway_port`` of this machine; empty = there is none, models
             are reached by their Services.
         multi_user: whether callers of the pipelines API need a token, and see the namespaces that RBAC lets them.
+        proxy_secret_file: with ``multi_user``: a file with the secret by which a proxy in front proves that those whom
+            it names in the header ``kubeflow-userid`` have signed in; empty = that header is not believed.
         synchronous: ``normal`` (a killed process loses nothing) or ``full`` (a power cut loses nothing either: every
             commit waits for the disk).
         katib_port: Katib's database manager, gRPC.
@@ -73,6 +75,7 @@ class Settings:
     bare: bool = False
     gateway_base: str | None = None
     multi_user: bool = False
+    proxy_secret_file: str = ""
     synchronous: str = "normal"
     katib_port: int = 6789
     node_name: str = "shallop"
@@ -96,6 +99,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.isolation not in ("auto", "namespaces", "user", "none"):
             raise SettingsError(f"isolation: {self.isolation!r} is not known; use one of auto, namespaces, user, none.")
+        if self.proxy_secret_file and not self.multi_user:
+            raise SettingsError("proxy_secret_file: only a server with several users asks who calls; add --multi-user.")
         if self.synchronous not in ("normal", "full"):
             raise SettingsError(f"synchronous: {self.synchronous!r} is not known; use normal or full.")
         for folder in self.host_path_folders or ():

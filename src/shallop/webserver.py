@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from shallop.errors import PortTakenError, TooLargeError
 
-__all__ = ["OriginGuard", "Server", "bind", "read_body"]
+__all__ = ["OriginGuard", "Server", "TokenCookie", "bind", "read_body", "token_cookie"]
 
 _Headers = list[tuple[bytes, bytes]]
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -80,6 +80,48 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower().rstrip(".")
+
+
+def token_cookie(web_port: int, token: str) -> str:
+    """Return the value of a ``Set-Cookie`` header that keeps a token in a browser; an empty token forgets it."""
+    # Cookies know no ports: the name tells platforms on one machine apart.
+    cookie = f"shallop-{web_port}={token}; Path=/; HttpOnly; SameSite=Strict"
+    return cookie if token else f"{cookie}; Max-Age=0"
+
+
+class TokenCookie:
+    """
+    ASGI middleware: a bearer token that a browser keeps in a cookie counts as one in the header ``Authorization``.
+
+    Only behind ``OriginGuard``. A write counts only if the browser says that a page of this very origin asks for it.
+    """
+
+    def __init__(self, app: ASGIApp, web_port: int) -> None:
+        self._app = app
+        self._name = f"shallop-{web_port}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            token = self._token(headers)
+            if token and b"authorization" not in headers and _is_own_page(scope["method"], headers):
+                header = (b"authorization", f"Bearer {token}".encode("latin-1"))
+                scope = {**scope, "headers": [*scope["headers"], header]}
+        await self._app(scope, receive, send)
+
+    def _token(self, headers: dict[bytes, str]) -> str:
+        for part in headers.get(b"cookie", "").split(";"):
+            name, _, value = part.strip().partition("=")
+            if name == self._name:
+                return value
+        return ""
+
+
+def _is_own_page(method: str, headers: dict[bytes, str]) -> bool:
+    if method in _SAFE_METHODS:
+        return True
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin", "")
+    return site == "same-origin" or (site is None and urlsplit(origin).netloc == headers.get(b"host", "-"))
 
 
 async def read_body(request: Request, limit: int, refusal: str) -> bytes:

@@ -17,6 +17,7 @@ import { Suspense, lazy, useEffect, type ReactNode } from 'react'
 import { useLiveObjects } from './live'
 import { Empty } from './Parts'
 import { usePlace } from './router'
+import { SessionMenu } from './Session'
 import { EndpointPage, Endpoints } from './pages/Endpoints'
 import { Home } from './pages/Home'
 import { Models } from './pages/Models'
@@ -91,6 +92,7 @@ export function App() {
           </Group>
           <Group gap={8} wrap="nowrap">
             {!connected && <Badge color="red" variant="light" tt="none" role="status">connection lost, trying again</Badge>}
+            <SessionMenu />
             <Theme />
           </Group>
         </Group>

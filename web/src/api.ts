@@ -181,6 +181,15 @@ export async function post<T>(path: string, body?: string): Promise<T> {
   return (text ? JSON.parse(text) : {}) as T
 }
 
+let namespace = ''
+
+/** Say which namespace lists are of; empty where there is one user. */
+export function workIn(name: string): void {
+  namespace = name
+}
+
+const inNamespace = () => (namespace ? `&namespace=${encodeURIComponent(namespace)}` : '')
+
 const KFP = '/apis/v2beta1'
 const REGISTRY = '/api/model_registry/v1'
 
@@ -201,7 +210,7 @@ export const kfp = {
     kfpPage<RunMessage>(
       `/runs?sort_by=${encodeURIComponent('created_at desc')}&page_size=${options.size ?? 25}` +
         (options.token ? `&page_token=${encodeURIComponent(options.token)}` : '') +
-        (options.experiment ? `&experiment_id=${encodeURIComponent(options.experiment)}` : '') +
+        (options.experiment ? `&experiment_id=${encodeURIComponent(options.experiment)}` : inNamespace()) +
         (options.state ? `&filter=${only('state', options.state)}` : ''),
       'runs',
     ),
@@ -215,9 +224,15 @@ export const kfp = {
     `${KFP}/runs/${encodeURIComponent(run)}/tasks/${encodeURIComponent(task)}/log?follow=true&attempt=${attempt}`,
   terminate: (id: string) => post(`${KFP}/runs/${encodeURIComponent(id)}:terminate`),
   retry: (id: string) => post(`${KFP}/runs/${encodeURIComponent(id)}:retry`),
-  experiments: () => kfpPage<Experiment>('/experiments?page_size=200', 'experiments'),
+  experiments: () => kfpPage<Experiment>(`/experiments?page_size=200${inNamespace()}`, 'experiments'),
   experiment: (id: string) => getJson<Experiment>(`${KFP}/experiments/${encodeURIComponent(id)}`),
-  pipelines: () => kfpPage<Pipeline>(`/pipelines?page_size=100&sort_by=${encodeURIComponent('created_at desc')}`, 'pipelines'),
+  pipelines: async () => {
+    const path = `/pipelines?page_size=100&sort_by=${encodeURIComponent('created_at desc')}`
+    const page = await kfpPage<Pipeline>(path + inNamespace(), 'pipelines')
+    // With several users those without a namespace are everybody's.
+    if (namespace) page.rows.push(...(await kfpPage<Pipeline>(path, 'pipelines')).rows)
+    return page
+  },
   pipeline: (id: string) => getJson<Pipeline>(`${KFP}/pipelines/${encodeURIComponent(id)}`),
   versions: (id: string) =>
     kfpPage<PipelineVersion>(
@@ -244,7 +259,17 @@ export interface Prediction {
   body: unknown
 }
 
+export interface Me {
+  multi_user: boolean
+  /** Empty where nobody is logged in. */
+  user: string
+  namespaces: string[]
+}
+
 export const ui = {
+  me: () => getJson<Me>('/ui/v1/me'),
+  login: (token: string) => post('/ui/v1/login', JSON.stringify({ token })),
+  logout: () => post('/ui/v1/logout'),
   overview: () => getJson<Overview>('/ui/v1/overview'),
   endpoints: () => getJson<{ endpoints: Endpoint[] }>('/ui/v1/endpoints'),
   example: (namespace: string, name: string, protocol: string) =>

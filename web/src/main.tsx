@@ -1,14 +1,21 @@
 import '@mantine/core/styles.css'
 import './app.css'
 import { MantineProvider } from '@mantine/core'
-import { QueryClient, QueryClientProvider } from '@tanstack/react-query'
+import { QueryCache, QueryClient, QueryClientProvider } from '@tanstack/react-query'
 import { StrictMode } from 'react'
 import { createRoot } from 'react-dom/client'
 import { ApiProblem } from './api'
 import { App } from './App'
+import { SessionGate } from './Session'
 import { theme } from './theme'
 
-const queries = new QueryClient({
+const queries: QueryClient = new QueryClient({
+  queryCache: new QueryCache({
+    onError: (error) => {
+      // The token has expired: ask who is there, which shows the login.
+      if (error instanceof ApiProblem && error.status === 401) void queries.invalidateQueries({ queryKey: ['me'] })
+    },
+  }),
   defaultOptions: {
     queries: {
       staleTime: 1000,
@@ -22,7 +29,7 @@ createRoot(document.getElementById('root')!).render(
   <StrictMode>
     <MantineProvider theme={theme} defaultColorScheme="auto">
       <QueryClientProvider client={queries}>
-        <App />
+        <SessionGate><App /></SessionGate>
       </QueryClientProvider>
     </MantineProvider>
   </StrictMode>,

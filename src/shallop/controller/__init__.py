@@ -1,5 +1,6 @@
 """The control loop: kinds, informers, work queues, workers."""
 
+from shallop.controller.callers import Callers
 from shallop.controller.captures import Capture, Captures
 from shallop.controller.events import EventRecorder
 from shallop.controller.index import Index
@@ -10,6 +11,7 @@ from shallop.controller.queue import WorkQueue
 
 __all__ = [
     "Admission",
+    "Callers",
     "Capture",
     "Captures",
     "Change",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -14,12 +15,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from shallop import __version__
-from shallop.controller import Services
+from shallop.controller import Callers, Services
 from shallop.dashboard.endpoints import count_pods, endpoint_rows, example_request, predict_path
 from shallop.dashboard.live import INFERENCE_SERVICE, POD, live_of
-from shallop.errors import ApiError, BadRequestError, NotFoundError, UnavailableError
+from shallop.errors import ApiError, BadRequestError, NotFoundError, UnauthorizedError, UnavailableError
 from shallop.kube.objects import Object
-from shallop.webserver import read_body
+from shallop.webserver import read_body, token_cookie
 
 __all__ = ["DashboardApi"]
 
@@ -31,6 +32,12 @@ _HEARTBEAT_S = 15.0
 _QUIET_S = 0.25
 _PREDICT_TIMEOUT_S = 120.0
 _MAX_BODY_BYTES = 8 << 20
+_MAX_LOGIN_BYTES = 64 << 10
+# Whose namespaces a person may choose from, and whose endpoints they see.
+_RUNS = ("pipelines.kubeflow.org", "runs")
+_SERVICES = ("serving.kserve.io", "inferenceservices")
+# What a bearer token is made of, RFC 6750; anything else could end the cookie that keeps it.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
 def _endpoint(handler: _Handler) -> _Handler:
@@ -52,10 +59,14 @@ class DashboardApi:
         self._client = services.client
         self._settings = services.settings
         self._live = live_of(services.client)
+        self._callers = Callers(services.client, services.settings.proxy_secret_file)
 
     def routes(self) -> list[BaseRoute]:
         one = "/ui/v1/endpoints/{namespace}/{name}"
         return [
+            Route("/ui/v1/me", _endpoint(self.me), methods=["GET"]),
+            Route("/ui/v1/login", _endpoint(self.login), methods=["POST"]),
+            Route("/ui/v1/logout", _endpoint(self.logout), methods=["POST"]),
             Route("/ui/v1/overview", _endpoint(self.overview), methods=["GET"]),
             Route("/ui/v1/endpoints", _endpoint(self.endpoints), methods=["GET"]),
             Route("/ui/v1/stream", _endpoint(self.stream), methods=["GET"]),
@@ -64,9 +75,45 @@ class DashboardApi:
             Route("/ui/{rest:path}", _endpoint(self.unknown), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]
 
+    async def me(self, request: Request) -> Response:
+        """Say who is logged in, and in which namespaces they see runs; nobody has no user."""
+        if not self._settings.multi_user:
+            return JSONResponse({"multi_user": False, "user": "", "namespaces": []})
+        try:
+            caller = await self._callers.identify(request.headers)
+        except UnauthorizedError:
+            return JSONResponse({"multi_user": True, "user": "", "namespaces": []})
+        namespaces = await self._callers.namespaces(caller, *_RUNS)
+        return JSONResponse({"multi_user": True, "user": caller.get("username", ""), "namespaces": namespaces})
+
+    async def login(self, request: Request) -> Response:
+        """Keep a token in the browser, if it is one."""
+        refusal = "body: a token is shorter than this."
+        try:
+            body = json.loads(await read_body(request, _MAX_LOGIN_BYTES, refusal))
+            token = str(body["token"]).strip()
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadRequestError('body: send {"token": "..."}.') from error
+        if not _TOKEN.fullmatch(token):
+            raise UnauthorizedError("token: not a bearer token; paste what 'kubectl create token ACCOUNT' prints.")
+        await self._callers.identify({"authorization": f"Bearer {token}"})
+        return JSONResponse({}, headers={"Set-Cookie": token_cookie(self._settings.web_port, token)})
+
+    async def logout(self, request: Request) -> Response:
+        return JSONResponse({}, headers={"Set-Cookie": token_cookie(self._settings.web_port, "")})
+
+    async def _seen(self, request: Request, group: str, resource: str) -> Callable[[Object], bool]:
+        """Return whether a caller may see an object of a kind, in its namespace."""
+        if not self._settings.multi_user:
+            return lambda obj: True
+        caller = await self._callers.identify(request.headers)
+        namespaces = set(await self._callers.namespaces(caller, group, resource))
+        return lambda obj: obj["metadata"].get("namespace", "") in namespaces
+
     async def overview(self, request: Request) -> Response:
         settings = self._settings
-        rows = endpoint_rows(self._live.list(INFERENCE_SERVICE), ())
+        of_services, of_pods = await self._seen(request, *_SERVICES), await self._seen(request, "", "pods")
+        rows = endpoint_rows(filter(of_services, self._live.list(INFERENCE_SERVICE)), ())
         return JSONResponse(
             {
                 "version": __version__,
@@ -75,16 +122,19 @@ class DashboardApi:
                 "content_url": settings.content_url,
                 "kubeconfig": str(settings.home / "kubeconfig"),
                 "endpoints": {"total": len(rows), "ready": sum(row["ready"] == "True" for row in rows)},
-                "pods": count_pods(self._live.list(POD)),
+                "pods": count_pods(filter(of_pods, self._live.list(POD))),
             }
         )
 
     async def endpoints(self, request: Request) -> Response:
-        rows = endpoint_rows(self._live.list(INFERENCE_SERVICE), self._live.list(POD))
+        seen = await self._seen(request, *_SERVICES)
+        rows = endpoint_rows(filter(seen, self._live.list(INFERENCE_SERVICE)), self._live.list(POD))
         return JSONResponse({"endpoints": rows})
 
     async def stream(self, request: Request) -> Response:
         """Stream ``changed`` events with the kinds whose objects have changed; readers then read again."""
+        if self._settings.multi_user:
+            await self._callers.identify(request.headers)
         return StreamingResponse(self._changes(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _changes(self) -> AsyncIterator[str]:
@@ -142,6 +192,9 @@ class DashboardApi:
 
     async def _service(self, request: Request) -> Object:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
+        if self._settings.multi_user:
+            caller = await self._callers.identify(request.headers)
+            await self._callers.require(caller, "get", *_SERVICES, namespace)
         return await self._client.get(INFERENCE_SERVICE, name, namespace)
 
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from shallop.controller.callers import PROXY_SECRET_HEADER, USER_HEADER
 from shallop.settings import Settings
 
 __all__ = ["Reports"]
@@ -41,7 +42,7 @@ class Reports:
             return self._refuse(404, f"{artifact_id!r} is not the id of an artifact.")
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with aiohttp.ClientSession(timeout=timeout, headers=_credentials(request)) as session:
                 async with session.get(f"{self._api}/{artifact_id}") as found:
                     artifact: dict[str, Any] = await found.json()
                     if found.status != 200:
@@ -62,6 +63,12 @@ class Reports:
 
     def _refuse(self, status: int, message: str) -> Response:
         return PlainTextResponse(message, status, self._headers)
+
+
+def _credentials(request: Request) -> dict[str, str]:
+    """Return what makes the caller known, to pass on: the cookie of a login has become a header already."""
+    names = ("authorization", USER_HEADER, PROXY_SECRET_HEADER)
+    return {name: request.headers[name] for name in names if name in request.headers}
 
 
 async def _read(chunks: AsyncIterator[bytes]) -> bytes | None:

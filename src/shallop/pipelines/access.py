@@ -1,10 +1,10 @@
 """
 Who may do what on a multi-user server.
 
-A caller is known by a bearer token of the Kubernetes API; what it may do is what RBAC says of the resources of
-``pipelines.kubeflow.org`` in a namespace. A single-user server asks nobody, and its rows are in no namespace.
+What a caller may do is what RBAC says of the resources of ``pipelines.kubeflow.org`` in a namespace. A single-user
+server asks nobody, and its rows are in no namespace.
 
-Source: the multi-user mode of Kubeflow Pipelines: resources, verbs, and the audience of tokens.
+Source: the multi-user mode of Kubeflow Pipelines: resources and verbs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shallop.controller import Services
-from shallop.errors import BadRequestError, ForbiddenError, NotFoundError, UnauthorizedError
+from shallop.controller import Callers, Services
+from shallop.errors import BadRequestError, ForbiddenError, NotFoundError
 from shallop.kube.objects import Gvk, Object
 
 __all__ = ["ROLES", "Access"]
 
 GROUP = "pipelines.kubeflow.org"
-# Tokens that Pods of upstream's manifests carry are made for the first, kubectl's for the second.
-_AUDIENCES = (GROUP, "https://kubernetes.default.svc.cluster.local")
 _NAMESPACE = Gvk("v1", "Namespace")
 _READ = ("get", "list", "readArtifact")
 _RESOURCES = ("pipelines", "pipelines/versions", "experiments", "runs", "jobs", "viewers", "visualizations")
@@ -55,30 +53,16 @@ class Access:
     def __init__(self, services: Services) -> None:
         self.is_multi_user = services.settings.multi_user
         self._client = services.client
+        self._callers = Callers(services.client, services.settings.proxy_secret_file)
 
     def authenticated(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Any]:
         """Wrap a handler: only known callers reach it."""
 
         async def known(request: Request) -> Response:
-            request.state.caller = await self._caller(request)
+            request.state.caller = await self._callers.identify(request.headers)
             return await handler(request)
 
         return known
-
-    async def _caller(self, request: Request) -> Mapping[str, Any]:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise UnauthorizedError(
-                "This server has several users: send 'Authorization: Bearer TOKEN', a token of the Kubernetes API such "
-                "as 'kubectl create token ACCOUNT' prints."
-            )
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview"}
-        spec = {"token": token.strip(), "audiences": list(_AUDIENCES)}
-        status = (await self._client.create(review | {"spec": spec})).get("status") or {}
-        if not status.get("authenticated"):
-            raise UnauthorizedError("The bearer token is unknown, has expired, or its ServiceAccount is gone.")
-        user: Mapping[str, Any] = status["user"]
-        return user
 
     async def place(self, request: Request, verb: str, resource: str, namespace: str) -> str:
         """
@@ -128,20 +112,13 @@ class Access:
             await self.allow(request, verb, "pipelines", row)
 
     async def _require(self, request: Request, verb: str, resource: str, namespace: str) -> None:
-        caller = request.state.caller
-        attributes = {"group": GROUP, "resource": resource, "verb": verb, "namespace": namespace}
-        spec = {
-            "user": caller.get("username", ""),
-            "groups": caller.get("groups") or [],
-            "resourceAttributes": attributes,
-        }
-        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
-        if not ((await self._client.create(review)).get("status") or {}).get("allowed"):
-            where = f"in namespace {namespace!r}" if namespace else "in all namespaces"
+        try:
+            await self._callers.require(request.state.caller, verb, GROUP, resource, namespace)
+        except ForbiddenError as error:
             raise ForbiddenError(
-                f"User {spec['user']!r} may not {verb} {resource}.{GROUP} {where}: ask for a RoleBinding to the "
-                "ClusterRole 'kubeflow-pipelines-edit' or 'kubeflow-pipelines-view'."
-            )
+                f"{error.message[:-1]}: ask for a RoleBinding to the ClusterRole 'kubeflow-pipelines-edit' or "
+                "'kubeflow-pipelines-view'."
+            ) from error
 
     async def _require_namespace(self, namespace: str) -> None:
         try:
