@@ -103,6 +103,13 @@ def test_wrong_parameters_are_refused_and_no_run_is_made(
     assert count_runs(platform) == before
 
 
+def test_the_sdk_shows_each_refusal_with_its_field(platform: Any, client_env: Callable[[str], Path]) -> None:
+    script = Path(__file__).with_name("kfp_refusals_session.py")
+    command = [str(client_env("demo")), "-W", "ignore", str(script), platform.web]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.stdout.strip().endswith("ok"), done.stdout + done.stderr
+
+
 def test_an_image_that_cannot_run_here_is_refused_with_its_field(platform: Any, submit: Callable[..., str]) -> None:
     before = count_runs(platform)
     said = submit(platform, "elsewhere")

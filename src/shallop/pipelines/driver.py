@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from shallop.controller import Informer, Services
 from shallop.controller.informer import Change
-from shallop.errors import ApiError, NotFoundError
+from shallop.errors import ApiError, BadRequestError, InvalidError, NotFoundError
 from shallop.kube.objects import Key, key_of, labels_of
 from shallop.pipelines import tables
 from shallop.pipelines.claims import tidy_workspaces
@@ -132,11 +132,15 @@ class Driver:
         try:
             await run.drive(row)
         except Exception as error:
-            # A defect met by one run, or the deletion of the run while it was written, must not end all the others.
-            log.exception("run %s: the driver failed", run.run_id)
             await run.stop_pods()
-            message = f"internal error while driving the run: {error!r}; the server's log has more."
-            status = {"code": 13, "message": message}
+            if isinstance(error, BadRequestError | InvalidError):
+                # An object that the pipeline asks for, such as the claim of its workspace, is refused.
+                status = {"code": 3, "message": f"The run cannot be carried out: {error.message}"}
+            else:
+                # A defect met by one run, or the deletion of the run while it was written, must not end all others.
+                log.exception("run %s: the driver failed", run.run_id)
+                message = f"internal error while driving the run: {error!r}; the server's log has more."
+                status = {"code": 13, "message": message}
             await self.store(lambda c: tables.set_run_state(c, run.run_id, "FAILED", status, self.now()))
         await self._expire(run.run_id)
         self.signals.notify(run.run_id)

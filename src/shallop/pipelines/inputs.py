@@ -448,6 +448,11 @@ def _resolve_config(scope: Scope, value: Any, path: str) -> Any:
         if key.endswith(("Parameter", "Json")) and isinstance(item, dict):
             found = _reference(scope, item, f"{path}.{key}")
             if found is not _MISSING and found is not None:
+                if not isinstance(found, _JSON_TYPES.get(key, object)):
+                    raise InputError(
+                        f"Kubernetes settings of task '{scope.task_name}', {path}.{key}: {text_of(found)[:100]!r} is "
+                        "no object; make the parameter a dict (of tolerations also a list)."
+                    )
                 resolved[key] = found
             elif value.get("optional"):
                 return _MISSING
@@ -458,6 +463,10 @@ def _resolve_config(scope: Scope, value: Any, path: str) -> Any:
         else:
             resolved[key] = _resolve_config(scope, item, f"{path}.{key}")
     return resolved
+
+
+# What references whose name ends so may give.
+_JSON_TYPES: dict[str, Any] = {"nodeSelectorJson": dict, "nodeAffinityJson": dict, "tolerationJson": (dict, list)}
 
 
 def _with_pvc_name(entry: Mapping[str, Any]) -> dict[str, Any]:

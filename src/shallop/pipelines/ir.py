@@ -40,6 +40,7 @@ __all__ = [
     "RetryPolicy",
     "Task",
     "TriggerPolicy",
+    "convert",
     "load_package",
     "parse_documents",
     "parse_duration_s",
@@ -466,8 +467,8 @@ def parse_pipeline(spec: Mapping[str, Any], platform: Mapping[str, Any] | None =
         platform = platform or spec.get("platform_spec")
         spec = spec["pipeline_spec"]
     _refuse_other_documents(spec)
-    parsed = _convert(dict(spec), _PipelineSpec)
-    kubernetes, config = _parse_platform(platform or {})
+    parsed = convert(dict(spec), _PipelineSpec)
+    kubernetes, config = _parse_platform(platform)
     return Pipeline(
         info=parsed.pipeline_info,
         root=parsed.root,
@@ -479,7 +480,7 @@ def parse_pipeline(spec: Mapping[str, Any], platform: Mapping[str, Any] | None =
         schema_version=parsed.schema_version,
         sdk_version=parsed.sdk_version,
         raw=dict(spec),
-        raw_platform=dict(platform or {}),
+        raw_platform=dict(_object_in(platform, "")),
     )
 
 
@@ -499,24 +500,43 @@ def _refuse_other_documents(spec: Any) -> None:
         raise BadRequestError("root: Required value: upload what 'kfp dsl compile' writes.")
 
 
-def _parse_platform(platform: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], PipelineConfig]:
-    platforms = platform.get("platforms") or {}
-    if not isinstance(platforms, Mapping) or not isinstance(platforms.get("kubernetes") or {}, Mapping):
-        raise BadRequestError("platforms.kubernetes: Expected an object in the second document (PlatformSpec).")
-    kubernetes = platforms.get("kubernetes") or {}
-    deployment = kubernetes.get("deploymentSpec") or {}
-    executors = _convert(
+def _parse_platform(platform: Any) -> tuple[dict[str, dict[str, Any]], PipelineConfig]:
+    kubernetes = platform
+    path = ""
+    for key in ("platforms", "kubernetes"):
+        kubernetes = _object_in(kubernetes, path).get(key)
+        path = f"{path}.{key}".lstrip(".")
+    kubernetes = _object_in(kubernetes, path)
+    deployment = _object_in(kubernetes.get("deploymentSpec"), f"{path}.deploymentSpec")
+    executors = convert(
         deployment.get("executors") or {},
         dict[str, dict[str, Any]],
         prefix="platforms.kubernetes.deploymentSpec.executors",
     )
-    config = _convert(
+    config = convert(
         kubernetes.get("pipelineConfig") or {}, PipelineConfig, prefix="platforms.kubernetes.pipelineConfig"
     )
     return executors, config
 
 
-def _convert(raw: Any, type_: type[T], prefix: str = "") -> T:
+def _object_in(value: Any, path: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise BadRequestError(f"{path or 'platform_spec'}: Expected an object in the second document (PlatformSpec).")
+    return value
+
+
+def convert(raw: Any, type_: type[T], prefix: str = "") -> T:
+    """
+    Read a part of the document.
+
+    Args:
+        prefix: where in the document it is.
+
+    Raises:
+        BadRequestError: it has another shape; the message begins with the field.
+    """
     try:
         return msgspec.convert(raw, type_, strict=False)
     except msgspec.ValidationError as error:

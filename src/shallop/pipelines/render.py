@@ -345,7 +345,7 @@ def _render_affinity(config: Mapping[str, Any]) -> dict[str, Any]:
 def _node_affinity(entry: Mapping[str, Any]) -> dict[str, Any]:
     term = {key: entry[key] for key in ("matchExpressions", "matchFields") if entry.get(key)}
     if "weight" in entry:
-        preferred = {"weight": entry["weight"], "preference": term}
+        preferred = {"weight": int(entry["weight"]), "preference": term}
         return {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
 
@@ -363,7 +363,7 @@ def _pod_affinity(entry: Mapping[str, Any]) -> dict[str, Any]:
         }
     )
     if "weight" in entry:
-        preferred = {"weight": entry["weight"], "podAffinityTerm": term}
+        preferred = {"weight": int(entry["weight"]), "podAffinityTerm": term}
         return {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}
     return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 

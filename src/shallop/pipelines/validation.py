@@ -14,6 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from shallop.errors import BadRequestError, FieldError
+from shallop.pipelines.executorconfig import ExecutorConfig
 from shallop.pipelines.expressions import ExpressionError, compile_condition, compile_selector
 from shallop.pipelines.inputs import task_needs
 from shallop.pipelines.ir import (
@@ -26,6 +27,7 @@ from shallop.pipelines.ir import (
     ParameterDef,
     Pipeline,
     Task,
+    convert,
     parse_duration_s,
 )
 from shallop.pipelines.render import CREATE_PVC, DELETE_PVC
@@ -109,7 +111,17 @@ def check_pipeline(pipeline: Pipeline, can_resolve: CanResolve) -> list[FieldErr
         if label in pipeline.executors:
             path = f"deploymentSpec.executors.{label}"
             errors.extend(_check_executor(pipeline.executors[label], path, can_resolve))
+    for label, config in pipeline.kubernetes.items():
+        errors.extend(_check_shape(config, f"platforms.kubernetes.deploymentSpec.executors.{label}"))
     return errors
+
+
+def _check_shape(config: Mapping[str, Any], path: str) -> Iterator[FieldError]:
+    try:
+        convert(config, ExecutorConfig, path)
+    except BadRequestError as error:
+        field, _, message = error.message.partition(": ")
+        yield FieldError("FieldValueInvalid", message, field)
 
 
 def warnings_of(pipeline: Pipeline) -> list[str]:

@@ -199,6 +199,35 @@ def test_a_producer_named_only_by_pod_settings_must_exist() -> None:
     assert errors[0].field == "platforms.kubernetes.deploymentSpec.executors.e"
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"secretAsEnv": True}, "secretAsEnv: Expected `array`, got `bool`"),
+        ({"secretAsVolume": [{"secretName": "s"}]}, "secretAsVolume.0: Object missing required field `mountPath`"),
+        ({"tolerations": [{"key": 1}]}, "tolerations.0.key: Expected `str`, got `int`"),
+        ({"activeDeadlineSeconds": "soon"}, "activeDeadlineSeconds: Expected `int`, got `str`"),
+        ({"podMetadata": {"labels": {"a": {}}}}, "podMetadata.labels.a: Expected `str`, got `object`"),
+        ({"securityContext": {"runAsUser": "root"}}, "securityContext.runAsUser: Expected `int"),
+    ],
+)
+def test_settings_of_a_wrong_shape_are_named(config: Json, expected: str) -> None:
+    platforms = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"e": config}}}}}
+    pipeline = parse_pipeline(copy.deepcopy(SPEC), platforms)
+    (error,) = check_pipeline(pipeline, lambda image, argv: None)
+    assert f"{error.field}: {error.message}".startswith(f"platforms.kubernetes.deploymentSpec.executors.e.{expected}")
+
+
+def test_a_platform_document_of_a_wrong_shape_is_named() -> None:
+    for platform, field in (
+        ("x", "platform_spec"),
+        ({"platforms": []}, "platforms"),
+        ({"platforms": {"kubernetes": 1}}, "platforms.kubernetes"),
+        ({"platforms": {"kubernetes": {"deploymentSpec": []}}}, "platforms.kubernetes.deploymentSpec"),
+    ):
+        with pytest.raises(BadRequestError, match=f"{field}: Expected an object"):
+            parse_pipeline({"pipeline_spec": copy.deepcopy(SPEC), "platform_spec": platform})
+
+
 def test_unknown_pod_settings_are_said() -> None:
     platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"e": {"gpuBurst": 1}}}}}}
     assert warnings_of(changed(lambda spec: None, platform)) == [
