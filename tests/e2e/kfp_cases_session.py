@@ -114,6 +114,14 @@ def pairs() -> list:
     return dsl.Collected(made.output)
 
 
+@dsl.pipeline(name="grid")
+def grid() -> list:
+    """Of three rows the second has nothing in its places."""
+    with dsl.ParallelFor([1, 2, 3]) as outer, dsl.ParallelFor([10, 20]) as inner, dsl.If(outer != 2):
+        made = plus(a=outer, b=inner)
+    return dsl.Collected(made.output)
+
+
 @dsl.pipeline(name="files")
 def files() -> list[Dataset]:
     with dsl.ParallelFor([5, 6]) as item:
@@ -134,6 +142,7 @@ def flow(level: int = 3, empty: list = []):  # noqa: B006
     with dsl.ParallelFor(files().output) as one:
         read_one(file=one)
     add(numbers=pairs().output).set_display_name("of pairs")
+    add(numbers=grid().output).set_display_name("of the grid")
     with dsl.If(level > 5):
         high = double(number=1).set_display_name("high")
     with dsl.Elif(level == 4):
@@ -367,6 +376,43 @@ def kubernetes_features(secret: str, missing: str = None):  # noqa: RUF013
     kubernetes.empty_dir_mount(given, volume_name="passed", mount_path="/passed")
 
 
+@dsl.component(base_image=IMAGE)
+def memory() -> str:
+    """Use the shared memory, and say what kind of file system it is."""
+    with open("/dev/shm/x", "w") as file:
+        file.write("x" * 1000)
+    return next(line.split()[2] for line in reversed(list(open("/proc/mounts"))) if line.split()[1] == "/dev/shm")
+
+
+@dsl.pipeline(name="named")
+def named(secrets: list, config: str, spot: dict, more: list, pins: dict, where: dict, pull: str):
+    """Names and settings that are parameters of the pipeline, or items of a loop."""
+    with dsl.ParallelFor(secrets) as secret:
+        seen = look(names=["USER_NAME", "COLOUR"], files=["/secret/username", "/config/colour"])
+        seen.set_display_name("looped")
+        kubernetes.use_secret_as_env(seen, secret_name=secret, secret_key_to_env={"username": "USER_NAME"})
+        kubernetes.use_secret_as_volume(seen, secret_name=secret, mount_path="/secret")
+        kubernetes.use_config_map_as_env(seen, config_map_name=config, config_map_key_to_env={"colour": "COLOUR"})
+        kubernetes.use_config_map_as_volume(seen, config_map_name=config, mount_path="/config")
+    for name, tolerated in (("placed", spot), ("placed too", more)):
+        placed = memory().set_display_name(name)
+        kubernetes.add_toleration_json(placed, tolerated)
+        kubernetes.add_node_selector_json(placed, pins)
+        kubernetes.add_node_affinity_json(placed, where)
+        preferred = [{"key": "disk", "operator": "In", "values": ["fast"]}]
+        kubernetes.add_node_affinity(placed, match_expressions=preferred, weight=5)
+        kubernetes.set_image_pull_secrets(placed, [pull])
+        kubernetes.set_security_context(placed, run_as_user=12345, run_as_group=12346)
+        kubernetes.empty_dir_mount(placed, "shm", "/dev/shm", medium="Memory", size_limit="64Mi")
+
+
+@dsl.pipeline(
+    name="brief", pipeline_config=dsl.PipelineConfig(ttl_seconds_after_success=1, ttl_seconds_after_failure=3600)
+)
+def brief():
+    double(number=21)
+
+
 @dsl.pipeline(name="timed")
 def timed():
     slow = sleep(seconds=120)
@@ -392,6 +438,23 @@ PIPELINES = {
     "late": (late, {}),
     "things": (things, {"uri": "s3://bucket/model", "file": str(FOLDER / "kept" / "note.txt")}),
     "kubernetes": (kubernetes_features, {"secret": "case-secret"}),
+    "named": (
+        named,
+        {
+            "secrets": ["case-secret", "case-second"],
+            "config": "case-config",
+            "spot": {"key": "spot", "operator": "Equal", "value": "yes", "effect": "NoSchedule"},
+            "more": [{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "Exists", "tolerationSeconds": 9}],
+            "pins": {"kubernetes.io/os": "linux"},
+            "where": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "Exists"}]}]
+                }
+            },
+            "pull": "case-none",
+        },
+    ),
+    "brief": (brief, {}),
     "timed": (timed, {}),
     "nan": (nan, {}),
 }

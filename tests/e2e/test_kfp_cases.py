@@ -27,6 +27,12 @@ OBJECTS = {
         },
         {
             "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "case-second", "namespace": "kubeflow"},
+            "stringData": {"username": "second"},
+        },
+        {
+            "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": "case-config", "namespace": "kubeflow"},
             "data": {"colour": "blue"},
@@ -108,6 +114,7 @@ def test_loops_and_branches(cases: Cases) -> None:
     seen = cases.ended("flow")
     assert seen["run"]["state"] == "SUCCEEDED", (seen["run"].get("error"), states(seen))
     assert output(seen, "of nothing") == "[]"
+    assert output(seen, "of the grid") == "[[11, 21], [], [13, 23]]"
     assert output(seen, "of some") == "[2, 6, 8]"
     assert output(seen, "read-all") == "1 3 4"
     assert output(seen, "of pairs") == "[[11, 21, 31], [12, 22, 32]]"
@@ -205,6 +212,54 @@ def test_settings_of_kubernetes(cases: Cases) -> None:
     assert given["volumes"] == 1
 
 
+def pods_of(platform: Any, run_id: str) -> list[dict[str, Any]]:
+    found = platform.kubectl("get", "pods", "-n", "kubeflow", "-l", f"pipeline/runid={run_id}", "-o", "json")
+    items: list[dict[str, Any]] = json.loads(found)["items"]
+    return items
+
+
+def test_names_and_settings_that_are_parameters(cases: Cases) -> None:
+    seen = cases.ended("named")
+    assert seen["run"]["state"] == "SUCCEEDED", (seen["run"].get("error"), states(seen))
+    looped = [task["output_parameters"]["Output"] for task in tasks(seen, "looped")]
+    assert sorted(looped, key=lambda one: str(one["USER_NAME"])) == [
+        {"USER_NAME": name, "COLOUR": "blue", "/secret/username": name, "/config/colour": "blue"}
+        for name in ("anne \u00e9", "second")
+    ]
+    assert output(seen, "placed") == output(seen, "placed too") == "tmpfs"
+
+
+def test_settings_reach_the_pod(cases: Cases, platform: Any) -> None:
+    seen = cases.ended("named")
+    pods = pods_of(platform, seen["run"]["run_id"])
+    placed = {pod["metadata"]["annotations"]["pipelines.shallop.dev/task-path"]: pod for pod in pods}
+    spec, other = (placed[f"root/{name}"]["spec"] for name in ("memory", "memory-2"))
+    assert {"key": "spot", "operator": "Equal", "value": "yes", "effect": "NoSchedule"} in spec["tolerations"]
+    assert {"key": "b", "operator": "Exists", "tolerationSeconds": 9} in other["tolerations"]
+    assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    affinity = spec["affinity"]["nodeAffinity"]
+    (preferred,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["weight"] == 5
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "Exists"}]}
+    assert spec["imagePullSecrets"] == [{"name": "case-none"}]
+    assert spec["containers"][0]["securityContext"] == {"runAsUser": 12345, "runAsGroup": 12346}
+    # What has no effect here is said.
+    name = placed["root/memory"]["metadata"]["name"]
+    events = platform.kubectl("get", "events", "-n", "kubeflow", "--field-selector", f"involvedObject.name={name}")
+    assert "FieldIgnored" in events
+    assert "runAsUser has no effect" in events
+
+
+def test_pods_go_when_their_time_is_over_and_results_stay(cases: Cases, platform: Any) -> None:
+    seen = cases.ended("brief")
+    deadline = time.monotonic() + DEADLINE_S
+    while pods_of(platform, seen["run"]["run_id"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert output(cases.ended("brief"), "double") == 42
+
+
 def test_what_is_no_number_fails_its_task(cases: Cases) -> None:
     seen = cases.ended("nan")
     assert seen["run"]["state"] == "FAILED"
@@ -273,6 +328,41 @@ def test_nested_negation_and_either(cases: Cases, n: int, expected: str) -> None
     seen = cases.ended("either")
     (one,) = [task for task in seen["tasks"] if task["name"] == "one"]
     assert one["own_state"] == expected
+
+
+def test_one_exit_task_over_several_dependencies_runs_once(cases: Cases) -> None:
+    script = 'mkdir -p "$(dirname "$1")"; printf "%s" "$0" > "$1"'
+    put = ["sh", "-c", script, "{{$.inputs.parameters['status']}}", "{{$.outputs.parameters['said'].output_file}}"]
+    status = {"parameters": {"status": {"parameterType": "TASK_FINAL_STATUS", "isOptional": True}}}
+    said = {"parameters": {"said": {"parameterType": "STRING"}}}
+    components = {
+        "fails": {"executorLabel": "fails"},
+        "goes": {"executorLabel": "goes"},
+        "told": {"executorLabel": "told", "inputDefinitions": status, "outputDefinitions": said},
+    }
+    end = step("told", "fails", "goes") | {
+        "inputs": {"parameters": {"status": {"taskFinalStatus": {"producerTask": "fails"}}}},
+        "triggerPolicy": {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"},
+    }
+    tasks_ = {"fails": step("fails"), "goes": step("goes"), "end": end, "after": step("goes", "end")}
+    spec = document("exits", tasks_, components)
+    containers = {"fails": ["sh", "-c", "exit 3"], "goes": ["true"], "told": put}
+    spec["deploymentSpec"]["executors"] |= {
+        name: {"container": {"image": "alpine", "command": command}} for name, command in containers.items()
+    }
+    cases.submit("exits", {"pipeline_spec": spec})
+    seen = cases.ended("exits")
+    found = {task["name"]: task for task in seen["tasks"]}
+    assert {name: task["own_state"] for name, task in found.items()} == {
+        "root": "FAILED",
+        "fails": "FAILED",
+        "goes": "SUCCEEDED",
+        "end": "SUCCEEDED",
+        "after": "SUCCEEDED",
+    }
+    assert len(found["end"]["pods"]) == 1
+    told = json.loads(found["end"]["output_parameters"]["said"])
+    assert (told["state"], told["pipelineTaskName"]) == ("FAILED", "fails")
 
 
 def test_an_init_container_runs_before_the_task(cases: Cases) -> None:

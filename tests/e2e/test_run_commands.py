@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
+import select
+import struct
 import subprocess
+import sys
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 PIPELINE = """
 from kfp import dsl
@@ -97,3 +105,105 @@ def test_a_pipeline_runs_without_a_platform(own_platform: Instance, tmp_path: Pa
     file.write_text(json.dumps(document))
     done = own_platform.command("run", str(file), "--local-only", "-p", "word=a")
     assert "SUCCEEDED" in done.stdout
+
+
+class Terminal:
+    """A command in a pseudo-terminal that it controls, as a terminal window gives it."""
+
+    def __init__(self, *command: str, lines: int, columns: int) -> None:
+        self._master, slave = os.openpty()
+        self.resize(lines, columns)
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        self._process = subprocess.Popen(
+            ["setsid", "--ctty", sys.executable, "-m", "shallop.cli", *command], **streams, env=environment
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def resize(self, lines: int, columns: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def expect(self, pattern: str, timeout_s: float = 60) -> str:
+        """Wait until something new is shown that the pattern finds; return it, and forget all up to its end."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := re.search(pattern, self.shown)):
+            ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{pattern!r} is not in {self.shown!r}"
+            self.shown += os.read(self._master, 1 << 16).decode(errors="replace")
+        self.shown = self.shown[found.end() :]
+        return found.group()
+
+    def exit_code(self) -> int:
+        try:
+            return self._process.wait(timeout=60)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._master)
+
+
+def two_steps() -> dict[str, Any]:
+    kind = {"artifactType": {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"}}
+    word = {"parameters": {"word": {"parameterType": "STRING"}}}
+    path = "{{$.outputs.artifacts['data'].path}}"
+    read = "grep -q {{$.inputs.parameters['word']}} {{$.inputs.artifacts['data'].path}}"
+    source = {"taskOutputArtifact": {"producerTask": "write", "outputArtifactKey": "data"}}
+    given = {"parameters": {"word": {"runtimeValue": {"constant": "kept"}}}, "artifacts": {"data": source}}
+    tasks = {
+        "write": {"componentRef": {"name": "write"}, "taskInfo": {"name": "write"}},
+        "read": {"componentRef": {"name": "read"}, "taskInfo": {"name": "read"}, "inputs": given},
+    }
+    tasks["read"]["dependentTasks"] = ["write"]
+    return {
+        "pipelineInfo": {"name": "in-a-terminal"},
+        "schemaVersion": "2.1.0",
+        "root": {"dag": {"tasks": tasks}},
+        "components": {
+            "write": {"executorLabel": "write", "outputDefinitions": {"artifacts": {"data": kind}}},
+            "read": {"executorLabel": "read", "inputDefinitions": {"artifacts": {"data": kind}, **word}},
+        },
+        "deploymentSpec": {
+            "executors": {
+                "write": {"container": {"image": "alpine", "command": ["sh", "-c", f"echo what was kept > {path}"]}},
+                "read": {"container": {"image": "alpine", "command": ["sh", "-c", read]}},
+            }
+        },
+    }
+
+
+def test_a_shell_in_a_terminal(platform: Instance, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps(two_steps()))
+    run_id = platform.command("run", str(file)).stdout.strip()
+    deadline = time.monotonic() + 60
+    while "SUCCEEDED" not in platform.command("why", run_id, "read", check=False).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    terminal = Terminal(
+        "shell", run_id, "read", "--folder", str(tmp_path / "step"), "--home", str(platform.home), lines=31, columns=97
+    )
+    terminal.expect(r"run\.sh runs it again")
+    terminal.expect(r"[#$] ")
+    terminal.type("stty size; cat inputs/data; cat inputs.json; echo; echo $((6*7))ok\r")
+    terminal.expect(r"31 97\r\n")
+    terminal.expect(r"what was kept\r\n")
+    terminal.expect(r'"word": "kept"')
+    terminal.expect("42ok")
+    terminal.expect(r"[#$] ")
+    # The window is made larger while something runs, which Ctrl-C then ends; the shell goes on.
+    # (It is sh that says so: a shell that reads commands may lose a signal while it starts one.)
+    terminal.type("sh -c 'echo beg\"\"un; exec sleep 500'\r")
+    terminal.expect("begun")
+    terminal.resize(40, 120)
+    terminal.type("\x03")
+    terminal.expect(r"[#$] ")
+    terminal.type("stty size\r")
+    terminal.expect(r"40 120\r\n")
+    terminal.expect(r"[#$] ")
+    terminal.type("./run.sh; echo again=$?; exit 7\r")
+    terminal.expect(r"again=0")
+    assert terminal.exit_code() == 7
