@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from shallop.embedded.apiserver import conversion
 from shallop.embedded.apiserver.cel import BOOL, DYN, CelError, Program, compile_expression
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
@@ -70,15 +69,6 @@ class Review:
         if self.subresource:
             request |= {"subResource": self.subresource, "requestSubResource": self.subresource}
         return {key: value for key, value in request.items() if value not in ("", None)}
-
-    def objects(self, seen_as: Resource) -> Object:
-        """Return ``object`` and ``oldObject`` in the version of ``seen_as``."""
-        return {"object": self._seen(self.obj, seen_as), "oldObject": self._seen(self.old, seen_as)}
-
-    def _seen(self, obj: Object | None, seen_as: Resource) -> Object | None:
-        if obj is None or seen_as is self.resource or self.kind is not None:
-            return obj
-        return conversion.to_version(seen_as, conversion.to_storage(self.resource, obj | {"metadata": obj["metadata"]}))
 
     @cached_property
     def values(self) -> Object:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from shallop.embedded.apiserver.admission_matching import Review
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.objects_store import ObjectsStore
 from shallop.embedded.apiserver.policies import Policies
 from shallop.embedded.apiserver.resources import Registry
-from shallop.embedded.apiserver.webhooks import ResolveService, Webhooks
+from shallop.embedded.apiserver.webhook_calls import WebhookCaller
+from shallop.embedded.apiserver.webhooks import Webhooks
 from shallop.kube.objects import Object
 
 __all__ = ["AdmissionPlugins"]
@@ -15,8 +17,8 @@ __all__ = ["AdmissionPlugins"]
 class AdmissionPlugins:
     """``verbs.Plugins`` on the configurations in the store."""
 
-    def __init__(self, store: ObjectsStore, registry: Registry, resolve_service: ResolveService | None) -> None:
-        self._webhooks = Webhooks(store, registry, resolve_service)
+    def __init__(self, store: ObjectsStore, registry: Registry, caller: WebhookCaller, converter: Converter) -> None:
+        self._webhooks = Webhooks(store, registry, caller, converter)
         self._policies = Policies(store, registry)
 
     def concern(self) -> bool:
@@ -28,6 +30,3 @@ class AdmissionPlugins:
     async def validate(self, review: Review) -> None:
         self._policies.validate(review)
         await self._webhooks.validate(review)
-
-    async def stop(self) -> None:
-        await self._webhooks.stop()

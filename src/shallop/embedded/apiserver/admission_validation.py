@@ -110,12 +110,12 @@ def _validate_webhook(hook: Object, path: str) -> Iterator[FieldError]:
         yield FieldError.invalid(
             f"{path}.timeoutSeconds", timeout, "the timeout value must be between 1 and 30 seconds"
         )
-    yield from _validate_client(hook.get("clientConfig") or {}, f"{path}.clientConfig")
+    yield from validate_client(hook.get("clientConfig") or {}, f"{path}.clientConfig")
     yield from _validate_rules(hook.get("rules") or (), f"{path}.rules")
     yield from _validate_conditions(hook.get("matchConditions") or (), f"{path}.matchConditions", REQUEST_VARIABLES)
 
 
-def _validate_client(config: Object, path: str) -> Iterator[FieldError]:
+def validate_client(config: Object, path: str) -> Iterator[FieldError]:
     url, service = config.get("url"), config.get("service")
     if bool(url) == bool(service):
         yield FieldError.required(path, "exactly one of url or service is required")

@@ -85,7 +85,7 @@ def encode_list(resource: Resource, page: Page, form: Form, include: str, now: d
     elif resource.custom and not form.as_:
         metadata["continue"] = ""
     if form.as_ == "Table":
-        objects = [conversion.to_version(resource, stored.object) for stored in page.items]
+        objects = [conversion.view(resource, stored) for stored in page.items]
         table = printing.render_table(resource, objects, form.version, _include(include), now)
         return Answer.of(table | {"metadata": metadata})
     if form.as_:
@@ -100,7 +100,7 @@ def encode_list(resource: Resource, page: Page, form: Form, include: str, now: d
         )
     head = {"kind": resource.list_kind, "apiVersion": resource.api_version, "metadata": metadata}
     if form.yaml:
-        items = [_item(resource, conversion.to_version(resource, stored.object)) for stored in page.items]
+        items = [_item(resource, conversion.view(resource, stored)) for stored in page.items]
         return negotiated(head | {"items": items}, form)
     # Built in place from the stored JSON: nothing is decoded or encoded again.
     body = encode_object(head)[:-1] + b',"items":[' + b",".join(_items(resource, page.items)) + b"]}"
@@ -113,7 +113,7 @@ def _items(resource: Resource, items: list[Stored]) -> list[bytes]:
     result = []
     for stored in items:
         if not stored.raw.startswith(prefix):
-            result.append(encode_object(_item(resource, conversion.to_version(resource, stored.object))))
+            result.append(encode_object(_item(resource, conversion.view(resource, stored))))
         elif resource.custom:
             result.append(stored.raw)
         else:
@@ -152,7 +152,7 @@ def encode_event(
         prefix = f'{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'.encode()
         if stored.raw.startswith(prefix):
             return head + stored.raw + b"}\n"
-    obj = conversion.to_version(resource, stored.object)
+    obj = conversion.view(resource, stored)
     if form.as_ == "Table":
         table = printing.render_table(resource, [obj], form.version, _include(include), now, columns=first)
         table["metadata"] = {"resourceVersion": obj["metadata"]["resourceVersion"]}

@@ -53,7 +53,6 @@ from shallop.embedded.apiserver.watching import open_watch
 from shallop.errors import (
     ApiError,
     BadRequestError,
-    ExpiredError,
     FieldError,
     ForbiddenError,
     InternalError,
@@ -383,13 +382,13 @@ class App:
             found = await metrics.read_metrics(self.node, self._verbs, self._registry, resource, namespace, name, query)
             return answers.negotiated(found, form)
         if verb == "get":
-            obj = self._verbs.get(resource, namespace, name, request.first("resourceVersion"))
+            obj = await self._verbs.read(resource, namespace, name, request.first("resourceVersion"))
             return answers.encode_one(resource, obj, form, include, now)
         if verb == "list":
             if parse_bool(request.first("sendInitialEvents")):
                 problem = FieldError.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")
                 raise InvalidError.of("ListOptions", "meta.k8s.io", "", [problem])
-            page = self._verbs.list(resource, namespace, parse_list_query(request.query))
+            page = await self._verbs.list(resource, namespace, parse_list_query(request.query))
             return answers.encode_list(resource, page, form, include, now)
         if verb in ("delete", "deletecollection"):
             return await self._delete(request, address, verb, form)
@@ -451,9 +450,8 @@ class App:
         include = request.first("includeObject")
         now = self._verbs.now()
         if verb == "get":
-            return answers.encode_one(
-                resource, self._subresources.get(resource, namespace, name, sub), form, include, now
-            )
+            found = await self._subresources.get(resource, namespace, name, sub)
+            return answers.encode_one(resource, found, form, include, now)
         if sub == "ephemeralcontainers" and self.node is not None:
             raise streaming.no_ephemeral_containers(name)
         options = _options(request, verb)
@@ -485,7 +483,7 @@ class App:
         query = parse_watch_query(request.query)
         if address.name:
             query = replace(query, field_selector=f"metadata.name={address.name}")
-        events = open_watch(self._verbs.store, resource, address.namespace, query)
+        events = open_watch(self._verbs.store, self._verbs.converter, resource, address.namespace, query)
         headers = [(b"content-type", b"application/json"), *_COMMON]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
         # Clients wait for the headers before they go on, even when nothing has happened yet.
@@ -517,7 +515,7 @@ class App:
                     first = False
                 if lines:
                     await request.send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
-        except ExpiredError as error:
+        except ApiError as error:
             line = encode_object({"type": "ERROR", "object": error.status()}) + b"\n"
             await request.send({"type": "http.response.body", "body": line, "more_body": True})
 

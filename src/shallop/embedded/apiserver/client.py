@@ -61,14 +61,14 @@ class LocalClient:
         )
 
     async def get(self, gvk: Gvk, name: str, namespace: str = "") -> Object:
-        return self._verbs.get(self._resource(gvk), namespace, name)
+        return await self._verbs.read(self._resource(gvk), namespace, name)
 
     async def list(
         self, gvk: Gvk, namespace: str = "", *, label_selector: str = "", field_selector: str = ""
     ) -> ObjectList:
         resource = self._resource(gvk)
-        page = self._verbs.list(resource, namespace, ListQuery(label_selector, field_selector))
-        return ObjectList([conversion.to_version(resource, stored.object) for stored in page.items], page.revision)
+        page = await self._verbs.list(resource, namespace, ListQuery(label_selector, field_selector))
+        return ObjectList([conversion.view(resource, stored) for stored in page.items], page.revision)
 
     async def watch(
         self,
@@ -81,10 +81,10 @@ class LocalClient:
     ) -> AsyncIterator[WatchEvent]:
         resource = self._resource(gvk)
         query = WatchQuery(label_selector, field_selector, resource_version=resource_version)
-        async for events in open_watch(self._verbs.store, resource, namespace, query):
+        async for events in open_watch(self._verbs.store, self._verbs.converter, resource, namespace, query):
             for event in events:
                 if event.stored is not None:
-                    yield WatchEvent(event.type, conversion.to_version(resource, event.stored.object))
+                    yield WatchEvent(event.type, conversion.view(resource, event.stored))
 
     async def create(self, obj: Object) -> Object:
         resource = self._resource(gvk_of(obj))
@@ -141,9 +141,10 @@ class LocalClient:
         return await self._subresources.create(self._resource(gvk), namespace, name, subresource, body, self._options())
 
     async def resource_types(self) -> builtins.list[ResourceType]:
+        # Controllers that follow every kind take the first version: it should be one that no webhook has to convert.
+        resources = sorted(self._registry.all(), key=lambda r: r.webhook is not None and r.version != r.storage_version)
         return [
-            ResourceType(resource.gvk, resource.plural, resource.namespaced, resource.verbs)
-            for resource in self._registry.all()
+            ResourceType(resource.gvk, resource.plural, resource.namespaced, resource.verbs) for resource in resources
         ]
 
 

@@ -5,16 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from shallop.embedded.apiserver.objects_store import Stored
 from shallop.embedded.apiserver.resources import Resource
+from shallop.errors import InternalError
 from shallop.kube.objects import Object
 
-__all__ = ["to_storage", "to_version"]
+__all__ = ["add_view", "is_viewable", "to_storage", "to_version", "view"]
+
+
+def view(resource: Resource, stored: Stored) -> Object:
+    """Return what is stored in the version of ``resource``; conversions by webhook are prepared by ``Converter``."""
+    if resource.webhook is not None and (known := stored.views.get(resource.gvk)) is not None:
+        return known[1]
+    return to_version(resource, stored.object)
+
+
+def is_viewable(resource: Resource, stored: Stored) -> bool:
+    """Whether ``view`` knows the answer without asking a webhook."""
+    known = stored.views.get(resource.gvk)
+    if known is not None and known[0] is resource:
+        return True
+    return bool(stored.object["apiVersion"] == resource.api_version)
+
+
+def add_view(resource: Resource, stored: Stored, obj: Object) -> None:
+    # Known for this resource only: once its CRD is changed, another conversion may hold.
+    stored.views = {**stored.views, resource.gvk: (resource, obj)}
 
 
 def to_version(resource: Resource, stored: Object) -> Object:
     """Return a stored object in the version of ``resource``; the object itself when that is how it is stored."""
     if stored["apiVersion"] == resource.api_version:
         return stored
+    if resource.webhook is not None:
+        raise InternalError(f"{resource.qualified}: an object was not converted before it was asked for")
     converted = {"kind": resource.kind, "apiVersion": resource.api_version}
     converted |= {key: value for key, value in stored.items() if key not in converted}
     if resource.custom:

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from shallop.embedded.apiserver.admission_validation import validate_client
 from shallop.embedded.apiserver.jsonpath import compile_path
 from shallop.embedded.apiserver.metadata import check_dns_label_1035, check_dns_subdomain
 from shallop.embedded.apiserver.structural import check_crd_schema
@@ -43,7 +44,7 @@ def validate_crd(crd: Object, old: Object | None) -> list[FieldError]:
         # The real server keeps the name of the first version here, too.
         name = versions[0].get("name", "")
         errors += [FieldError.invalid("spec.version", name, text) for text in check_dns_label_1035(name)]
-    errors += _conversion(spec.get("conversion") or {}, versions=len(versions))
+    errors += _conversion(spec.get("conversion") or {})
     if spec.get("preserveUnknownFields"):
         text = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"
         errors.append(FieldError.invalid("spec.preserveUnknownFields", True, text))
@@ -138,23 +139,29 @@ def _column(column: Object, field: str) -> list[FieldError]:
     return errors
 
 
-def _conversion(conversion: Object, *, versions: int) -> list[FieldError]:
-    strategy = conversion.get("strategy", "None")
-    if strategy == "None":
-        return []
-    if strategy != "Webhook":
-        return [FieldError.not_supported("spec.conversion.strategy", strategy, ("None", "Webhook"))]
+def _conversion(conversion: Object) -> list[FieldError]:
+    strategy, field = conversion.get("strategy", "None"), "spec.conversion"
     webhook = conversion.get("webhook") or {}
-    errors = []
-    if not webhook.get("clientConfig"):
+    config, versions = webhook.get("clientConfig"), webhook.get("conversionReviewVersions")
+    if strategy == "None":
+        return [
+            FieldError.forbidden(f"{field}.{name}", "should not be set when strategy is not set to Webhook")
+            for name, value in (("webhookClientConfig", config), ("conversionReviewVersions", versions))
+            if value
+        ]
+    if strategy != "Webhook":
+        return [FieldError.not_supported(f"{field}.strategy", strategy, ("None", "Webhook"))]
+    errors: list[FieldError] = []
+    if config:
+        errors += validate_client(config, f"{field}.webhookClientConfig")
+    else:
         text = "required when strategy is set to Webhook"
-        errors.append(FieldError.required("spec.conversion.webhookClientConfig", text))
-    if not webhook.get("conversionReviewVersions"):
-        errors.append(FieldError.required("spec.conversion.conversionReviewVersions"))
-    # With one version there is nothing to convert.
-    if not errors and versions > 1:
-        text = "webhook conversion is not done here: versions are converted by keeping the fields they share; use None"
-        errors.append(FieldError.invalid("spec.conversion.strategy", strategy, text))
+        errors.append(FieldError.required(f"{field}.webhookClientConfig", text))
+    if not versions:
+        errors.append(FieldError.required(f"{field}.conversionReviewVersions"))
+    elif not {"v1", "v1beta1"} & set(versions):
+        text = "must include at least one of v1, v1beta1"
+        errors.append(_invalid(f"{field}.conversionReviewVersions", versions, text))
     return errors
 
 

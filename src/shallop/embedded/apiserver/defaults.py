@@ -351,7 +351,7 @@ def _crd(obj: Object, old: Object | None) -> Object:
     if names.get("kind"):
         names = _missing(names, singular=names["kind"].lower(), listKind=f"{names['kind']}List")
     spec["names"] = names
-    spec["conversion"] = spec.get("conversion") or {"strategy": "None"}
+    spec["conversion"] = _conversion(spec.get("conversion") or {"strategy": "None"})
     stored = [version["name"] for version in spec.get("versions") or () if version.get("storage")]
     if old is None:
         return obj | {"spec": spec}
@@ -359,6 +359,15 @@ def _crd(obj: Object, old: Object | None) -> Object:
     if status and stored and stored[0] not in (status.get("storedVersions") or ()):
         status = status | {"storedVersions": [*(status.get("storedVersions") or ()), stored[0]]}
     return obj | {"spec": spec, "status": status}
+
+
+def _conversion(conversion: Object) -> Object:
+    webhook = conversion.get("webhook") or {}
+    client = webhook.get("clientConfig") or {}
+    if not client.get("service"):
+        return conversion
+    client = client | {"service": {"port": 443} | client["service"]}
+    return conversion | {"webhook": webhook | {"clientConfig": client}}
 
 
 def _complete_crd(obj: Object) -> Object:

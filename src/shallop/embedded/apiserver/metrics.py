@@ -37,7 +37,7 @@ async def read_metrics(
     assert measured is not None
     objects = [verbs.get(measured, namespace, name)] if name else None
     if objects is None:
-        page = verbs.list(measured, namespace, ListQuery(query.label_selector, query.field_selector))
+        page = await verbs.list(measured, namespace, ListQuery(query.label_selector, query.field_selector))
         objects = [stored.object for stored in page.items]
     usage = await node.usage()
     now = format_time(verbs.now())

@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shallop.errors import ExpiredError, UnavailableError
-from shallop.kube.objects import Object
+from shallop.kube.objects import Gvk, Object
 
 __all__ = ["Change", "ObjectsStore", "Stored", "Subscription", "encode_object"]
 
@@ -67,14 +67,20 @@ _MAX_LOG_PAGES = 16_000
 # Old rows that one commit deletes: a backlog goes little by little.
 _TRIM = 500
 
+_NO_VIEWS: Mapping[Gvk, tuple[Any, Object]] = {}
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
 class Stored:
-    """One version of one object: its JSON, and the dict decoded when first asked for. Read only."""
+    """
+    One version of one object: its JSON, and the dict decoded when first asked for. Read only.
 
-    __slots__ = ("_object", "name", "namespace", "raw", "resource", "revision")
+    ``views`` is for ``conversion``: the object in other versions of its API, where a webhook converts.
+    """
+
+    __slots__ = ("_object", "name", "namespace", "raw", "resource", "revision", "views")
 
     def __init__(
         self, resource: str, namespace: str, name: str, revision: int, raw: bytes, obj: Object | None = None
@@ -85,6 +91,7 @@ class Stored:
         self.revision = revision
         self.raw = raw
         self._object = obj
+        self.views: Mapping[Gvk, tuple[Any, Object]] = _NO_VIEWS
 
     @property
     def object(self) -> Object:
@@ -95,6 +102,7 @@ class Stored:
     def forget_object(self) -> None:
         """Keep only the JSON: superseded versions are rarely read again."""
         self._object = None
+        self.views = _NO_VIEWS
 
 
 class Change(NamedTuple):

@@ -85,6 +85,12 @@ class Resource:
         return self.crd is not None
 
     @cached_property
+    def webhook(self) -> Object | None:
+        """Where versions of a custom resource are converted by a webhook: how to ask it."""
+        declared = self.crd["spec"].get("conversion") or {} if self.crd is not None else {}
+        return declared.get("webhook") or {} if declared.get("strategy") == "Webhook" else None
+
+    @cached_property
     def schema(self) -> CompiledSchema | None:
         if self.crd_version is not None:
             return crd_schema((self.crd_version.get("schema") or {}).get("openAPIV3Schema") or {})

@@ -16,6 +16,7 @@ from shallop.embedded.apiserver.allocation import KUBERNETES_IP
 from shallop.embedded.apiserver.app import App
 from shallop.embedded.apiserver.authorization import Rbac
 from shallop.embedded.apiserver.client import LocalClient
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.crds import CrdController
 from shallop.embedded.apiserver.escalation import check_escalation
 from shallop.embedded.apiserver.event_retention import EventRetention
@@ -29,6 +30,7 @@ from shallop.embedded.apiserver.service_accounts import check_service_account
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.tokens import Tokens
 from shallop.embedded.apiserver.verbs import Verbs
+from shallop.embedded.apiserver.webhook_calls import ResolveService, WebhookCaller
 from shallop.errors import NotFoundError
 from shallop.kube.node import NodeApi
 from shallop.kube.objects import Object, annotations_of, gvk_of
@@ -36,7 +38,6 @@ from shallop.kube.objects import Object, annotations_of, gvk_of
 __all__ = ["ApiServer"]
 
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubeflow")
-ResolveService = Callable[[str, str, str], tuple[str, int] | None]
 
 
 def _utc_now() -> datetime:
@@ -77,7 +78,9 @@ class ApiServer:
     ) -> None:
         self.registry = Registry()
         self.store = ObjectsStore(path, synchronous=synchronous)
-        self.verbs = Verbs(self.store, self.registry, now)
+        self._webhooks = WebhookCaller(resolve_service)
+        converter = Converter(self._webhooks)
+        self.verbs = Verbs(self.store, self.registry, now, converter)
         self.tokens = Tokens(self.store, admin_token, key_file, now, users)
         self.subresources = Subresources(self.verbs, self.registry, self.tokens.issue)
         self._crds = CrdController(self.store, self.registry, self.verbs, now)
@@ -90,7 +93,7 @@ class ApiServer:
         self._app = App(self.verbs, self.subresources, self.registry, self.tokens, rbac, hosts)
         self._app.node = node
         self._app.resolve_service = resolve_service
-        self._plugins = AdmissionPlugins(self.store, self.registry, resolve_service)
+        self._plugins = AdmissionPlugins(self.store, self.registry, self._webhooks, converter)
         self.verbs.plugins = self._plugins
         self._review = lambda resource, namespace, body, user: review(
             resource, namespace, body, user, self.tokens, rbac, now()
@@ -127,12 +130,12 @@ class ApiServer:
 
     async def stop(self) -> None:
         """End all watches, write what is under way, close the database."""
-        await self._plugins.stop()
         await self._events.stop()
         await self._quotas.stop()
         await self._roles.stop()
         await self._crds.stop()
         await self.store.stop()
+        await self._webhooks.stop()
 
     async def register_kinds(self, kinds: Iterable[Kind]) -> None:
         """Serve kinds of ours: their CRDs are stored, their admission functions run in this process."""

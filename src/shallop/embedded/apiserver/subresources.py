@@ -33,8 +33,8 @@ class Subresources:
         self._registry = registry
         self._issue_token = issue_token
 
-    def get(self, resource: Resource, namespace: str, name: str, subresource: str) -> Object:
-        obj = self._verbs.get(resource, namespace, name)
+    async def get(self, resource: Resource, namespace: str, name: str, subresource: str) -> Object:
+        obj = await self._verbs.read(resource, namespace, name)
         return scale.render_scale(resource, obj) if subresource == "scale" else obj
 
     async def update(
@@ -91,7 +91,7 @@ class Subresources:
         change: Callable[[Object], Object],
         options: WriteOptions,
     ) -> Object:
-        old = self._verbs.get(resource, namespace, name)
+        old = await self._verbs.read(resource, namespace, name)
         wanted = change(scale.render_scale(resource, old))
         metadata = wanted.get("metadata") or {}
         version = metadata.get("resourceVersion")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers, scale
 from shallop.embedded.apiserver.admission_matching import Review
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.go_text import render_patch, render_patched
 from shallop.embedded.apiserver.limit_ranges import check_limits, with_limits
 from shallop.embedded.apiserver.objects_store import ObjectsStore, Stored
@@ -94,8 +95,11 @@ class Verbs:
         now: aware UTC clock, for timestamps.
     """
 
-    def __init__(self, store: ObjectsStore, registry: Registry, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: ObjectsStore, registry: Registry, now: Callable[[], datetime], converter: Converter
+    ) -> None:
         self.store = store
+        self.converter = converter
         self.registry = registry
         self.now = now
         self.quotas = Quotas(store)
@@ -106,10 +110,14 @@ class Verbs:
 
     # ---- reading
 
-    def get(self, resource: Resource, namespace: str, name: str, resource_version: str = "") -> Object:
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        """Read an object of a built-in kind."""
+        return conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
+
+    async def read(self, resource: Resource, namespace: str, name: str, resource_version: str = "") -> Object:
         if resource_version:
             self._check_version(resource_version)
-        return conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
+        return await self.converter.view(resource, self.get_stored(resource, namespace, name))
 
     def get_stored(self, resource: Resource, namespace: str, name: str) -> Stored:
         stored = self.store.get(resource.storage, namespace, name)
@@ -117,7 +125,7 @@ class Verbs:
             raise failures.not_found(resource, name)
         return stored
 
-    def list(self, resource: Resource, namespace: str, query: ListQuery) -> Page:
+    async def list(self, resource: Resource, namespace: str, query: ListQuery) -> Page:
         """
         Return objects in the order of (namespace, name); pages after the first keep its revision.
 
@@ -143,10 +151,12 @@ class Verbs:
             else:
                 items = self.store.list(resource.storage, namespace)
         if predicate is not None:
-            items = [stored for stored in items if predicate(conversion.to_version(resource, stored.object))]
-        if not query.limit or len(items) <= query.limit:
+            await self.converter.prepare(resource, items)
+            items = [stored for stored in items if predicate(conversion.view(resource, stored))]
+        page = items[: query.limit] if query.limit else items
+        await self.converter.prepare(resource, page)
+        if len(page) == len(items):
             return Page(items, str(revision))
-        page = items[: query.limit]
         token = _render_continue(revision, page[-1])
         return Page(page, str(revision), token, None if predicate else len(items) - query.limit)
 
@@ -224,9 +234,9 @@ class Verbs:
             if options.dry_run:
                 return Written(obj, created=True)
             name = obj["metadata"]["name"]
-            written = conversion.to_storage(resource, obj)
+            written = await self.converter.to_storage(resource, obj)
             await self.store.put(resource.storage, namespace, name, written)
-        return Written(conversion.to_version(resource, written), created=True)
+        return Written(await self.converter.to_version(resource, written), created=True)
 
     def _allocating(self, resource: Resource) -> AbstractAsyncContextManager[None]:
         """Held from the choice of an address until it is stored: no two Services may get the same."""
@@ -343,7 +353,7 @@ class Verbs:
         obj = admission.check_body(resource, namespace, name, body)
         async with self.store.lock(resource.storage, namespace, name):
             stored = self.get_stored(resource, namespace, name)
-            old = conversion.to_version(resource, stored.object)
+            old = await self.converter.view(resource, stored)
             if resource.custom and not obj["metadata"].get("resourceVersion"):
                 text = "must be specified for an update"
                 problem = FieldError("FieldValueInvalid", f"Invalid value: 0: {text}", "metadata.resourceVersion")
@@ -389,7 +399,7 @@ class Verbs:
         new = allocation.allocate(self.store, resource, new, old)
         if options.dry_run:
             return Written(new)
-        obj = conversion.to_storage(resource, new)
+        obj = await self.converter.to_storage(resource, new)
         if new["metadata"].get("deletionTimestamp") and not _is_held(resource, new):
             # As on a real server: the last event still shows the finalizers, the answer does not.
             last = obj | {"metadata": dict(obj["metadata"])}
@@ -399,7 +409,7 @@ class Verbs:
             gone = new | {"metadata": new["metadata"] | {"resourceVersion": str(stored.revision)}}
             return Written(gone)
         await self.store.put(resource.storage, namespace, name, obj)
-        return Written(conversion.to_version(resource, obj))
+        return Written(await self.converter.to_version(resource, obj))
 
     async def patch(
         self,
@@ -420,7 +430,7 @@ class Verbs:
         if patch_type == "apply":
             return await self._apply(resource, namespace, name, patch, options, subresource)
         async with self.store.lock(resource.storage, namespace, name):
-            old = conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
+            old = await self.converter.view(resource, self.get_stored(resource, namespace, name))
             patched = patched_object(resource, patch_type, old, patch)
             obj = admission.check_body(resource, namespace, name, patched)
             _check_uid_stays(resource, name, obj["metadata"], old["metadata"])
@@ -454,7 +464,7 @@ class Verbs:
                 draft = admission.draft_create(resource, merged, options, self.now(), applied=True)
                 new = await self._admit_new(resource, namespace, draft, options)
                 return await self._store_new(resource, namespace, new, options)
-            old = conversion.to_version(resource, stored.object)
+            old = await self.converter.view(resource, stored)
             _check_uid_stays(resource, name, config["metadata"], old["metadata"])
             self._check_preconditions(resource, namespace, name, config["metadata"], old["metadata"])
             merged = fieldmanagers.apply(resource, old, config, options, self.now(), subresource)
@@ -491,23 +501,24 @@ class Verbs:
             The object when it stays or when its kind answers with it; None = gone, answer with success.
         """
         async with self.store.lock(resource.storage, namespace, name):
-            old = self.get_stored(resource, namespace, name).object
+            known = self.get_stored(resource, namespace, name)
+            old = known.object
             self._check_delete(resource, namespace, name, delete, old)
             if self.plugins is not None and self.plugins.concern():
-                shown = conversion.to_version(resource, old)
+                shown = await self.converter.view(resource, known)
                 review = Review(resource, "DELETE", namespace, name, None, shown, options)
                 await self.plugins.mutate(review)
                 await self.plugins.validate(review)
             new = self._mark_deleted(resource, old, delete, options)
             if new is None:
-                return conversion.to_version(resource, old)
+                return await self.converter.view(resource, known)
             if options.dry_run:
                 return new if _is_held(resource, new) or _returns_object(resource) else None
             if not _is_held(resource, new):
                 stored = await self.store.remove(resource.storage, namespace, name, new)
-                return conversion.to_version(resource, stored.object) if _returns_object(resource) else None
+                return await self.converter.view(resource, stored) if _returns_object(resource) else None
             stored = await self.store.put(resource.storage, namespace, name, new)
-            return conversion.to_version(resource, stored.object)
+            return await self.converter.view(resource, stored)
 
     def _check_delete(self, resource: Resource, namespace: str, name: str, delete: DeleteOptions, old: Object) -> None:
         metadata = old["metadata"]
@@ -576,7 +587,7 @@ class Verbs:
     async def delete_collection(
         self, resource: Resource, namespace: str, query: ListQuery, delete: DeleteOptions, options: WriteOptions
     ) -> Page:
-        page = self.list(resource, namespace, query)
+        page = await self.list(resource, namespace, query)
         for stored in page.items:
             try:
                 await self.delete(resource, stored.namespace, stored.name, delete, options)

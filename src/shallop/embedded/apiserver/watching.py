@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from shallop.embedded.apiserver import conversion
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.objects_store import Change, ObjectsStore, Stored, Subscription, encode_object
 from shallop.embedded.apiserver.requests import WatchQuery
 from shallop.embedded.apiserver.resources import Resource
@@ -31,7 +32,7 @@ class Event(NamedTuple):
 
 
 def open_watch(
-    store: ObjectsStore, resource: Resource, namespace: str, query: WatchQuery
+    store: ObjectsStore, converter: Converter, resource: Resource, namespace: str, query: WatchQuery
 ) -> AsyncIterator[list[Event]]:
     """
     Check a watch and start it; events come in batches, until the timeout or the end of the store.
@@ -39,10 +40,11 @@ def open_watch(
     Raises:
         BadRequestError, InvalidError: wrong parameters.
         ExpiredError: raised by the iterator when the version is too old or the reader too slow.
+        ApiError: raised by the iterator when a webhook does not convert.
     """
     predicate = select(resource, query.label_selector, query.field_selector)
     _check(query)
-    return _run(store, resource, namespace, query, predicate)
+    return _run(store, converter, resource, namespace, query, predicate)
 
 
 def _check(query: WatchQuery) -> None:
@@ -61,7 +63,12 @@ def _check(query: WatchQuery) -> None:
 
 
 async def _run(
-    store: ObjectsStore, resource: Resource, namespace: str, query: WatchQuery, predicate: Predicate | None
+    store: ObjectsStore,
+    converter: Converter,
+    resource: Resource,
+    namespace: str,
+    query: WatchQuery,
+    predicate: Predicate | None,
 ) -> AsyncIterator[list[Event]]:
     after = int(query.resource_version or 0)
     subscription = store.subscribe(resource.storage, namespace, after=after or None)
@@ -70,16 +77,18 @@ async def _run(
         initial: list[Event] = []
         if not after or query.initial_events:
             subscription.pending.clear()
+            known = store.list(resource.storage, namespace)
+            await converter.prepare(resource, known)
             initial = [
                 Event("ADDED", stored)
-                for stored in store.list(resource.storage, namespace)
-                if predicate is None or predicate(conversion.to_version(resource, stored.object))
+                for stored in known
+                if predicate is None or predicate(conversion.view(resource, stored))
             ]
         if query.initial_events and query.bookmarks:
             initial.append(Event("BOOKMARK", None, _bookmark(resource, store.revision, initial_end=True)))
         # The first batch may be empty: it says that the watch is set up.
         yield initial
-        async for events in _follow(store, subscription, resource, query, predicate, revision):
+        async for events in _follow(store, converter, subscription, resource, query, predicate, revision):
             yield events
     finally:
         store.unsubscribe(subscription)
@@ -87,6 +96,7 @@ async def _run(
 
 async def _follow(
     store: ObjectsStore,
+    converter: Converter,
     subscription: Subscription,
     resource: Resource,
     query: WatchQuery,
@@ -107,6 +117,9 @@ async def _follow(
             raise ExpiredError("too old resource version: the watch fell behind; list again")
         if changes:
             store_revision = changes[-1].revision
+            if resource.webhook is not None:
+                both = (stored for change in changes for stored in (change.old, change.new) if stored is not None)
+                await converter.prepare(resource, both)
         if not subscription.pending:
             # Nothing up to now concerns this watch: a quiet kind must not fall behind the history of the busy ones.
             store_revision = max(store_revision, store.revision)
@@ -126,19 +139,21 @@ def _event(resource: Resource, change: Change, predicate: Predicate | None) -> E
     if predicate is None:
         was, is_ = old is not None, not change.deleted
     else:
-        was = old is not None and predicate(conversion.to_version(resource, old.object))
-        is_ = not change.deleted and predicate(conversion.to_version(resource, new.object))
+        was = old is not None and predicate(conversion.view(resource, old))
+        is_ = not change.deleted and predicate(conversion.view(resource, new))
     if is_:
         return Event("MODIFIED" if was else "ADDED", new)
     if not was:
         return None
     if change.deleted or old is None:
         return Event("DELETED", new)
-    return Event("DELETED", _at_revision(old, change.revision))
+    return Event("DELETED", _at_revision(resource, old, change.revision))
 
 
-def _at_revision(old: Stored, revision: int) -> Stored:
-    obj = old.object | {"metadata": old.object["metadata"] | {"resourceVersion": str(revision)}}
+def _at_revision(resource: Resource, old: Stored, revision: int) -> Stored:
+    # In the version that is watched: for the watch it might as well be stored so.
+    view = conversion.view(resource, old)
+    obj = view | {"metadata": view["metadata"] | {"resourceVersion": str(revision)}}
     return Stored(old.resource, old.namespace, old.name, revision, encode_object(obj), obj)
 
 

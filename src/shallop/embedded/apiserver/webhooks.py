@@ -8,15 +8,9 @@ import binascii
 import copy
 import json
 import logging
-import ssl
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-
-import aiohttp
 
 from shallop.embedded.apiserver.admission_matching import (
     REQUEST_VARIABLES,
@@ -26,8 +20,10 @@ from shallop.embedded.apiserver.admission_matching import (
     unmet_condition,
 )
 from shallop.embedded.apiserver.cel import CelError
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.objects_store import Change, ObjectsStore
 from shallop.embedded.apiserver.resources import Registry, Resource
+from shallop.embedded.apiserver.webhook_calls import CallFailedError, WebhookCaller
 from shallop.errors import ApiError, BadRequestError, ForbiddenError, InternalError, InvalidError, api_error
 from shallop.kube.objects import Object, labels_of
 from shallop.kube.patch import json_patch
@@ -37,35 +33,21 @@ __all__ = ["MUTATING", "VALIDATING", "Webhooks"]
 log = logging.getLogger(__name__)
 _GROUP = "admissionregistration.k8s.io"
 MUTATING, VALIDATING = f"mutatingwebhookconfigurations.{_GROUP}", f"validatingwebhookconfigurations.{_GROUP}"
-ResolveService = Callable[[str, str, str], tuple[str, int] | None]
 _MAX_ANSWER = 4 * 1024 * 1024
 _VERSIONS = ("v1", "v1beta1")
-
-
-class _CallFailedError(Exception):
-    """A webhook could not be asked, or what it said is no answer."""
-
-
-class _Target(NamedTuple):
-    url: str
-    host: str
-    context: ssl.SSLContext
 
 
 class Webhooks:
     """
     Calls the webhooks that match a write.
-
-    Args:
-        resolve_service: finds an endpoint of a Service; None where there are no Services.
     """
 
-    def __init__(self, store: ObjectsStore, registry: Registry, resolve_service: ResolveService | None) -> None:
+    def __init__(self, store: ObjectsStore, registry: Registry, caller: WebhookCaller, converter: Converter) -> None:
         self._store = store
         self._registry = registry
-        self._resolve_service = resolve_service
+        self._caller = caller
+        self._converter = converter
         self._hooks: dict[str, list[Object]] = {}
-        self._session: aiohttp.ClientSession | None = None
         for resource in (MUTATING, VALIDATING):
             self._read(resource)
         store.listeners.append(self._changed)
@@ -78,10 +60,6 @@ class Webhooks:
         self._hooks[resource] = [
             hook for stored in self._store.list(resource) for hook in stored.object.get("webhooks") or ()
         ]
-
-    async def stop(self) -> None:
-        if self._session is not None:
-            await self._session.close()
 
     def concern(self) -> bool:
         """Whether any webhook may want to see a write: quick, and usually no."""
@@ -155,7 +133,7 @@ class Webhooks:
             raise BadRequestError(f'admission webhook "{hook["name"]}" does not support dry run')
         try:
             answer = await self._call(hook, review, seen_as)
-        except _CallFailedError as error:
+        except CallFailedError as error:
             log.warning("admission webhook %s: %s", hook["name"], error)
             if not fails:
                 return None
@@ -178,74 +156,30 @@ class Webhooks:
     async def _call(self, hook: Object, review: Review, seen_as: Resource) -> Object:
         version = next((v for v in hook.get("admissionReviewVersions") or () if v in _VERSIONS), None)
         if version is None:
-            raise _CallFailedError(
-                f"none of its admissionReviewVersions is offered; offered are {', '.join(_VERSIONS)}"
-            )
+            raise CallFailedError(f"none of its admissionReviewVersions is offered; offered are {', '.join(_VERSIONS)}")
         uid = str(uuid.uuid4())
-        request = review.request(uid, seen_as=seen_as) | review.objects(seen_as)
+        request = review.request(uid, seen_as=seen_as)
+        for key, obj in (("object", review.obj), ("oldObject", review.old)):
+            request[key] = obj
+            # A Scale or the options of an exec are the same for every version.
+            if obj is not None and review.kind is None:
+                request[key] = await self._converter.between(review.resource, seen_as, obj)
         body = {"kind": "AdmissionReview", "apiVersion": f"admission.k8s.io/{version}", "request": request}
-        target = self._target(hook.get("clientConfig") or {})
         timeout_s = hook.get("timeoutSeconds") or 10
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await self._post(target, body, timeout_s)
-        except TimeoutError as error:
-            raise _CallFailedError(
-                f"failed to call webhook: no answer within {timeout_s} s from {target.url}"
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _CallFailedError(f'failed to call webhook: Post "{target.url}": {error}') from error
+        answer = await self._caller.post(
+            hook.get("clientConfig") or {},
+            body,
+            prefix="failed to call webhook: ",
+            agent="kube-apiserver-admission",
+            timeout_s=timeout_s,
+            limit=_MAX_ANSWER,
+        )
         response = answer.get("response") if isinstance(answer, dict) else None
         if not isinstance(response, dict):
-            raise _CallFailedError("the answer has no response")
+            raise CallFailedError("the answer has no response")
         if response.get("uid") != uid:
-            raise _CallFailedError(f'expected response.uid="{uid}", got "{response.get("uid", "")}"')
+            raise CallFailedError(f'expected response.uid="{uid}", got "{response.get("uid", "")}"')
         return response
-
-    async def _post(self, target: _Target, body: Object, timeout_s: int) -> Any:
-        if self._session is None:
-            # Proxies of the environment are for the outside; a webhook is part of the cluster.
-            self._session = aiohttp.ClientSession(trust_env=False)
-        async with self._session.post(
-            f"{target.url}?timeout={timeout_s}s",
-            json=body,
-            headers={"Host": target.host, "Accept": "application/json", "User-Agent": "kube-apiserver-admission"},
-            ssl=target.context,
-            server_hostname=target.host.partition(":")[0],
-            allow_redirects=False,
-        ) as answer:
-            raw = await answer.content.read(_MAX_ANSWER)
-            if answer.status != 200:
-                raise _CallFailedError(f"failed to call webhook: the server answered {answer.status}")
-            try:
-                return json.loads(raw)
-            except ValueError as error:
-                raise _CallFailedError(f"the answer is no JSON: {error}") from error
-
-    def _target(self, config: Object) -> _Target:
-        context = _context(config.get("caBundle") or "")
-        if url := config.get("url"):
-            return _Target(url, urlsplit(url).netloc, context)
-        service = config.get("service") or {}
-        namespace, name = service.get("namespace", ""), service.get("name", "")
-        port = str(service.get("port") or 443)
-        found = None
-        if self._resolve_service is not None:
-            found = self._resolve_service(namespace, name, port)
-        if found is None:
-            raise _CallFailedError(f'failed to call webhook: no endpoints available for service "{name}"')
-        path = "/" + (service.get("path") or "").lstrip("/")
-        host, number = found
-        return _Target(f"https://{host}:{number}{path}", f"{name}.{namespace}.svc", context)
-
-
-@lru_cache(maxsize=64)
-def _context(bundle: str) -> ssl.SSLContext:
-    try:
-        authorities = base64.b64decode(bundle).decode() if bundle else None
-        return ssl.create_default_context(cadata=authorities)
-    except (ValueError, ssl.SSLError) as error:
-        raise _CallFailedError(f"unable to load root certificates: {error}") from error
 
 
 def _refusal(name: str, status: Object) -> ApiError:

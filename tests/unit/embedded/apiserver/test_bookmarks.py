@@ -21,7 +21,7 @@ def test_a_bookmark_tells_the_revision_of_the_store_and_not_that_of_the_kind(mon
         secrets = server.registry.by_gvk(Gvk("v1", "Secret"))
         assert secrets is not None
         query = WatchQuery("", "", resource_version=str(server.store.revision), bookmarks=True)
-        events = open_watch(server.store, secrets, "", query)
+        events = open_watch(server.store, server.verbs.converter, secrets, "", query)
         assert await anext(events) == []
         metadata = {"name": "busy", "namespace": "default"}
         await server.client().create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})

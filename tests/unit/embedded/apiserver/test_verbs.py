@@ -44,13 +44,13 @@ def test_pages_keep_the_revision_of_the_first() -> None:
         assert resource is not None
         for name in "abcde":
             await client.create(config_map(name))
-        first = server.verbs.list(resource, "default", ListQuery(limit=2))
+        first = await server.verbs.list(resource, "default", ListQuery(limit=2))
         assert [stored.name for stored in first.items] == ["a", "b"]
         assert first.remaining == 3
         await client.delete(CONFIG_MAP, "d", "default")
         await client.create(config_map("c2"))
-        second = server.verbs.list(resource, "default", ListQuery(limit=2, continue_=first.continue_))
-        third = server.verbs.list(resource, "default", ListQuery(limit=2, continue_=second.continue_))
+        second = await server.verbs.list(resource, "default", ListQuery(limit=2, continue_=first.continue_))
+        third = await server.verbs.list(resource, "default", ListQuery(limit=2, continue_=second.continue_))
         assert [stored.name for stored in (*second.items, *third.items)] == ["c", "d", "e"]
         assert {first.revision, second.revision, third.revision} == {first.revision}
         assert third.continue_ == ""

@@ -5,7 +5,6 @@ from typing import Any
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 MERGE = [("content-type", "application/merge-patch+json")]
-HOOK = {"strategy": "Webhook", "webhook": {"clientConfig": {"url": "https://a"}, "conversionReviewVersions": ["v1"]}}
 
 
 def version(name: str, *, storage: bool = False, **properties: Any) -> dict[str, Any]:
@@ -74,11 +73,25 @@ def test_the_stored_version_moves_and_objects_stay(api: Any) -> None:
     api(test)
 
 
-def test_conversion_by_webhook_is_refused_where_there_is_something_to_convert(api: Any) -> None:
+def test_a_conversion_webhook_must_be_one_that_can_be_asked(api: Any) -> None:
     async def test(http: Any) -> None:
-        both = crd(version("v1", storage=True), version("v1beta1"), conversion=HOOK)
-        refused = await http("POST", CRDS, both)
-        assert refused.status == 422 and "webhook conversion is not done here" in refused.message
-        assert (await http("POST", CRDS, crd(version("v1", storage=True), conversion=HOOK))).status == 201
+        def both(**conversion: Any) -> dict[str, Any]:
+            return crd(version("v1", storage=True), version("v1beta1"), conversion=conversion)
+
+        def webhook(url: str, *versions: str) -> dict[str, Any]:
+            return {"clientConfig": {"url": url}, "conversionReviewVersions": list(versions)}
+
+        for wrong, field in (
+            (both(strategy="Webhook"), "spec.conversion.webhookClientConfig"),
+            (both(strategy="Webhook", webhook=webhook("http://a", "v1")), "spec.conversion.webhookClientConfig.url"),
+            (both(strategy="Webhook", webhook=webhook("https://a", "v7")), "spec.conversion.conversionReviewVersions"),
+            (both(strategy="None", webhook=webhook("https://a", "v1")), "spec.conversion.webhookClientConfig"),
+        ):
+            refused = await http("POST", CRDS, wrong)
+            assert refused.status == 422 and field in [cause["field"] for cause in refused.body["details"]["causes"]]
+        service = {"namespace": "default", "name": "hook"}
+        hook = {"clientConfig": {"service": service}, "conversionReviewVersions": ["v1"]}
+        made = await http("POST", CRDS, both(strategy="Webhook", webhook=hook))
+        assert made.body["spec"]["conversion"]["webhook"]["clientConfig"]["service"] == service | {"port": 443}
 
     api(test)
