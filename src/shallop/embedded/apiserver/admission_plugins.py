@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shallop.embedded.apiserver.admission_matching import Review
 from shallop.embedded.apiserver.converting import Converter
+from shallop.embedded.apiserver.mutating_policies import MutatingPolicies
 from shallop.embedded.apiserver.objects_store import ObjectsStore
 from shallop.embedded.apiserver.policies import Policies
 from shallop.embedded.apiserver.resources import Registry
@@ -20,12 +23,18 @@ class AdmissionPlugins:
     def __init__(self, store: ObjectsStore, registry: Registry, caller: WebhookCaller, converter: Converter) -> None:
         self._webhooks = Webhooks(store, registry, caller, converter)
         self._policies = Policies(store, registry)
+        self._mutating = MutatingPolicies(store, registry)
 
     def concern(self) -> bool:
-        return self._webhooks.concern() or self._policies.concern()
+        return self._webhooks.concern() or self._policies.concern() or self._mutating.concern()
 
     async def mutate(self, review: Review) -> Object | None:
-        return await self._webhooks.mutate(review)
+        """Ask policies, then webhooks; policies that want to see what came after them are asked once more."""
+        obj, left = self._mutating.mutate(review)
+        obj = await self._webhooks.mutate(replace(review, obj=obj))
+        if left:
+            obj, _ = self._mutating.mutate(replace(review, obj=obj), left)
+        return obj
 
     async def validate(self, review: Review) -> None:
         self._policies.validate(review)

@@ -9,11 +9,19 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from shallop.embedded.apiserver.admission_matching import REQUEST_VARIABLES, condition_problem
+from shallop.embedded.apiserver.mutating_policies import mutation_problem
 from shallop.embedded.apiserver.policies import POLICY_VARIABLES
 from shallop.errors import FieldError
 from shallop.kube.objects import Object
 
-__all__ = ["default_policy", "default_policy_binding", "default_webhooks", "validate_policy", "validate_webhooks"]
+__all__ = [
+    "default_policy",
+    "default_policy_binding",
+    "default_webhooks",
+    "validate_mutating_policy",
+    "validate_policy",
+    "validate_webhooks",
+]
 
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
 _QUALIFIED = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?){2,}")
@@ -190,3 +198,42 @@ def validate_policy(obj: Object, old: Object | None) -> list[FieldError]:
             errors.append(FieldError.invalid(path, expression, problem))
     errors += _validate_conditions(spec.get("matchConditions") or (), "spec.matchConditions", POLICY_VARIABLES)
     return errors
+
+
+def validate_mutating_policy(obj: Object, old: Object | None) -> list[FieldError]:
+    spec = obj.get("spec") or {}
+    errors: list[FieldError] = []
+    if not (spec.get("matchConstraints") or {}).get("resourceRules"):
+        errors.append(FieldError.required("spec.matchConstraints.resourceRules"))
+    if not spec.get("mutations"):
+        errors.append(FieldError.required("spec.mutations", "mutations must contain at least one item"))
+    for index, mutation in enumerate(spec.get("mutations") or ()):
+        errors += _validate_mutation(mutation, f"spec.mutations[{index}]")
+    policy = spec.get("reinvocationPolicy")
+    if not policy:
+        errors.append(FieldError.required("spec.reinvocationPolicy"))
+    elif policy not in ("IfNeeded", "Never"):
+        errors.append(FieldError.not_supported("spec.reinvocationPolicy", policy, ("IfNeeded", "Never")))
+    errors += _validate_conditions(spec.get("matchConditions") or (), "spec.matchConditions", POLICY_VARIABLES)
+    return errors
+
+
+def _validate_mutation(mutation: Object, path: str) -> Iterator[FieldError]:
+    kinds = {"ApplyConfiguration": "applyConfiguration", "JSONPatch": "jsonPatch"}
+    patch_type = mutation.get("patchType", "")
+    if not patch_type:
+        yield FieldError.required(f"{path}.patchType")
+        return
+    if patch_type not in kinds:
+        yield FieldError.not_supported(f"{path}.patchType", patch_type, tuple(kinds))
+        return
+    for kind, key in kinds.items():
+        if kind != patch_type and mutation.get(key):
+            text = f"{key} is not allowed when patchType is {patch_type}"
+            yield FieldError.invalid(f"{path}.{key}", "", text)
+    key = kinds[patch_type]
+    expression = (mutation.get(key) or {}).get("expression") or ""
+    if not expression.strip():
+        yield FieldError.required(f"{path}.{key}.expression", "expression is not specified")
+    elif problem := mutation_problem(expression, patch_type):
+        yield FieldError.invalid(f"{path}.{key}.expression", expression, problem)

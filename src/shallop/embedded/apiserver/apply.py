@@ -7,6 +7,7 @@ Server-side apply and managedFields.
   Raises ConflictError (causes ``FieldManagerConflict``) and BadRequestError (unknown field, wrong type, duplicates).
 - ``track_update(old, new, *, manager, schema, subresource="", now) -> Object``: ``new`` with managedFields that record
   what a create (``old`` None) or update changed.
+- ``merge_configuration(live, config, schema) -> Object``: the merge alone, for admission policies.
 - ``written_part(applied, subresource, *, has_status) -> Object``.
 
 ``schema`` is ``CompiledSchema.schema``, ``now`` an RFC 3339 text. Nothing is mutated; unchanged parts are shared.
@@ -18,7 +19,7 @@ path itself is a member. Source: sigs.k8s.io/structured-merge-diff (merge, prune
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -606,6 +607,34 @@ def server_side_apply(
         owned[actor] = owned[actor].at(now)
     result = _with_managers(merged, owned)
     return current if merged is live and _same_managers(result, current) else result
+
+
+def merge_configuration(live: Object, config: Object, schema: Schema) -> Object:
+    """
+    Lay a configuration over an object as an apply does, without owners.
+
+    Raises:
+        BadRequestError: it does not fit the schema, or would change an atomic list, map or struct in part.
+    """
+    _fields_of(config, schema, "")
+    if atomics := list(_atomics(config, schema, "")):
+        raise BadRequestError(
+            f"invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {', '.join(atomics)}"
+        )
+    merged: Object = _merge(live, config, schema)
+    return merged
+
+
+def _atomics(value: Any, schema: Schema, path: str) -> Iterator[str]:
+    """Paths of what only can be given as a whole."""
+    if _is_granular_map(schema, value):
+        for key, item in value.items():
+            yield from _atomics(item, _child(schema, key) or _UNTYPED, f"{path}.{key}")
+    elif _is_granular_list(schema, value):
+        for item in value:
+            yield from _atomics(item, schema.items or _UNTYPED, path + _shown(_element(schema, item)))
+    elif isinstance(value, dict | list):
+        yield path
 
 
 def _same_managers(new: Object, old: Object) -> bool:

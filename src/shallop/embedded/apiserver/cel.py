@@ -3,6 +3,7 @@ A small CEL (Common Expression Language) compiler: expressions of ``x-kubernetes
 
 - ``compile_expression(text, variables) -> Program``: ``variables`` maps names to ``Type``; raises ``CelError`` with the
   position, as the real server words it.
+  ``structs`` names the types that it may build, such as ``Object`` with all that lies below (``Object.spec{...}``).
 - ``Program.type -> Type`` and ``Program.variables -> frozenset[str]`` (the names it uses).
 - ``Program.evaluate(**values) -> Any``: raises ``CelError`` for what goes wrong at run time ("division by zero").
 - ``schema_type(schema) -> Type``, ``to_cel(type, value)``: how JSON of a schema looks to an expression (a string of
@@ -80,10 +81,10 @@ class Program:
             raise CelError("expression is nested too deeply") from error
 
 
-def compile_expression(text: str, variables: Mapping[str, Type]) -> Program:
+def compile_expression(text: str, variables: Mapping[str, Type], structs: tuple[str, ...] = ()) -> Program:
     try:
         tree = parse(text)
-        compiler = _Compiler(text, variables)
+        compiler = _Compiler(text, variables, structs)
         code, kind = compiler.compile(tree)
     except RecursionError as error:
         raise CelError("ERROR: <input>:1:1: expression is nested too deeply") from error
@@ -105,8 +106,9 @@ def _property_name(name: str) -> str:
 
 
 class _Compiler:
-    def __init__(self, text: str, variables: Mapping[str, Type]) -> None:
+    def __init__(self, text: str, variables: Mapping[str, Type], structs: tuple[str, ...] = ()) -> None:
         self.text = text
+        self.structs = structs
         self.scope = {name: (index, kind) for index, (name, kind) in enumerate(variables.items())}
         self.size = len(variables)
         self.used: set[str] = set()
@@ -188,6 +190,35 @@ class _Compiler:
         kind = Type("map", (_common(key_kinds), _common(kinds)))
         return lambda env: {key(env): value(env) for key, value in pairs}, kind
 
+    def _struct(self, node: Node) -> tuple[Code, Type]:
+        root = node.text.partition(".")[0]
+        if root not in self.structs:
+            raise self.error(node, f"undeclared reference to '{node.text}' (in container '')")
+        codes, kinds = self._each(node.children)
+        fields = [(_property_name(name), optional) for name, optional in node.value]
+        for (name, _), kind in zip(node.value, kinds, strict=True):
+            inner = kind.args[0] if kind.args else kind
+            wanted = f"{node.text}.{name}"
+            if inner.name.partition(".")[0] in self.structs and root == "Object" and inner.name != wanted:
+                why = "which matches field name path from root Object type"
+                raise self.error(node, f'unexpected type name "{inner.name}", expected "{wanted}", {why}')
+        parts = [(name, optional, code) for (name, optional), code in zip(fields, codes, strict=True)]
+
+        def build(env: list[Any]) -> dict[str, Any]:
+            result = {}
+            for name, optional, code in parts:
+                value = code(env)
+                if optional:
+                    if not isinstance(value, Optional):
+                        raise CelError("no such overload")
+                    if not value.present:
+                        continue
+                    value = value.held
+                result[name] = value
+            return result
+
+        return build, Type(node.text)
+
     def _each(self, nodes: Sequence[Node]) -> tuple[list[Code], list[Type]]:
         compiled = [self.compile(node) for node in nodes]
         return [code for code, _ in compiled], [kind for _, kind in compiled]
@@ -229,6 +260,8 @@ class _Compiler:
             return self._macro(node)
         if target is not None and target.kind == "name" and target.text == "optional" and "optional" not in self.scope:
             return self._optional_constructor(node)
+        if node.text == "escapeKey" and target is not None and target.kind == "name" and target.text == "jsonpatch":
+            return self._escape_key(node)
         if node.text in ("optMap", "optFlatMap") and target is not None and len(arguments) == 2:
             return self._opt_map(node)
         parts = arguments if target is None else (target, *arguments)
@@ -264,6 +297,12 @@ class _Compiler:
             code = codes[0]
             return lambda env: Optional(True, code(env)), Type("optional", (kinds[0],))
         raise self.error(node, f"undeclared reference to 'optional.{node.text}' (in container '')")
+
+    def _escape_key(self, node: Node) -> tuple[Code, Type]:
+        codes, kinds = self._each(node.children[1:])
+        self._need(node, "jsonpatch.escapeKey", kinds, len(kinds) == 1 and kinds[0] in (STRING, DYN))
+        code = codes[0]
+        return lambda env: code(env).replace("~", "~0").replace("/", "~1"), STRING
 
     def _opt_map(self, node: Node) -> tuple[Code, Type]:
         target, kind = self.compile(node.children[0])

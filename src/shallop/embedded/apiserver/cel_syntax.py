@@ -36,7 +36,8 @@ class Node(NamedTuple):
     A syntax tree.
 
     Kinds: const, name, select (text = field), optselect, index, optindex, call (text = function; children: target or
-    None, then arguments), list, map (children: keys and values in turn), unary, binary, ternary.
+    None, then arguments), list, map (children: keys and values in turn), struct (text = name of the type; children:
+    values; value: pairs of a field's name and whether it is optional), unary, binary, ternary.
     """
 
     kind: str
@@ -114,7 +115,10 @@ class _Parser:
 
     def member(self) -> Node:
         node = self.primary()
-        while token := self.take(".", ".?", "[", "[?"):
+        while token := self.take(".", ".?", "[", "[?", "{"):
+            if token.text == "{":
+                node = self.struct(node)
+                continue
             if token.text in ("[", "[?"):
                 index = self.expression()
                 self.expect("]")
@@ -129,6 +133,33 @@ class _Parser:
             else:
                 node = Node("select" if token.text == "." else "optselect", name.text, token.position, (node,))
         return node
+
+    def struct(self, type_: Node) -> Node:
+        """The rest of ``Type.name{field: value, ?field: optional}``."""
+        names: list[str] = []
+        node = type_
+        while node.kind == "select":
+            names.append(node.text)
+            node = node.children[0]
+        if node.kind != "name":
+            raise self.error(type_.position, "Syntax error: mismatched input '{' expecting <EOF>")
+        names.append(node.text)
+        fields: list[tuple[str, bool]] = []
+        values: list[Node] = []
+        while not self.take("}"):
+            if fields:
+                self.expect(",")
+                if self.take("}"):
+                    break
+            optional = self.take("?") is not None
+            name = self.token
+            if name.kind != "name":
+                raise self.error(name.position, f"Syntax error: mismatched input '{name.text}' expecting IDENTIFIER")
+            self.at += 1
+            self.expect(":")
+            fields.append((name.text, optional))
+            values.append(self.expression())
+        return Node("struct", ".".join(reversed(names)), node.position, tuple(values), tuple(fields))
 
     def arguments(self, end: str) -> list[Node]:
         result: list[Node] = []

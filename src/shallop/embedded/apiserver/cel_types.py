@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from shallop.embedded.apiserver.formats import parse_duration, parse_timestamp
@@ -98,6 +98,28 @@ def to_cel(kind: Type, value: Any) -> Any:
     if kind is TIMESTAMP:
         return timestamp_of(value if "T" in value.upper() else value + "T00:00:00Z")
     return base64.b64decode(value) if kind is BYTES else value
+
+
+def to_json(value: Any) -> Any:
+    """
+    A value that an expression built, as JSON.
+
+    Raises:
+        CelError: it is no data, such as a type.
+    """
+    if isinstance(value, Duration):
+        return f"{value / 1e9:g}s"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not isinstance(value, Optional):
+        return [to_json(item) for item in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise CelError(f"a value of type {type(value).__name__} is no data")
 
 
 def duration_of(text: str) -> Duration:

@@ -412,6 +412,8 @@ _DEFAULTS: dict[str, Default] = {
     "horizontalpodautoscalers.autoscaling": _hpa,
     "jobs.batch": _job,
     "limitranges": _limit_range,
+    "mutatingadmissionpolicies.admissionregistration.k8s.io": default_policy,
+    "mutatingadmissionpolicybindings.admissionregistration.k8s.io": default_policy_binding,
     "mutatingwebhookconfigurations.admissionregistration.k8s.io": default_webhooks,
     "validatingadmissionpolicies.admissionregistration.k8s.io": default_policy,
     "validatingadmissionpolicybindings.admissionregistration.k8s.io": default_policy_binding,

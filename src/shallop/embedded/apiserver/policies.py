@@ -1,4 +1,4 @@
-"""ValidatingAdmissionPolicy: rules in CEL that refuse a write, warn about it, or do nothing but be there."""
+"""ValidatingAdmissionPolicy: rules in CEL that refuse a write or warn about it; and what all policies share."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from shallop.errors import ApiError
 from shallop.kube.objects import Gvk, Object, labels_of
 from shallop.kube.selectors import match_selector
 
-__all__ = ["POLICIES", "POLICY_VARIABLES", "Policies"]
+__all__ = ["POLICY_VARIABLES", "BoundPolicies", "Policies", "denied"]
 
 _GROUP = "admissionregistration.k8s.io"
-POLICIES, BINDINGS = f"validatingadmissionpolicies.{_GROUP}", f"validatingadmissionpolicybindings.{_GROUP}"
 POLICY_VARIABLES = (*REQUEST_VARIABLES, "params", "namespaceObject", "variables")
 _CODES = {"Unauthorized": 401, "Forbidden": 403, "Invalid": 422, "RequestEntityTooLarge": 413}
 
@@ -51,10 +50,17 @@ class _Variables(dict[str, Any]):
         return value
 
 
-class Policies:
-    """Evaluates the policies that have a binding."""
+class BoundPolicies:
+    """
+    The policies that have a binding.
 
-    def __init__(self, store: ObjectsStore, registry: Registry) -> None:
+    Args:
+        resource: ``validatingadmissionpolicies`` or ``mutatingadmissionpolicies``.
+        bindings: the resource of its bindings.
+    """
+
+    def __init__(self, store: ObjectsStore, registry: Registry, resource: str, bindings: str) -> None:
+        self._policies, self._bindings = f"{resource}.{_GROUP}", f"{bindings}.{_GROUP}"
         self._store = store
         self._registry = registry
         self._bound: list[tuple[Object, Object]] = []
@@ -62,37 +68,33 @@ class Policies:
         store.listeners.append(self._changed)
 
     def _changed(self, change: Change) -> None:
-        if change.new.resource in (POLICIES, BINDINGS):
+        if change.new.resource in (self._policies, self._bindings):
             self._read()
 
     def _read(self) -> None:
         self._bound = []
-        for stored in self._store.list(BINDINGS):
+        for stored in self._store.list(self._bindings):
             binding = stored.object
-            policy = self._store.get(POLICIES, "", (binding.get("spec") or {}).get("policyName", ""))
+            policy = self._store.get(self._policies, "", (binding.get("spec") or {}).get("policyName", ""))
             if policy is not None:
                 self._bound.append((policy.object, binding))
 
     def concern(self) -> bool:
         return bool(self._bound)
 
-    def validate(self, review: Review) -> None:
-        """
-        Raises:
-            ApiError: a bound policy denies the write, or cannot be evaluated and its ``failurePolicy`` is Fail.
-        """
-        for policy, binding in self._bound:
-            if not self._matches(policy, binding, review):
-                continue
-            actions = (binding.get("spec") or {}).get("validationActions") or ("Deny",)
-            fails = (policy.get("spec") or {}).get("failurePolicy", "Fail") == "Fail"
-            for message, reason in self._problems(policy, binding, review, fails=fails):
-                names = policy["metadata"]["name"], binding["metadata"]["name"]
-                if "Warn" in actions:
-                    text = f"Validation failed for ValidatingAdmissionPolicy '{names[0]}' with binding '{names[1]}'"
-                    review.options.warnings.append(f"{text}: {message}")
-                if "Deny" in actions:
-                    raise _denied(review, names, message, reason)
+    def matching(self, review: Review) -> list[tuple[Object, Object]]:
+        """Return the policies, with their bindings, that want to see a write."""
+        return [(policy, binding) for policy, binding in self._bound if self._matches(policy, binding, review)]
+
+    def values(self, policy: Object, review: Review, params: Object | None) -> dict[str, Any]:
+        """Return the variables of the expressions of a policy."""
+        values: dict[str, Any] = {
+            **review.values,
+            "params": params,
+            "namespaceObject": self._namespace(review.namespace),
+        }
+        values["variables"] = _Variables((policy.get("spec") or {}).get("variables") or (), dict(values))
+        return values
 
     def _matches(self, policy: Object, binding: Object, review: Review) -> bool:
         each = [(policy.get("spec") or {}).get("matchConstraints") or {}]
@@ -123,22 +125,71 @@ class Policies:
     def _namespace_labels(self, name: str) -> dict[str, str]:
         return labels_of(self._namespace(name) or {})
 
+    def parameters(self, policy: Object, binding: Object, review: Review) -> list[Object | None]:
+        """
+        Return the parameter objects of a binding; one None where the policy has none.
+
+        Raises:
+            LookupError: there are none, and the binding does not allow that.
+        """
+        spec = policy.get("spec") or {}
+        kind = spec.get("paramKind")
+        reference = (binding.get("spec") or {}).get("paramRef")
+        if not kind or not reference:
+            return [None]
+        resource = self._registry.by_gvk(Gvk(kind.get("apiVersion", ""), kind.get("kind", "")))
+        found: list[Object | None] = []
+        if resource is not None:
+            namespace = (reference.get("namespace") or review.namespace) if resource.namespaced else ""
+            found = [
+                conversion.to_version(resource, stored.object)
+                for stored in self._store.list(resource.storage, namespace)
+                if stored.name == reference.get("name")
+                or (not reference.get("name") and match_selector(reference.get("selector"), labels_of(stored.object)))
+            ]
+        if not found and reference.get("parameterNotFoundAction", "Deny") == "Deny":
+            raise LookupError("no params found for policy binding with `Deny` parameterNotFoundAction")
+        return found
+
+
+class Policies:
+    """Evaluates ValidatingAdmissionPolicies."""
+
+    def __init__(self, store: ObjectsStore, registry: Registry) -> None:
+        self._policies = BoundPolicies(
+            store, registry, "validatingadmissionpolicies", "validatingadmissionpolicybindings"
+        )
+
+    def concern(self) -> bool:
+        return self._policies.concern()
+
+    def validate(self, review: Review) -> None:
+        """
+        Raises:
+            ApiError: a bound policy denies the write, or cannot be evaluated and its ``failurePolicy`` is Fail.
+        """
+        for policy, binding in self._policies.matching(review):
+            actions = (binding.get("spec") or {}).get("validationActions") or ("Deny",)
+            fails = (policy.get("spec") or {}).get("failurePolicy", "Fail") == "Fail"
+            for message, reason in self._problems(policy, binding, review, fails=fails):
+                names = policy["metadata"]["name"], binding["metadata"]["name"]
+                if "Warn" in actions:
+                    text = f"Validation failed for ValidatingAdmissionPolicy '{names[0]}' with binding '{names[1]}'"
+                    review.options.warnings.append(f"{text}: {message}")
+                if "Deny" in actions:
+                    raise denied(review, policy["kind"], names, message, reason)
+
     def _problems(self, policy: Object, binding: Object, review: Review, *, fails: bool) -> Iterator[tuple[str, str]]:
         """Yield message and reason of each failed validation."""
         spec = policy.get("spec") or {}
         try:
-            parameters = list(self._parameters(spec, binding, review))
+            parameters = self._policies.parameters(policy, binding, review)
         except LookupError as error:
             if fails:
                 yield str(error.args[0]), "Invalid"
             return
         for params in parameters:
-            values: dict[str, Any] = {
-                **review.values,
-                "params": params,
-                "namespaceObject": self._namespace(review.namespace),
-            }
-            values["variables"] = _Variables(spec.get("variables") or (), dict(values))
+            values = self._policies.values(policy, review, params)
             try:
                 if unmet_condition(spec.get("matchConditions") or (), values, POLICY_VARIABLES) is not None:
                     continue
@@ -150,27 +201,6 @@ class Policies:
                 problem = _failed(validation, values, fails=fails)
                 if problem:
                     yield problem, validation.get("reason") or "Invalid"
-
-    def _parameters(self, spec: Object, binding: Object, review: Review) -> Iterator[Object | None]:
-        """Yield the parameter objects of a binding; one None where the policy has none."""
-        kind = spec.get("paramKind")
-        reference = (binding.get("spec") or {}).get("paramRef")
-        if not kind or not reference:
-            yield None
-            return
-        resource = self._registry.by_gvk(Gvk(kind.get("apiVersion", ""), kind.get("kind", "")))
-        found = []
-        if resource is not None:
-            namespace = (reference.get("namespace") or review.namespace) if resource.namespaced else ""
-            found = [
-                conversion.to_version(resource, stored.object)
-                for stored in self._store.list(resource.storage, namespace)
-                if stored.name == reference.get("name")
-                or (not reference.get("name") and match_selector(reference.get("selector"), labels_of(stored.object)))
-            ]
-        if not found and reference.get("parameterNotFoundAction", "Deny") == "Deny":
-            raise LookupError("no params found for policy binding with `Deny` parameterNotFoundAction")
-        yield from found
 
 
 def _failed(validation: Object, values: dict[str, Any], *, fails: bool) -> str:
@@ -191,8 +221,14 @@ def _failed(validation: Object, values: dict[str, Any], *, fails: bool) -> str:
     return validation.get("message") or f"failed expression: {expression.strip()}"
 
 
-def _denied(review: Review, names: tuple[str, str], message: str, reason: str) -> ApiError:
-    why = f"ValidatingAdmissionPolicy '{names[0]}' with binding '{names[1]}' denied request: {message}"
+def denied(review: Review, kind: str, names: tuple[str, str], message: str, reason: str) -> ApiError:
+    """
+    What a client gets when a policy says no.
+
+    Args:
+        names: of the policy and of its binding.
+    """
+    why = f"{kind} '{names[0]}' with binding '{names[1]}' denied request: {message}"
     error: ApiError = failures.forbidden(review.resource, review.name, why)
     error.reason = reason
     error.code = _CODES.get(reason, 422)

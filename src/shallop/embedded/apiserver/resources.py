@@ -260,6 +260,13 @@ BUILTINS: tuple[Resource, ...] = (
         _ADMISSION, "ValidatingAdmissionPolicyBinding", cluster=True, generation=True, categories=("api-extensions",)
     ),
     _builtin(
+        _ADMISSION, "MutatingAdmissionPolicy", "mutatingadmissionpolicies", cluster=True, generation=True,
+        categories=("api-extensions",),
+    ),
+    _builtin(
+        _ADMISSION, "MutatingAdmissionPolicyBinding", cluster=True, generation=True, categories=("api-extensions",)
+    ),
+    _builtin(
         _ADMISSION, "MutatingWebhookConfiguration", cluster=True, generation=True, categories=("api-extensions",)
     ),
     _builtin(

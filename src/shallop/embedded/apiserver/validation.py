@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from zoneinfo import available_timezones
 
-from shallop.embedded.apiserver.admission_validation import validate_policy, validate_webhooks
+from shallop.embedded.apiserver.admission_validation import validate_mutating_policy, validate_policy, validate_webhooks
 from shallop.embedded.apiserver.crd_validation import validate_crd
 from shallop.embedded.apiserver.event_validation import validate_event
 from shallop.embedded.apiserver.limit_ranges import validate_limit_range
@@ -586,6 +586,7 @@ _VALIDATE: dict[str, Validate] = {
     "ingresses.networking.k8s.io": _ingress,
     "jobs.batch": _job,
     "nodes": _node,
+    "mutatingadmissionpolicies.admissionregistration.k8s.io": validate_mutating_policy,
     "mutatingwebhookconfigurations.admissionregistration.k8s.io": validate_webhooks,
     "validatingadmissionpolicies.admissionregistration.k8s.io": validate_policy,
     "validatingwebhookconfigurations.admissionregistration.k8s.io": validate_webhooks,
