@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
 
 from shallop.embedded.apiserver import failures
-from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.objects_store import Change, ObjectsStore
 from shallop.embedded.apiserver.resources import Resource
-from shallop.errors import FieldError
+from shallop.errors import FieldError, InternalError
 from shallop.kube.objects import Object
 
-__all__ = ["KUBERNETES_IP", "allocate", "with_priority"]
+__all__ = ["KUBERNETES_IP", "ServiceAddresses", "with_priority"]
 
 _NETWORK = ipaddress.ip_network("10.96.0.0/16")
 _PRIORITY_CLASSES = "priorityclasses.scheduling.k8s.io"
@@ -19,27 +18,104 @@ KUBERNETES_IP = "10.96.0.1"
 _NODE_PORTS = range(30000, 32768)
 
 
-def allocate(store: ObjectsStore, resource: Resource, obj: Object, old: Object | None) -> Object:
-    """
-    Return a Service with the addresses it is due; everything else unchanged.
+class ServiceAddresses:
+    """Addresses and node ports of all Services, by who has them: an index of what is stored."""
 
-    Raises:
-        InvalidError: a wanted address or port is taken or outside the range.
-    """
-    if resource.storage != "services" or obj["spec"].get("type") == "ExternalName":
-        return obj
-    spec = dict(obj["spec"])
-    before = (old or {}).get("spec") or {}
-    wanted = spec.get("clusterIP") or before.get("clusterIP", "")
-    if not wanted:
-        wanted = next(_free_addresses(store))
-    elif wanted not in ("None", before.get("clusterIP")):
-        _check_address(store, resource, obj, wanted)
-    spec["clusterIP"] = wanted
-    spec["clusterIPs"] = [wanted]
-    if spec.get("type") in ("NodePort", "LoadBalancer"):
-        spec["ports"] = _with_node_ports(store, obj, spec.get("ports") or [])
-    return obj | {"spec": spec}
+    def __init__(self, store: ObjectsStore) -> None:
+        self._addresses: dict[str, str] = {KUBERNETES_IP: ""}
+        self._ports: dict[int, str] = {}
+        for stored in store.list("services"):
+            self._take(stored.object)
+        # Counting on from the last one gives no address again that was in use a moment ago.
+        self._last = len(self._addresses)
+        store.listeners.append(self._changed)
+
+    def _changed(self, change: Change) -> None:
+        if change.new.resource != "services":
+            return
+        if change.old is not None:
+            self._release(change.old.object)
+        if not change.deleted:
+            self._take(change.new.object)
+
+    def _take(self, service: Object) -> None:
+        uid, spec = service["metadata"]["uid"], service["spec"]
+        if spec.get("clusterIP", "None") not in ("", "None"):
+            self._addresses[spec["clusterIP"]] = uid
+        for port in _node_ports(spec):
+            self._ports[port] = uid
+
+    def _release(self, service: Object) -> None:
+        uid, spec = service["metadata"]["uid"], service["spec"]
+        if self._addresses.get(spec.get("clusterIP", "")) == uid:
+            del self._addresses[spec["clusterIP"]]
+            self._addresses.setdefault(KUBERNETES_IP, "")
+        for port in _node_ports(spec):
+            if self._ports.get(port) == uid:
+                del self._ports[port]
+
+    def allocate(self, resource: Resource, obj: Object, old: Object | None) -> Object:
+        """
+        Return a Service with the addresses it is due; everything else unchanged.
+
+        Raises:
+            InvalidError: a wanted address or port is taken or outside the range.
+        """
+        if resource.storage != "services" or obj["spec"].get("type") == "ExternalName":
+            return obj
+        spec = dict(obj["spec"])
+        before = (old or {}).get("spec") or {}
+        wanted = spec.get("clusterIP") or before.get("clusterIP", "")
+        if not wanted:
+            wanted = self._free_address()
+        elif wanted not in ("None", before.get("clusterIP")):
+            self._check_address(resource, obj, wanted)
+        spec["clusterIP"] = wanted
+        spec["clusterIPs"] = [wanted]
+        if spec.get("type") in ("NodePort", "LoadBalancer"):
+            spec["ports"] = self._with_node_ports(obj, spec.get("ports") or [])
+        return obj | {"spec": spec}
+
+    def _free_address(self) -> str:
+        size = _NETWORK.num_addresses - 2
+        for offset in range(size):
+            number = (self._last + offset) % size
+            address = str(_NETWORK[1 + number])
+            if address not in self._addresses:
+                self._last = number + 1
+                return address
+        raise InternalError("failed to allocate a serviceIP: range is full")
+
+    def _check_address(self, resource: Resource, obj: Object, wanted: str) -> None:
+        name = obj["metadata"]["name"]
+        try:
+            inside = ipaddress.ip_address(wanted) in _NETWORK
+        except ValueError:
+            inside = False
+        if not inside:
+            text = (
+                f"failed to allocate IP {wanted}: the provided IP ({wanted}) is not in the valid range. "
+                f"The range of valid IPs is {_NETWORK}"
+            )
+        elif self._addresses.get(wanted) not in (None, "", obj["metadata"].get("uid")):
+            text = f"failed to allocate IP {wanted}: provided IP is already allocated"
+        else:
+            return
+        problem = FieldError("FieldValueInvalid", f'Invalid value: ["{wanted}"]: {text}', "spec.clusterIPs")
+        raise failures.invalid(resource, name, [problem])
+
+    def _with_node_ports(self, obj: Object, ports: list[Object]) -> list[Object]:
+        uid = obj["metadata"].get("uid")
+        free = (port for port in _NODE_PORTS if self._ports.get(port, uid) == uid)
+        own = {port["nodePort"] for port in ports if port.get("nodePort")}
+        return [
+            port if port.get("nodePort") else port | {"nodePort": next(number for number in free if number not in own)}
+            for port in ports
+        ]
+
+
+def _node_ports(spec: Object) -> list[int]:
+    return [port["nodePort"] for port in spec.get("ports") or () if port.get("nodePort")]
 
 
 def with_priority(store: ObjectsStore, resource: Resource, pod: Object) -> Object:
@@ -69,46 +145,3 @@ def with_priority(store: ObjectsStore, resource: Resource, pod: Object) -> Objec
         "spec": pod["spec"]
         | {"priorityClassName": name, "priority": chosen.get("value", 0), "preemptionPolicy": policy}
     }
-
-
-def _specs(store: ObjectsStore, obj: Object | None = None) -> Iterator[Object]:
-    uid = obj["metadata"].get("uid") if obj else None
-    for stored in store.list("services"):
-        if stored.object["metadata"]["uid"] != uid:
-            yield stored.object["spec"]
-
-
-def _free_addresses(store: ObjectsStore) -> Iterator[str]:
-    taken = {spec.get("clusterIP") for spec in _specs(store)} | {KUBERNETES_IP}
-    # Counting on from the number of Services finds a free one at once in the usual case.
-    size = _NETWORK.num_addresses - 2
-    start = len(taken)
-    for offset in range(size):
-        address = str(_NETWORK[1 + (start + offset) % size])
-        if address not in taken:
-            yield address
-
-
-def _check_address(store: ObjectsStore, resource: Resource, obj: Object, wanted: str) -> None:
-    name = obj["metadata"]["name"]
-    try:
-        inside = ipaddress.ip_address(wanted) in _NETWORK
-    except ValueError:
-        inside = False
-    if not inside:
-        text = (
-            f"failed to allocate IP {wanted}: the provided IP ({wanted}) is not in the valid range. "
-            f"The range of valid IPs is {_NETWORK}"
-        )
-    elif any(spec.get("clusterIP") == wanted for spec in _specs(store, obj)):
-        text = f"failed to allocate IP {wanted}: provided IP is already allocated"
-    else:
-        return
-    problem = FieldError("FieldValueInvalid", f'Invalid value: ["{wanted}"]: {text}', "spec.clusterIPs")
-    raise failures.invalid(resource, name, [problem])
-
-
-def _with_node_ports(store: ObjectsStore, obj: Object, ports: list[Object]) -> list[Object]:
-    taken = {port.get("nodePort") for spec in _specs(store, obj) for port in spec.get("ports") or ()}
-    free = (port for port in _NODE_PORTS if port not in taken)
-    return [port if port.get("nodePort") else port | {"nodePort": next(free)} for port in ports]

@@ -104,6 +104,7 @@ class Verbs:
         self.now = now
         self.quotas = Quotas(store)
         self.plugins: Plugins | None = None
+        self._services = allocation.ServiceAddresses(store)
         self._addresses = asyncio.Lock()
         # Called with (resource, new, old or None, user) before a write; raise to refuse it.
         self.checks: list[Check] = []
@@ -230,7 +231,7 @@ class Verbs:
         for check in self.checks:
             check(resource, obj, None, options.user)
         async with self.quotas.reserved(resource, namespace, obj, None), self._allocating(resource):
-            obj = allocation.allocate(self.store, resource, obj, None)
+            obj = self._services.allocate(resource, obj, None)
             if options.dry_run:
                 return Written(obj, created=True)
             name = obj["metadata"]["name"]
@@ -396,7 +397,7 @@ class Verbs:
         self, resource: Resource, namespace: str, old: Object, new: Object, options: WriteOptions
     ) -> Written:
         name = new["metadata"]["name"]
-        new = allocation.allocate(self.store, resource, new, old)
+        new = self._services.allocate(resource, new, old)
         if options.dry_run:
             return Written(new)
         obj = await self.converter.to_storage(resource, new)
