@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
@@ -46,6 +47,7 @@ def _serve(home: Path, synchronous: str, pipe: Connection) -> None:
         sock = bind("127.0.0.1", 0, "api_port")
         http = Server(server.asgi, sock, tls=(str(tls.certificate), str(tls.key)))
         await http.start()
+        gc.freeze()  # as the platform does when it has started
         pipe.send({"url": f"https://127.0.0.1:{sock.getsockname()[1]}", "ca": str(tls.ca)})
         await asyncio.to_thread(pipe.recv)
         await server.stop()

@@ -60,9 +60,10 @@ _INSERT = "INSERT INTO versions (revision, resource, namespace, name, deleted, o
 _ROW = "(?, ?, ?, ?, ?, ?)"
 # Rows of one INSERT: each statement gives up the interpreter's lock once, and may wait long to get it again.
 _ROWS = 50
-# Pages of the write-ahead log between two checkpoints, and how long it may grow under writes that never pause.
+# Pages of the write-ahead log between two checkpoints, and how long it may grow under writes that never pause. Writes
+# that meet the disk flush of a checkpoint wait for it: that should be fewer than one in a hundred.
 _PAGE = 4096
-_CHECKPOINT_PAGES = 1000
+_CHECKPOINT_PAGES = 4000
 _MAX_LOG_PAGES = 16_000
 # Old rows that one commit deletes: a backlog goes little by little.
 _TRIM = 500
