@@ -266,6 +266,33 @@ def test_what_goes_wrong_is_said_as_kubernetes_says_it(run: Callable[[Test], Non
     run(test)
 
 
+def test_admission_sees_the_version_that_it_asks_for(run: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        await world.establish(peers(world.by_url))
+        rule = {"apiGroups": [GROUP], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["peers"]}
+        constraints = {"matchConstraints": {"resourceRules": [rule]}}
+        expression = "Object{spec: Object.spec{port: object.spec.port + 1000}}"
+        mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}
+        check = {"expression": "object.spec.port < 2000 && request.kind.version == 'v1'"}
+        for kind, spec in (
+            ("Mutating", {"mutations": [mutation], "reinvocationPolicy": "Never"}),
+            ("Validating", {"validations": [check]}),
+        ):
+            api = "admissionregistration.k8s.io/v1"
+            policy = {"apiVersion": api, "kind": f"{kind}AdmissionPolicy", "metadata": {"name": "ports"}}
+            await world.client.create(policy | {"spec": constraints | spec})
+            bound: dict[str, Any] = {"policyName": "ports"}
+            if kind == "Validating":
+                bound["validationActions"] = ["Deny"]
+            await world.client.create(policy | {"kind": f"{kind}AdmissionPolicyBinding", "spec": bound})
+        made = await world.client.create(old("a", "db:1"))
+        assert (made["apiVersion"], made["spec"]) == (OLD.api_version, {"address": "db:1001"})
+        with pytest.raises(ApiError, match="failed expression"):
+            await world.client.create(old("b", "db:1500"))
+
+    run(test)
+
+
 def test_kubectl_works_with_both_versions(run: Callable[[Test], None], kubectl: str, tmp_path: Path) -> None:
     async def test(world: World) -> None:
         tls = ensure_tls(tmp_path / "api")

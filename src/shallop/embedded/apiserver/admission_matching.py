@@ -30,6 +30,7 @@ class Review:
         operation: CREATE, UPDATE, DELETE or CONNECT.
         obj: the new object, None for DELETE; ``old``: the stored one, None for CREATE and CONNECT.
         kind: of the objects, where it is not that of the resource: a Scale, the options of an exec.
+        seen_as: the version of the objects, where it is not that of the request.
     """
 
     resource: Resource
@@ -41,10 +42,11 @@ class Review:
     options: WriteOptions
     subresource: str = ""
     kind: Gvk | None = None
+    seen_as: Resource | None = None
 
-    def request(self, uid: str = "", *, seen_as: Resource | None = None) -> Object:
+    def request(self, uid: str = "") -> Object:
         """Return the ``request`` of an AdmissionReview, without the objects."""
-        seen = seen_as or self.resource
+        seen = self.seen_as or self.resource
         user = self.options.user
         info: Object = {"username": user.name, "groups": list(user.groups)}
         if user.uid:

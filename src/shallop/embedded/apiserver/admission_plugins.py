@@ -22,20 +22,20 @@ class AdmissionPlugins:
 
     def __init__(self, store: ObjectsStore, registry: Registry, caller: WebhookCaller, converter: Converter) -> None:
         self._webhooks = Webhooks(store, registry, caller, converter)
-        self._policies = Policies(store, registry)
-        self._mutating = MutatingPolicies(store, registry)
+        self._policies = Policies(store, registry, converter)
+        self._mutating = MutatingPolicies(store, registry, converter)
 
     def concern(self) -> bool:
         return self._webhooks.concern() or self._policies.concern() or self._mutating.concern()
 
     async def mutate(self, review: Review) -> Object | None:
         """Ask policies, then webhooks; policies that want to see what came after them are asked once more."""
-        obj, left = self._mutating.mutate(review)
+        obj, left = await self._mutating.mutate(review)
         obj = await self._webhooks.mutate(replace(review, obj=obj))
         if left:
-            obj, _ = self._mutating.mutate(replace(review, obj=obj), left)
+            obj, _ = await self._mutating.mutate(replace(review, obj=obj), left)
         return obj
 
     async def validate(self, review: Review) -> None:
-        self._policies.validate(review)
+        await self._policies.validate(review)
         await self._webhooks.validate(review)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from shallop.embedded.apiserver import conversion
+from shallop.embedded.apiserver.admission_matching import Review
 from shallop.embedded.apiserver.objects_store import Stored
 from shallop.embedded.apiserver.resources import Resource
 from shallop.embedded.apiserver.webhook_calls import CallFailedError, WebhookCaller
@@ -86,6 +88,17 @@ class Converter:
         if resource.webhook is not None:
             return await self.to_version(seen_as, obj)
         return conversion.to_version(seen_as, conversion.to_storage(resource, obj | {"metadata": obj["metadata"]}))
+
+    async def seen(self, review: Review, seen_as: Resource) -> Review:
+        """Return a review with its objects in the version as which somebody wants to see it."""
+        if seen_as is review.resource or review.kind is not None:
+            # A Scale or the options of an exec are the same for every version.
+            return replace(review, seen_as=seen_as)
+        obj, old = [
+            None if given is None else await self.between(review.resource, seen_as, given)
+            for given in (review.obj, review.old)
+        ]
+        return replace(review, obj=obj, old=old, seen_as=seen_as)
 
     async def _convert(self, resource: Resource, objects: list[Object], version: str) -> list[Object]:
         """Convert objects, of whatever versions they are, with private metadata in the results."""

@@ -12,6 +12,7 @@ from shallop.embedded.apiserver.admission_matching import Review, unmet_conditio
 from shallop.embedded.apiserver.apply import merge_configuration
 from shallop.embedded.apiserver.cel import DYN, CelError, Program, compile_expression
 from shallop.embedded.apiserver.cel_types import to_json
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.objects_store import ObjectsStore
 from shallop.embedded.apiserver.policies import POLICY_VARIABLES, BoundPolicies, denied
 from shallop.embedded.apiserver.resources import Registry
@@ -29,13 +30,16 @@ _EXPRESSIONS = {"ApplyConfiguration": "applyConfiguration", "JSONPatch": "jsonPa
 class MutatingPolicies:
     """Evaluates the policies that have a binding, in the order of (binding, parameter, mutation)."""
 
-    def __init__(self, store: ObjectsStore, registry: Registry) -> None:
+    def __init__(self, store: ObjectsStore, registry: Registry, converter: Converter) -> None:
+        self._converter = converter
         self._policies = BoundPolicies(store, registry, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings")
 
     def concern(self) -> bool:
         return self._policies.concern()
 
-    def mutate(self, review: Review, since: dict[str, Object] | None = None) -> tuple[Object | None, dict[str, Object]]:
+    async def mutate(
+        self, review: Review, since: dict[str, Object] | None = None
+    ) -> tuple[Object | None, dict[str, Object]]:
         """
         Let all policies change the object of a review.
 
@@ -53,13 +57,18 @@ class MutatingPolicies:
         left: dict[str, Object] = {}
         if obj is None:
             return None, left
-        for policy, binding in self._policies.matching(review):
+        for policy, binding, seen_as in self._policies.matching(review):
             name = f"{policy['metadata']['name']}/{binding['metadata']['name']}"
             if since is not None:
                 again = (policy.get("spec") or {}).get("reinvocationPolicy") == "IfNeeded"
                 if not again or since.get(name) == obj:
                     continue
-            obj = left[name] = self._apply(policy, binding, replace(review, obj=obj))
+            seen = await self._converter.seen(replace(review, obj=obj), seen_as)
+            changed = self._apply(policy, binding, seen)
+            if changed is not seen.obj:
+                same = review.kind is not None
+                obj = changed if same else await self._converter.between(seen_as, review.resource, changed)
+            left[name] = obj
         return obj, left
 
     def _apply(self, policy: Object, binding: Object, review: Review) -> Object:
@@ -98,8 +107,9 @@ def _merged(review: Review, config: Any) -> Object:
     if not isinstance(config, dict):
         raise BadRequestError("an ApplyConfiguration must evaluate to an Object")
     assert review.obj is not None
-    schema = review.resource.schema.schema if review.resource.schema is not None and review.kind is None else _UNTYPED
-    return merge_configuration(review.obj, config, schema)
+    schema = (review.seen_as or review.resource).schema
+    tree = schema.schema if schema is not None and review.kind is None else _UNTYPED
+    return merge_configuration(review.obj, config, tree)
 
 
 def _patched(review: Review, operations: Any) -> Object:

@@ -15,6 +15,7 @@ from shallop.embedded.apiserver.admission_matching import (
     unmet_condition,
 )
 from shallop.embedded.apiserver.cel import CelError
+from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.objects_store import Change, ObjectsStore
 from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.errors import ApiError
@@ -82,9 +83,13 @@ class BoundPolicies:
     def concern(self) -> bool:
         return bool(self._bound)
 
-    def matching(self, review: Review) -> list[tuple[Object, Object]]:
-        """Return the policies, with their bindings, that want to see a write."""
-        return [(policy, binding) for policy, binding in self._bound if self._matches(policy, binding, review)]
+    def matching(self, review: Review) -> list[tuple[Object, Object, Resource]]:
+        """Return the policies that want to see a write, with their bindings and the resource as which they see it."""
+        return [
+            (policy, binding, seen_as)
+            for policy, binding in self._bound
+            if (seen_as := self._matches(policy, binding, review)) is not None
+        ]
 
     def values(self, policy: Object, review: Review, params: Object | None) -> dict[str, Any]:
         """Return the variables of the expressions of a policy."""
@@ -96,24 +101,24 @@ class BoundPolicies:
         values["variables"] = _Variables((policy.get("spec") or {}).get("variables") or (), dict(values))
         return values
 
-    def _matches(self, policy: Object, binding: Object, review: Review) -> bool:
-        each = [(policy.get("spec") or {}).get("matchConstraints") or {}]
-        if resources := (binding.get("spec") or {}).get("matchResources"):
-            each.append(resources)
-        return all(self._matches_resources(item, review) for item in each)
+    def _matches(self, policy: Object, binding: Object, review: Review) -> Resource | None:
+        seen_as = self._matches_resources((policy.get("spec") or {}).get("matchConstraints") or {}, review)
+        narrower = (binding.get("spec") or {}).get("matchResources")
+        if narrower and self._matches_resources(narrower, review) is None:
+            return None
+        return seen_as
 
-    def _matches_resources(self, wanted: Object, review: Review) -> bool:
+    def _matches_resources(self, wanted: Object, review: Review) -> Resource | None:
         match_policy = wanted.get("matchPolicy", "Equivalent")
 
-        def picks(rules: Iterable[Object]) -> bool:
-            return equivalent_resource(review, rules, match_policy, self._versions) is not None
+        def picks(rules: Iterable[Object]) -> Resource | None:
+            return equivalent_resource(review, rules, match_policy, self._versions)
 
         rules = wanted.get("resourceRules")
-        if rules is not None and not picks(rules):
-            return False
-        if picks(wanted.get("excludeResourceRules") or ()):
-            return False
-        return matches_labels(review, wanted, self._namespace_labels)
+        seen_as = review.resource if rules is None else picks(rules)
+        if seen_as is None or picks(wanted.get("excludeResourceRules") or ()) is not None:
+            return None
+        return seen_as if matches_labels(review, wanted, self._namespace_labels) else None
 
     def _versions(self, resource: Resource) -> Iterable[Resource]:
         return [other for other in self._registry.all() if other.storage == resource.storage]
@@ -155,7 +160,8 @@ class BoundPolicies:
 class Policies:
     """Evaluates ValidatingAdmissionPolicies."""
 
-    def __init__(self, store: ObjectsStore, registry: Registry) -> None:
+    def __init__(self, store: ObjectsStore, registry: Registry, converter: Converter) -> None:
+        self._converter = converter
         self._policies = BoundPolicies(
             store, registry, "validatingadmissionpolicies", "validatingadmissionpolicybindings"
         )
@@ -163,15 +169,16 @@ class Policies:
     def concern(self) -> bool:
         return self._policies.concern()
 
-    def validate(self, review: Review) -> None:
+    async def validate(self, review: Review) -> None:
         """
         Raises:
             ApiError: a bound policy denies the write, or cannot be evaluated and its ``failurePolicy`` is Fail.
         """
-        for policy, binding in self._policies.matching(review):
+        for policy, binding, seen_as in self._policies.matching(review):
+            seen = await self._converter.seen(review, seen_as)
             actions = (binding.get("spec") or {}).get("validationActions") or ("Deny",)
             fails = (policy.get("spec") or {}).get("failurePolicy", "Fail") == "Fail"
-            for message, reason in self._problems(policy, binding, review, fails=fails):
+            for message, reason in self._problems(policy, binding, seen, fails=fails):
                 names = policy["metadata"]["name"], binding["metadata"]["name"]
                 if "Warn" in actions:
                     text = f"Validation failed for ValidatingAdmissionPolicy '{names[0]}' with binding '{names[1]}'"

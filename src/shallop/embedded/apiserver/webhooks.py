@@ -88,16 +88,20 @@ class Webhooks:
         return obj
 
     async def _change(self, hook: Object, review: Review, obj: Object | None) -> Object | None:
-        answer = await self._ask(hook, replace(review, obj=obj))
-        if not answer or not answer.get("patch") or obj is None:
+        seen = await self._seen(hook, replace(review, obj=obj))
+        answer = await self._ask(hook, seen) if seen is not None else None
+        if not answer or not answer.get("patch") or seen is None or seen.obj is None:
             return obj
         try:
             patch = json.loads(base64.b64decode(answer["patch"]))
             if answer.get("patchType") != "JSONPatch":
                 raise BadRequestError(f'unexpected patch type "{answer.get("patchType", "")}"')
-            return json_patch(copy.deepcopy(obj), patch)
+            changed: Object = json_patch(copy.deepcopy(seen.obj), patch)
         except (ValueError, binascii.Error, BadRequestError, InvalidError) as error:
             raise InternalError(f"Internal error occurred: webhook {hook['name']}: {error}", details={}) from error
+        if seen.seen_as is None or review.kind is not None:
+            return changed
+        return await self._converter.between(seen.seen_as, review.resource, changed)
 
     async def validate(self, review: Review) -> None:
         """
@@ -107,18 +111,27 @@ class Webhooks:
             ApiError: the first that refused, in the order in which they are declared.
         """
         hooks = self._hooks[VALIDATING]
-        results = await asyncio.gather(*(self._ask(hook, review) for hook in hooks), return_exceptions=True)
+
+        async def ask(hook: Object) -> None:
+            if (seen := await self._seen(hook, review)) is not None:
+                await self._ask(hook, seen)
+
+        results = await asyncio.gather(*map(ask, hooks), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _ask(self, hook: Object, review: Review) -> Object | None:
-        """Return the answer of a webhook that matches and allows; None when it need not be asked or may fail."""
+    async def _seen(self, hook: Object, review: Review) -> Review | None:
+        """Return what a webhook wants to see of a write; None when it does not match."""
         seen_as = equivalent_resource(
             review, hook.get("rules") or (), hook.get("matchPolicy", "Equivalent"), self._versions
         )
         if seen_as is None or not matches_labels(review, hook, self._namespace_labels):
             return None
+        return await self._converter.seen(review, seen_as)
+
+    async def _ask(self, hook: Object, review: Review) -> Object | None:
+        """Return the answer of a webhook that allows; None when its conditions are not met, or it may fail."""
         fails = hook.get("failurePolicy", "Fail") == "Fail"
         try:
             conditions = hook.get("matchConditions")
@@ -132,7 +145,7 @@ class Webhooks:
         if review.options.dry_run and hook.get("sideEffects") not in ("None", "NoneOnDryRun"):
             raise BadRequestError(f'admission webhook "{hook["name"]}" does not support dry run')
         try:
-            answer = await self._call(hook, review, seen_as)
+            answer = await self._call(hook, review)
         except CallFailedError as error:
             log.warning("admission webhook %s: %s", hook["name"], error)
             if not fails:
@@ -153,17 +166,12 @@ class Webhooks:
 
     # ---- the call
 
-    async def _call(self, hook: Object, review: Review, seen_as: Resource) -> Object:
+    async def _call(self, hook: Object, review: Review) -> Object:
         version = next((v for v in hook.get("admissionReviewVersions") or () if v in _VERSIONS), None)
         if version is None:
             raise CallFailedError(f"none of its admissionReviewVersions is offered; offered are {', '.join(_VERSIONS)}")
         uid = str(uuid.uuid4())
-        request = review.request(uid, seen_as=seen_as)
-        for key, obj in (("object", review.obj), ("oldObject", review.old)):
-            request[key] = obj
-            # A Scale or the options of an exec are the same for every version.
-            if obj is not None and review.kind is None:
-                request[key] = await self._converter.between(review.resource, seen_as, obj)
+        request = review.request(uid) | {"object": review.obj, "oldObject": review.old}
         body = {"kind": "AdmissionReview", "apiVersion": f"admission.k8s.io/{version}", "request": request}
         timeout_s = hook.get("timeoutSeconds") or 10
         answer = await self._caller.post(
