@@ -9,8 +9,9 @@ A small CEL (Common Expression Language) compiler: expressions of ``x-kubernetes
 - ``schema_type(schema) -> Type``, ``to_cel(type, value)``: how JSON of a schema looks to an expression (a string of
   format "duration" is a Duration, "date-time" a datetime).
 
-Covers the language, its macros and the string, list, regular-expression and optional functions; not quantity, url, ip
-and cidr. Source: CEL language definition; Kubernetes "Common Expression Language in Kubernetes".
+Covers the language, its macros and the functions on strings, lists, sets, regular expressions, optionals, quantities,
+addresses and URLs; not named formats, versions and macros of two variables.
+Source: CEL language definition; Kubernetes "Common Expression Language in Kubernetes".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shallop.embedded.apiserver import cel_kubernetes
 from shallop.embedded.apiserver.cel_functions import FUNCTIONS, METHODS, OPERATORS, TYPE_NAMES, TypeName
 from shallop.embedded.apiserver.cel_syntax import Node, located, parse
 from shallop.embedded.apiserver.cel_types import (
@@ -92,6 +94,8 @@ def compile_expression(text: str, variables: Mapping[str, Type], structs: tuple[
     return Program(code, kind, slots, compiler.size, frozenset(compiler.used))
 
 
+_FUNCTIONS = {**FUNCTIONS, **cel_kubernetes.FUNCTIONS}
+_METHODS = {**METHODS, **cel_kubernetes.METHODS}
 _MACROS = ("all", "exists", "exists_one", "existsOne", "map", "filter")
 _ESCAPED = {"__underscores__": "__", "__dot__": ".", "__dash__": "-", "__slash__": "/"}
 
@@ -264,9 +268,13 @@ class _Compiler:
             return self._escape_key(node)
         if node.text in ("optMap", "optFlatMap") and target is not None and len(arguments) == 2:
             return self._opt_map(node)
+        qualified = f"{target.text}.{node.text}" if target is not None and target.kind == "name" else ""
+        if qualified in cel_kubernetes.QUALIFIED and qualified.partition(".")[0] not in self.scope:
+            target, table = None, {node.text: cel_kubernetes.QUALIFIED[qualified]}
+        else:
+            table = _FUNCTIONS if target is None else _METHODS
         parts = arguments if target is None else (target, *arguments)
         codes, kinds = self._each(parts)
-        table = FUNCTIONS if target is None else METHODS
         if node.text not in table:
             raise self.error(node, f"undeclared reference to '{node.text}' (in container '')")
         function, receivers, result = table[node.text]

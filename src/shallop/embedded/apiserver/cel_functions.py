@@ -278,13 +278,14 @@ def _part(name: str, shift: int = 0) -> Callable[..., Any]:
 
 
 _Function = tuple[Any, tuple[str, ...], Type | Callable[[Type], Type]]
+_SHOWN = ("int", "double", "string", "bool", "bytes", "timestamp", "duration")
 _SIZED = ("string", "bytes", "list", "map")
 FUNCTIONS: Mapping[str, _Function] = {
     "size": (lambda value: len(value), _SIZED, INT),  # noqa: PLW0108 (calls need a Python signature)
     "int": (_to_int, ("int", "double", "string", "timestamp", "duration"), INT),
     "uint": (_to_int, ("int", "double", "string"), INT),
     "double": (_to_double, ("int", "double", "string"), DOUBLE),
-    "string": (_to_string, ("int", "double", "string", "bool", "bytes", "timestamp", "duration"), STRING),
+    "string": (_to_string, (*_SHOWN, "net.IP", "net.CIDR"), STRING),
     "bool": (_to_bool, ("bool", "string"), BOOL),
     "bytes": (lambda value: value.encode() if isinstance(value, str) else value, ("string", "bytes"), BYTES),
     "duration": (_to_duration, ("string", "duration"), DURATION),

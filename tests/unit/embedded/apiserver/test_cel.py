@@ -290,3 +290,62 @@ def test_a_broken_message_expression_falls_back_to_the_message() -> None:
     rule = with_rule({"type": "string"}, "false", message="plain", messageExpression="string(1 / 0)")
     schema = {"type": "object", "properties": {"s": rule}}
     assert complaints(schema, {"s": "x"}) == ['s: Invalid value: "x": plain']
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("quantity('1Gi') == quantity('1024Mi')", True),
+        ("quantity('1.5').isLessThan(quantity('1500m').add(1))", True),
+        ("quantity('2k').sub(quantity('1')).asInteger()", 1999),
+        ("quantity('500m').isInteger()", False),
+        ("quantity('500m').asApproximateFloat()", 0.5),
+        ("[quantity('-1').sign(), quantity('0').sign(), quantity('1').compareTo(quantity('2'))]", [-1, 0, -1]),
+        ("[isQuantity('1Ki'), isQuantity('a'), isQuantity('')]", [True, False, False]),
+        ("ip('127.0.0.1').family()", 4),
+        ("ip('::1').isLoopback() && ip('10.0.0.1').isGlobalUnicast()", True),
+        ("[isIP('::ffff:1.2.3.4'), isIP('1.2.3'), isIP('fe80::1')]", [False, False, True]),
+        ("[ip.isCanonical('2001:DB8::1'), ip.isCanonical('2001:db8::1')]", [False, True]),
+        ("ip('224.0.0.5').isLinkLocalMulticast() && ip('169.254.1.1').isLinkLocalUnicast()", True),
+        ("cidr('10.0.0.0/8').containsIP('10.1.2.3') && !cidr('10.0.0.0/8').containsIP(ip('::1'))", True),
+        ("cidr('10.0.0.0/8').containsCIDR('10.1.0.0/16') && !cidr('10.1.0.0/16').containsCIDR('10.0.0.0/8')", True),
+        ("string(cidr('10.1.2.3/8').masked()) + ' ' + string(cidr('10.1.2.3/8').ip())", "10.0.0.0/8 10.1.2.3"),
+        ("cidr('10.0.0.0/8').prefixLength()", 8),
+        ("[isCIDR('10.0.0.0'), isCIDR('10.0.0.0/33'), isCIDR('::/0')]", [False, False, True]),
+        ("url('https://a.b:80/p%20q?x=1&x=2').getHost()", "a.b:80"),
+        ("url('https://[::1]:80/p').getHostname() + url('https://a/b?c').getPort()", "::1"),
+        ("url('https://a/p%20q').getEscapedPath() + url('https://a').getScheme()", "/p%20qhttps"),
+        ("url('https://a?x=1&x=2').getQuery()['x']", ["1", "2"]),
+        ("[isURL('/a'), isURL('../a'), isURL('https://a:b'), isURL('https://a b')]", [True, False, False, False]),
+        ("sets.contains([1, 2.0], [2, 1]) && !sets.contains([1], [true])", True),
+        ("sets.equivalent([1, 1, 2], [2, 1]) && sets.intersects([1], [1, 2]) && !sets.intersects([], [1])", True),
+        ("'%s has %d of %.1f, %x%%'.format([self.s, self.n, 2.56, 255])", "hello has 7 of 2.6, ff%"),
+        ("'%s %s %s'.format([[1, 'a'], {'k': true}, null])", "[1, a] {k: true} null"),
+    ],
+)
+def test_what_kubernetes_adds(expression: str, expected: Any) -> None:
+    assert evaluate(expression) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("quantity('x') == quantity('1')", "quantities must match"),
+        ("quantity('500m').asInteger() == 1", "cannot convert value to integer"),
+        ("ip('x').family() == 4", "parse error"),
+        ("cidr('10.0.0.0/8').containsIP('x')", "parse error"),
+        ("url('x').getHost() == ''", "parse error"),
+        ("'%d'.format(['a']) == ''", "needs an integer"),
+        ("'%d'.format([]) == ''", "out of range"),
+        ("'%q'.format([1]) == ''", "could not parse formatting clause"),
+    ],
+)
+def test_what_kubernetes_adds_fails_with_a_reason(expression: str, message: str) -> None:
+    with pytest.raises(CelError, match=message):
+        evaluate(expression)
+
+
+def test_what_is_of_another_type_is_no_quantity() -> None:
+    for wrong in ("quantity(1)", "self.s.isInteger()", "quantity('1').family()", "sets.contains(1, [1])"):
+        with pytest.raises(CelError, match="found no matching overload"):
+            evaluate(wrong)
