@@ -6,13 +6,60 @@ import sys
 import time
 
 from kubeflow.common.types import KubernetesBackendConfig
-from kubeflow.optimizer import Objective, OptimizerClient, Search, TrainJobTemplate, TrialConfig
+from kubeflow.optimizer import (
+    GridSearch,
+    Objective,
+    OptimizerClient,
+    RandomSearch,
+    Search,
+    TrainJobTemplate,
+    TrialConfig,
+)
 from kubeflow.trainer import CustomTrainer
 
 
 def train(rate, depth):
     loss = (float(rate) - 0.03) ** 2 + int(depth)
     print(f"loss={loss}", flush=True)
+
+
+def score(rate, kind):
+    print(f"score={float(rate) + len(kind)}", flush=True)
+    print(f"size={len(kind)}", flush=True)
+
+
+def search_in_other_ways(client, runtime):
+    """Seeds repeat a random search, a grid ends by itself, more metrics are read, and a trial's own logs."""
+    template = TrainJobTemplate(runtime=runtime, trainer=CustomTrainer(func=score, num_nodes=1))
+    objectives = [Objective(metric="score", direction="maximize"), Objective(metric="size", direction="maximize")]
+    kinds = Search.choice(["a", "bb"])
+    runs = [
+        ({"rate": Search.uniform(0, 1), "kind": kinds}, RandomSearch(random_state=7), 2),
+        ({"rate": Search.uniform(0, 1), "kind": kinds}, RandomSearch(random_state=7), 2),
+        ({"rate": Search.choice([1, 2]), "kind": kinds}, GridSearch(), 4),
+    ]
+    names = [
+        client.optimize(
+            template,
+            search_space=space,
+            objectives=objectives,
+            algorithm=algorithm,
+            trial_config=TrialConfig(num_trials=count, parallel_trials=2),
+        )
+        for space, algorithm, count in runs
+    ]
+    jobs = [client.wait_for_job_status(name, timeout=200, polling_interval=1) for name in names]
+    given = [sorted(tuple(sorted(trial.parameters.items())) for trial in job.trials) for job in jobs]
+    assert given[0] == given[1], given
+    assert given[2] == [(("kind", kind), ("rate", rate)) for kind in ("a", "bb") for rate in ("1", "2")], given
+    best = client.get_best_results(names[2])
+    assert best.parameters == {"kind": "bb", "rate": "2"}, best
+    assert {metric.name: float(metric.max) for metric in best.metrics} == {"score": 4.0, "size": 2.0}, best
+    worst = next(trial for trial in jobs[2].trials if trial.parameters == {"kind": "a", "rate": "1"})
+    assert any("score=2.0" in line for line in client.get_job_logs(names[2], trial_name=worst.name))
+    assert {type(job.algorithm).__name__ for job in client.list_jobs()} == {"RandomSearch", "GridSearch"}
+    for name in names:
+        client.delete_job(name)
 
 
 def main(kubeconfig: str, namespace: str) -> None:
@@ -41,6 +88,7 @@ def main(kubeconfig: str, namespace: str) -> None:
     assert any(f"loss={min(losses.values())}" in line for line in logs), logs
     assert {event.reason for event in client.get_job_events(name)} >= {"TrialSucceeded", "ExperimentMaxTrialsReached"}
     assert [job.name for job in client.list_jobs()] == [name]
+    search_in_other_ways(client, runtime)
     client.delete_job(name)
     deadline = time.monotonic() + 60
     while client.list_jobs():
