@@ -19,12 +19,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import instance
 
 from shallop.tuning.algorithms import ALGORITHMS
-from shallop.tuning.algorithms.contract import Past, Problem
+from shallop.tuning.algorithms.contract import Past, Problem, Proposal
 from shallop.tuning.earlystopping import asha_stops, median_rules, rules_fire
 from shallop.tuning.space import parse_parameter
 
@@ -54,19 +55,48 @@ SGD = space(
 )
 
 
-def latency(name: str) -> dict[str, Any]:
-    """Time suggestions one by one while a history grows from 1,000 trials."""
+LISTED = space(*((name, "discrete", {"list": [str(n / 10) for n in range(1, 11)]}) for name in "abcd"))
+
+
+def own_history(name: str) -> tuple[Problem, list[Past]]:
+    """Return a problem and 1,000 trials that the algorithm itself proposed, fifty at a time."""
+    parameters, settings = LISTED, {}
+    if name in ("hyperband", "asha"):
+        parameters = (*FOUR, *space(("n", "int", {"min": "1", "max": "729"})))
+        settings = {"resource_name": "n", "r_l": "729", "eta": "3"}
+    elif name == "pbt":
+        settings = {"suggestion_trial_dir": "/c", "n_population": "50", "truncation_threshold": "0.25"}
+    nas = NAS if name in ("enas", "darts") else {}
+    problem = Problem(name, () if nas else parameters, False, 1, settings, nas=nas)
+    algorithm, history = ALGORITHMS[name](), []
+    while len(history) < 1000:
+        proposals = algorithm.suggest(problem, history, min(50, 1000 - len(history))).proposals
+        history += [past_of(f"t{len(history) + i}", p) for i, p in enumerate(proposals)]
+    return problem, history
+
+
+def past_of(name: str, proposal: Proposal) -> Past:
+    value = float(proposal.assignments.get("a", len(name) + len(proposal.assignments) / 7))
+    return Past(proposal.name or name, proposal.assignments, "succeeded", value, proposal.memo)
+
+
+def foreign_history(name: str) -> tuple[Problem, list[Past]]:
+    """Return a problem and 1,000 trials at random values."""
     problem = Problem(name, FOUR, False, 1)
     filler = ALGORITHMS["random"]().suggest(problem, [], 1000).proposals
     memo = {"generation": 0, "run": 0, "x": [0.5, 0.5, 0.5]} if name == "cmaes" else {}
-    history = [Past(f"t{i}", p.assignments, "succeeded", float(p.assignments["a"]), memo) for i, p in enumerate(filler)]
+    return problem, [replace(past_of(f"t{i}", p), memo=memo) for i, p in enumerate(filler)]
+
+
+def latency(name: str, make_history: Callable[[str], tuple[Problem, list[Past]]]) -> dict[str, Any]:
+    """Time suggestions one by one while a history grows from 1,000 trials."""
+    problem, history = make_history(name)
     algorithm, times = ALGORITHMS[name](), []
     for number in range(31):
         start = time.perf_counter()
         proposal = algorithm.suggest(problem, history, 1).proposals[0]
         times.append(1000 * (time.perf_counter() - start))
-        value = float(proposal.assignments["a"])
-        history.append(Past(f"n{number}", proposal.assignments, "succeeded", value, proposal.memo))
+        history.append(past_of(f"n{number}", proposal))
     return {"case": f"suggestion at 1,000 trials: {name}", "first_ms": times[0], **quantiles(times[1:])}
 
 
@@ -339,7 +369,9 @@ def stopping() -> list[dict[str, Any]]:
 def main() -> None:
     # Small arrays: more threads only wait for each other.
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    rows = [latency(name) for name in ("random", "sobol", "tpe", "multivariate-tpe", "bayesianoptimization", "cmaes")]
+    foreign = ("random", "sobol", "tpe", "multivariate-tpe", "bayesianoptimization", "cmaes")
+    rows = [latency(name, foreign_history) for name in foreign]
+    rows += [latency(name, own_history) for name in ("grid", "hyperband", "asha", "pbt", "enas", "darts")]
     rows.append(optuna_alone())
     with tempfile.TemporaryDirectory() as folder:
         uv = str(instance.ROOT / ".venv" / "bin" / "uv")
@@ -347,7 +379,7 @@ def main() -> None:
         subprocess.run(command, check=True)
         sys.path.append(folder)
         warnings.simplefilter("ignore")
-        rows += table() + stopping()
+        rows += [*table(), evenness(), *architectures(), *stopping()]
     instance.write("searches", rows)
 
 

@@ -13,10 +13,12 @@ Source: Pham et al., "Efficient Neural Architecture Search via Parameter Sharing
 from __future__ import annotations
 
 import ast
+import copy
 import itertools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, SettingError, draw, setting
@@ -44,7 +46,14 @@ _MOST_OPERATIONS = 10_000
 
 
 class Enas:
+    """Remembers for the next suggestion what was learned from the trials before the first one that is not over."""
+
     uses_results = True
+
+    def __init__(self) -> None:
+        self._problem: Problem | None = None
+        self._learned: list[tuple[str, str, float | None]] = []
+        self._student = _Student(_Policy(0, 0, 0.0))
 
     def check(self, problem: Problem) -> None:
         if not problem.nas:
@@ -61,21 +70,41 @@ class Enas:
 
     def suggest(self, problem: Problem, history: Sequence[Past], count: int) -> Reply:
         space, layers = _space(problem), int(problem.nas["graphConfig"]["numLayers"])
-        policy = _Policy(layers, len(space), float(problem.settings.get("controller_skip_target") or 0.4))
-        rate = setting(problem, "controller_learning_rate", 5e-5, 0) * _STEP_PER_RATE
-        decay = setting(problem, "controller_baseline_decay", 0.999, 0, 1)
-        baseline: float | None = None
-        for past in history:
-            if past.value is None or not math.isfinite(past.value) or past.state not in ("succeeded", "stopped"):
-                continue
-            reward = past.value if problem.maximize else -past.value
-            baseline = reward if baseline is None else min(decay, 0.9) * baseline + (1 - min(decay, 0.9)) * reward
-            policy.learn(ast.literal_eval(past.assignments["architecture"]), reward - baseline, rate)
+        over = list(itertools.takewhile(lambda past: past.is_over, history))
+        marks = [(past.assignments["architecture"], past.state, past.value) for past in over]
+        if self._problem != problem or marks[: len(self._learned)] != self._learned:
+            target = float(problem.settings.get("controller_skip_target") or 0.4)
+            self._problem, self._learned = problem, []
+            self._student = _Student(_Policy(layers, len(space), target))
+        for past in over[len(self._learned) :]:
+            self._student.learn(problem, past)
+        self._learned = marks
+        student = copy.deepcopy(self._student)
+        for past in history[len(over) :]:
+            student.learn(problem, past)
+        policy = student.policy
         proposals = []
         for number in range(len(history), len(history) + count):
             architecture = policy.sample(draw(problem, number))
             proposals.append(Proposal(_assignments(problem, space, architecture)))
         return Reply(proposals)
+
+
+@dataclass
+class _Student:
+    """A policy, and the mean of the rewards that it has seen lately."""
+
+    policy: _Policy
+    baseline: float | None = None
+
+    def learn(self, problem: Problem, past: Past) -> None:
+        if past.value is None or not math.isfinite(past.value) or past.state not in ("succeeded", "stopped"):
+            return
+        rate = setting(problem, "controller_learning_rate", 5e-5, 0) * _STEP_PER_RATE
+        decay = min(setting(problem, "controller_baseline_decay", 0.999, 0, 1), 0.9)
+        reward = past.value if problem.maximize else -past.value
+        self.baseline = reward if self.baseline is None else decay * self.baseline + (1 - decay) * reward
+        self.policy.learn(ast.literal_eval(past.assignments["architecture"]), reward - self.baseline, rate)
 
 
 class _Policy:
