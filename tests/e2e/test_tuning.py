@@ -429,13 +429,7 @@ def grid_of_train_jobs(log: str) -> dict[str, Any]:
     field = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/jobset-name']"}}
     pod = {
         "volumes": [{"name": "runs", "hostPath": {"path": log}}],
-        "containers": [
-            {
-                "name": "node",
-                "env": [{"name": "NAME", "valueFrom": field}],
-                "volumeMounts": [{"name": "runs", "mountPath": "/runs"}],
-            }
-        ],
+        "containers": [{"name": "node", "volumeMounts": [{"name": "runs", "mountPath": "/runs"}]}],
     }
     node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
     patch = {
@@ -459,7 +453,11 @@ def grid_of_train_jobs(log: str) -> dict[str, Any]:
                 "metadata": {"labels": {"team": "blue"}},
                 "spec": {
                     "runtimeRef": {"name": "plain"},
-                    "trainer": {"image": "python:3.11", "command": ["python3", "-c", script]},
+                    "trainer": {
+                        "image": "python:3.11",
+                        "command": ["python3", "-c", script],
+                        "env": [{"name": "NAME", "valueFrom": field}],
+                    },
                     "runtimePatches": [patch],
                 },
             },
