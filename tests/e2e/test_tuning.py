@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,80 @@ def test_the_examples_of_katib_are_judged_as_katib_judges_them(cluster: Cluster,
         ("tekton-pipeline-run", "spec.trialTemplate.trialParameters[0].name"),
     ], text
     assert len(accepted) == len(examples) - len(refused), text
+
+
+PIPELINE = {
+    "pipelineInfo": {"name": "measure"},
+    "schemaVersion": "2.1.0",
+    "root": {
+        "inputDefinitions": {"parameters": {"rate": {"parameterType": "NUMBER_DOUBLE"}}},
+        "dag": {
+            "tasks": {
+                "measure": {
+                    "componentRef": {"name": "comp"},
+                    "taskInfo": {"name": "measure"},
+                    "inputs": {"parameters": {"rate": {"componentInputParameter": "rate"}}},
+                }
+            }
+        },
+    },
+    "components": {
+        "comp": {
+            "executorLabel": "exec",
+            "inputDefinitions": {"parameters": {"rate": {"parameterType": "NUMBER_DOUBLE"}}},
+            "outputDefinitions": {"artifacts": {"loss": {"artifactType": {"schemaTitle": "system.Artifact"}}}},
+        }
+    },
+    "deploymentSpec": {
+        "executors": {
+            "exec": {
+                "container": {
+                    "image": "alpine",
+                    "command": ["sh", "-c", 'mkdir -p "$(dirname "$1")" && echo "$0" > "$1"'],
+                    "args": ["{{$.inputs.parameters['rate']}}", "{{$.outputs.artifacts['loss'].path}}"],
+                }
+            }
+        }
+    },
+}
+RUN_PIPELINE = """
+import json, os, sys, time, urllib.request
+def call(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    url = os.environ["KF_PIPELINES_ENDPOINT"] + "/apis/v2beta1" + path
+    with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"})) as answer:
+        return answer.read()
+spec = json.load(open("/pipeline/pipeline.json"))
+config = {"parameters": {"rate": float(sys.argv[1])}}
+run = json.loads(call("/runs", {"display_name": sys.argv[2], "pipeline_spec": spec, "runtime_config": config}))
+deadline = time.monotonic() + 60
+while run.get("state") not in ("SUCCEEDED", "FAILED"):
+    assert time.monotonic() < deadline, run
+    time.sleep(0.05)
+    run = json.loads(call("/runs/" + run["run_id"]))
+assert run["state"] == "SUCCEEDED", run
+(artifact,) = json.loads(call("/artifacts?run_id=" + run["run_id"]))["artifacts"]
+print("loss=" + call("/artifacts/" + str(artifact["artifact_id"]) + ":download").decode())
+"""
+
+
+def test_a_trial_may_be_a_run_of_a_pipeline(cluster: Cluster) -> None:
+    files = {"pipeline.json": json.dumps(PIPELINE), "trial.py": RUN_PIPELINE}
+    metadata = {"name": "measure", "namespace": "tuning-e2e"}
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files})
+    run = job("python3", "/pipeline/trial.py", "${trialParameters.x}", "${trialParameters.name}")
+    pod = run["spec"]["template"]["spec"]
+    pod["volumes"] = [{"name": "pipeline", "configMap": {"name": "measure"}}]
+    pod["containers"][0]["volumeMounts"] = [{"name": "pipeline", "mountPath": "/pipeline"}]
+    body = experiment("pipelines", run)
+    body["spec"]["trialTemplate"]["trialParameters"].append({"name": "name", "reference": "${trialSpec.Name}"})
+    cluster.apply(body)
+    cluster.ended("pipelines")
+    for trial in cluster.trials("pipelines"):
+        assert float(observed(trial)["latest"]) == pytest.approx(value_of(trial))
+    with urllib.request.urlopen(f"{cluster.platform.web}/apis/v2beta1/runs?page_size=100", timeout=30) as answer:
+        runs = {found["display_name"]: found["state"] for found in json.load(answer)["runs"]}
+    assert {runs.get(trial["metadata"]["name"]) for trial in cluster.trials("pipelines")} == {"SUCCEEDED"}
 
 
 def test_a_trial_that_falls_behind_is_stopped_early(cluster: Cluster) -> None:

@@ -7,6 +7,7 @@ import builtins
 import logging
 import random
 import time
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,9 +39,8 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[Key, Object] = {}
         self._namespaces: dict[str, dict[Key, Object]] = {}
-        self._owned: dict[str, set[Key]] = {}
-        # Owner -> what ``by_owner`` said last; most changes of an object are none of its owners.
-        self._sorted: dict[str, tuple[Key, ...]] = {}
+        # Owner -> its objects, kept in order: an owner of thousands is asked for them whenever one changes.
+        self._owned: dict[str, builtins.list[Key]] = {}
 
     def get(self, key: Key) -> Object | None:
         return self._objects.get(key)
@@ -51,24 +51,18 @@ class Store:
 
     def by_owner(self, uid: str) -> builtins.list[Object]:
         """Return the objects that have an owner reference to ``uid``, by namespace and name."""
-        if uid not in self._owned:
-            return []
-        keys = self._sorted.get(uid)
-        if keys is None:
-            keys = self._sorted[uid] = tuple(sorted(self._owned[uid]))
-        return [self._objects[key] for key in keys]
+        return [self._objects[key] for key in self._owned.get(uid, ())]
 
     def _put(self, key: Key, obj: Object | None) -> Object | None:
         old = self._objects.get(key)
         before, after = _owners_of(old), _owners_of(obj)
         for uid in before - after:
-            self._owned[uid].discard(key)
-            self._sorted.pop(uid, None)
-            if not self._owned[uid]:
+            keys = self._owned[uid]
+            del keys[bisect_left(keys, key)]
+            if not keys:
                 del self._owned[uid]
         for uid in after - before:
-            self._owned.setdefault(uid, set()).add(key)
-            self._sorted.pop(uid, None)
+            insort(self._owned.setdefault(uid, []), key)
         if obj is None:
             self._objects.pop(key, None)
             names = self._namespaces.get(key.namespace, {})
