@@ -774,6 +774,28 @@ def test_volumes_of_every_kind(on_node: Callable[..., None], tmp_path: Path) -> 
     on_node(test)
 
 
+def test_a_volume_in_memory_is_a_tmpfs_of_its_size_until_the_pod_goes(on_node: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        if not world.node.may_mount:
+            pytest.skip("file systems are mounted at the isolation level of root only")
+        volumes = [{"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
+        mounts = [{"name": "scratch", "mountPath": "/scratch"}]
+        script = "grep ' /scratch ' /proc/mounts; head -c 2000000 /dev/zero > /scratch/big || echo full"
+        text = await world.output("memory", "sh", "-c", script, volumeMounts=mounts, pod={"volumes": volumes})
+        assert "/scratch tmpfs" in text and "size=1024k" in text and "full" in text
+
+        def mounted() -> bool:
+            return str(world.settings.pods) in Path("/proc/self/mounts").read_text()
+
+        assert mounted()
+        await world.client.delete(POD, "memory", "default")
+        async with asyncio.timeout(30):
+            while mounted():
+                await asyncio.sleep(0.02)
+
+    on_node(test)
+
+
 def test_what_is_not_supported_is_said(on_node: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         volumes = [{"name": "remote", "nfs": {"server": "s", "path": "/"}}]

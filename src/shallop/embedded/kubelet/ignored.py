@@ -35,12 +35,18 @@ _CONTAINER_FIELDS = {
 }
 
 
-def ignored_fields(pod: Object) -> Iterator[str]:
-    """Yield one sentence, with the path of the field, for each field that is set and not honoured."""
+def ignored_fields(pod: Object, *, memory_volumes: bool) -> Iterator[str]:
+    """
+    Yield one sentence, with the path of the field, for each field that is set and not honoured.
+
+    Args:
+        memory_volumes: whether the node keeps volumes in memory.
+    """
     spec = pod["spec"]
     yield from _set_fields("spec", spec, _POD_FIELDS)
     yield from _set_fields("spec.securityContext", spec.get("securityContext") or {}, _SECURITY_FIELDS)
-    yield from _volumes_in_memory(spec)
+    if not memory_volumes:
+        yield from _volumes_in_memory(spec)
     for kind in ("initContainers", "containers"):
         for container in spec.get(kind) or ():
             where = f"spec.{kind}[{container['name']}]"

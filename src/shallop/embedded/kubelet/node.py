@@ -27,6 +27,7 @@ from shallop.embedded.kubelet.gpus import GPU, Gpus, find_gpus
 from shallop.embedded.kubelet.housekeeping import clean_up
 from shallop.embedded.kubelet.limits import ControlGroups
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
+from shallop.embedded.kubelet.memory_volumes import remove_pod_folder, unmount_memory
 from shallop.embedded.kubelet.network import Network, service_of_slice
 from shallop.embedded.kubelet.pod import ISOLATION, PodWorker
 from shallop.embedded.kubelet.sandbox import Sandbox, end_orphans, kill_shim, write_interrupted
@@ -76,6 +77,8 @@ class Node:
         self.client = services.client
         self.now = services.now
         self.isolation: IsolationReport = probe(self.settings)
+        # With the rights that this level needs, file systems can be mounted for Pods, too.
+        self.may_mount = self.isolation.level == "namespaces" and shutil.which("mount") is not None
         self.engine = find_engine(self.settings.engine)
         self.events = EventRecorder(self.client, "kubelet", self.now, host=self.settings.node_name)
         self.environments = Environments.of(self.settings)
@@ -143,6 +146,9 @@ class Node:
                 log.error("Pod %s was not ended in order", folder.name, exc_info=problem)
                 kill_shim(folder)
                 await asyncio.to_thread(end_orphans, folder)
+        # What is in memory ends with what used it; nothing of ours stays mounted.
+        for folder in folders:
+            await asyncio.to_thread(unmount_memory, folder)
         self.zygotes.stop()
         if self.network.own_network:
             self.network.remove()
@@ -245,7 +251,7 @@ class Node:
         for folder in self.settings.pods.iterdir():
             if folder.is_dir() and folder.name not in known:
                 await self._end_sandbox(folder)
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await asyncio.to_thread(remove_pod_folder, folder)
         await asyncio.to_thread(self.groups.adopt, known)
 
     async def base(self) -> Environment:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from shallop.embedded.kubelet.execution import (
 from shallop.embedded.kubelet.ignored import ignored_fields
 from shallop.embedded.kubelet.images import stand_in
 from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
+from shallop.embedded.kubelet.memory_volumes import in_memory, remove_pod_folder
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
     Ended,
@@ -43,7 +43,6 @@ from shallop.embedded.kubelet.status import ContainerRecord, render_status, seco
 from shallop.embedded.kubelet.volumes import (
     container_mounts,
     has_size_limits,
-    in_memory,
     over_limit,
     prepare_volumes,
     references,
@@ -202,7 +201,7 @@ class PodWorker:
         if known:
             await self._adopt()
         if not any(record.running or record.exit_code is not None for record in self._records):
-            for text in ignored_fields(self._pod):
+            for text in ignored_fields(self._pod, memory_volumes=self._node.may_mount):
                 self._event("FieldIgnored", text, "Warning")
         if await self._prepare_with_retries():
             return True
@@ -267,7 +266,9 @@ class PodWorker:
         self._address = node.network.allocate(self._uid, self._address)
         node.announce(pod, self._address)
         self._stale = False
-        self._volumes = await prepare_volumes(pod, node.settings, self._lookup, node.token, node.ca_pem)
+        self._volumes = await prepare_volumes(
+            pod, node.settings, self._lookup, node.token, node.ca_pem, may_mount=node.may_mount
+        )
         self._renew_tokens()
         names = [record.name for record in self._records if not record.finished]
         environments = await asyncio.gather(*(self._environment(self._specs[name]) for name in names))
@@ -283,7 +284,9 @@ class PodWorker:
         self._stale = False
         node = self._node
         try:
-            await prepare_volumes(self._pod, node.settings, self._lookup, node.token, node.ca_pem)
+            await prepare_volumes(
+                self._pod, node.settings, self._lookup, node.token, node.ca_pem, may_mount=node.may_mount
+            )
         except (NodeError, OSError, ApiError) as error:
             # What runs goes on with what it has, as on Kubernetes.
             self._event("FailedMount", str(error), "Warning")
@@ -588,7 +591,9 @@ class PodWorker:
         kind = "initContainers" if record.init else "containers"
         mounts = container_mounts(container, self._volumes, env, f"spec.{kind}[{record.name}]")
         # Every container has a /dev/shm in memory; a volume of this kind is declared to make it large enough.
+        # Where that is no tmpfs of its own, the container's is the one in memory.
         shared = {m["mountPath"] for m in container.get("volumeMounts") or () if m["name"] in in_memory(self._pod)}
+        shared = set() if self._node.may_mount else shared
         mounts = [mount for mount in mounts if mount["target"] != "/dev/shm" or "/dev/shm" not in shared]
         taken = {mount["target"].rstrip("/") for mount in mounts}
         for target in _PRIVATE:
@@ -972,7 +977,7 @@ class PodWorker:
             await self._node.engine.remove_all(f"shallop-{self._uid}-")
         self._node.groups.remove(self._uid)
         self._node.network.release(self._uid)
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(remove_pod_folder, self._folder)
 
     def _recyclable(self) -> bool:
         return self._node.isolation.level != "none" and not self._pod["spec"].get("hostNetwork")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shallop.embedded.kubelet.containerenv import Lookup, expand, field_value, resource_value
+from shallop.embedded.kubelet.memory_volumes import mount_memory, size_of
 from shallop.errors import NodeError
 from shallop.kube.objects import Object, parse_quantity
 from shallop.settings import Settings
@@ -21,7 +22,6 @@ __all__ = [
     "TokenSource",
     "container_mounts",
     "has_size_limits",
-    "in_memory",
     "over_limit",
     "prepare_volumes",
     "references",
@@ -43,10 +43,19 @@ _SUPPORTED = "emptyDir, configMap, secret, projected, downwardAPI, hostPath, per
 
 
 async def prepare_volumes(
-    pod: Object, settings: Settings, lookup: Lookup, token: TokenSource, ca_pem: Callable[[], bytes]
+    pod: Object,
+    settings: Settings,
+    lookup: Lookup,
+    token: TokenSource,
+    ca_pem: Callable[[], bytes],
+    *,
+    may_mount: bool = False,
 ) -> dict[str, Path]:
     """
     Make the folders behind a Pod's volumes; doing it again brings their content up to date.
+
+    Args:
+        may_mount: whether volumes in memory can be that; they are on disk otherwise.
 
     Returns:
         Volume name -> folder (or file, for a hostPath).
@@ -69,6 +78,8 @@ async def prepare_volumes(
             found[name] = _claim(pod, settings, lookup, f"{pod['metadata']['name']}-{name}", where)
         else:
             folder.mkdir(mode=0o777, exist_ok=True)
+            if may_mount and (volume.get("emptyDir") or {}).get("medium") == "Memory":
+                await asyncio.to_thread(mount_memory, folder, size_of(pod, name))
             files = await _files_of(pod, volume, lookup, token, ca_pem, where)
             if files is not None:
                 private = "secret" in volume or "projected" in volume
@@ -122,12 +133,6 @@ _HOST_PATH_TYPES: dict[str, tuple[Callable[[Path], bool], str]] = {
     "CharDevice": (Path.is_char_device, "a character device"),
     "BlockDevice": (Path.is_block_device, "a block device"),
 }
-
-
-def in_memory(pod: Object) -> set[str]:
-    """Return the names of the volumes that are declared to be kept in memory."""
-    volumes = pod["spec"].get("volumes") or ()
-    return {volume["name"] for volume in volumes if (volume.get("emptyDir") or {}).get("medium") == "Memory"}
 
 
 def over_limit(pod: Object, volumes: Mapping[str, Path]) -> str:
