@@ -456,6 +456,57 @@ _REPLICAS = (
     _column("Ready", _number(_status, "readyReplicas"), "integer"),
 )
 
+
+def _controller(obj: Object) -> str:
+    for owner in obj["metadata"].get("ownerReferences") or ():
+        if owner.get("controller"):
+            group = owner["apiVersion"].rpartition("/")[0]
+            return f"{owner['kind'].lower()}{'.' if group else ''}{group}/{owner['name']}"
+    return "<none>"
+
+
+def _pod_template(obj: Object) -> Object:
+    return (obj.get("template") or {}).get("spec") or {}
+
+
+def _pod_template_labels(obj: Object) -> str:
+    labels = ((obj.get("template") or {}).get("metadata") or {}).get("labels") or {}
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "<none>"
+
+
+def _class_parameters(obj: Object) -> str:
+    parameters = _spec(obj).get("parameters")
+    if not parameters:
+        return "<none>"
+    group = parameters.get("apiGroup")
+    return f"{parameters.get('kind')}{'.' if group else ''}{group or ''}/{parameters.get('name')}"
+
+
+def _param_kind(obj: Object) -> str:
+    kind = _spec(obj).get("paramKind")
+    return f"{kind.get('apiVersion')}/{kind.get('kind')}" if kind else "<unset>"
+
+
+def _param_ref(obj: Object) -> str:
+    reference = _spec(obj).get("paramRef")
+    if not reference:
+        return "<unset>"
+    return "/".join(filter(None, (reference.get("namespace"), reference.get("name"))))
+
+
+def _policy_columns(rules: str) -> tuple[TableColumn, ...]:
+    count = _column(rules.title(), lambda obj: len(_spec(obj).get(rules) or ()), "integer")
+    return NAME, count, _column("ParamKind", _param_kind), AGE
+
+
+_WEBHOOKS = (NAME, _column("Webhooks", lambda obj: len(obj.get("webhooks") or ()), "integer"), AGE)
+_POLICY_BINDINGS = (
+    NAME,
+    _column("PolicyName", lambda obj: _spec(obj).get("policyName", "")),
+    _column("ParamRef", _param_ref),
+    AGE,
+)
+
 _TABLES: dict[str, tuple[TableColumn, ...]] = {
     "pods": (
         NAME,
@@ -657,6 +708,43 @@ _TABLES: dict[str, tuple[TableColumn, ...]] = {
     ),
     "leases.coordination.k8s.io": (NAME, _column("Holder", lambda obj: _spec(obj).get("holderIdentity") or ""), AGE),
     "customresourcedefinitions.apiextensions.k8s.io": (NAME, CREATED),
+    "mutatingwebhookconfigurations.admissionregistration.k8s.io": _WEBHOOKS,
+    "validatingwebhookconfigurations.admissionregistration.k8s.io": _WEBHOOKS,
+    "mutatingadmissionpolicies.admissionregistration.k8s.io": _policy_columns("mutations"),
+    "mutatingadmissionpolicybindings.admissionregistration.k8s.io": _POLICY_BINDINGS,
+    "validatingadmissionpolicies.admissionregistration.k8s.io": _policy_columns("validations"),
+    "validatingadmissionpolicybindings.admissionregistration.k8s.io": _POLICY_BINDINGS,
+    "controllerrevisions.apps": (
+        NAME,
+        _column("Controller", _controller),
+        _column("Revision", lambda obj: obj.get("revision", 0), "integer"),
+        AGE,
+    ),
+    "podtemplates": (
+        NAME,
+        *(column._replace(priority=0) for column in _containers(_pod_template)),
+        _column("Pod Labels", _pod_template_labels),
+    ),
+    "ingressclasses.networking.k8s.io": (
+        NAME,
+        _column("Controller", lambda obj: _spec(obj).get("controller", "")),
+        _column("Parameters", _class_parameters),
+        AGE,
+    ),
+    "csinodes.storage.k8s.io": (
+        NAME,
+        _column("Drivers", lambda obj: len(_spec(obj).get("drivers") or ()), "integer"),
+        AGE,
+    ),
+    "volumeattachments.storage.k8s.io": (
+        NAME,
+        _column("Attacher", lambda obj: _spec(obj).get("attacher", "")),
+        _column("PV", lambda obj: (_spec(obj).get("source") or {}).get("persistentVolumeName") or ""),
+        _column("Node", lambda obj: _spec(obj).get("nodeName", "")),
+        _column("Attached", lambda obj: bool(_status(obj).get("attached")), "boolean"),
+        AGE,
+    ),
+    "volumeattributesclasses.storage.k8s.io": (NAME, _column("DriverName", lambda obj: obj.get("driverName", "")), AGE),
 }
 _PLAIN = (NAME, AGE)
 _CREATED_ONLY = (NAME, CREATED)

@@ -184,3 +184,29 @@ def test_a_mutation_that_cannot_be_one_is_refused(mutation: dict[str, Any], mess
         assert message in refused.value.message
 
     run(test)
+
+
+def test_policies_and_bindings_are_listed_with_what_matters(api: Any) -> None:
+    group = "/apis/admissionregistration.k8s.io/v1"
+
+    async def rows(http: Any, plural: str) -> list[list[Any]]:
+        table = "application/json;as=Table;v=v1;g=meta.k8s.io"
+        listed = (await http("GET", f"{group}/{plural}", headers=[("accept", table)])).body
+        return [[c["name"] for c in listed["columnDefinitions"]], *(row["cells"][:-1] for row in listed["rows"])]
+
+    async def test(http: Any) -> None:
+        kind = {"apiVersion": "v1", "kind": "ConfigMap"}
+        wanted = policy("p", merging("Object{}"), patching("[]"), paramKind=kind)
+        assert (await http("POST", f"{group}/mutatingadmissionpolicies", wanted)).status == 201
+        bound = binding("p", paramRef={"name": "c", "namespace": "n", "parameterNotFoundAction": "Deny"})
+        assert (await http("POST", f"{group}/mutatingadmissionpolicybindings", bound)).status == 201
+        assert await rows(http, "mutatingadmissionpolicies") == [
+            ["Name", "Mutations", "ParamKind", "Age"],
+            ["p", 2, "v1/ConfigMap"],
+        ]
+        assert await rows(http, "mutatingadmissionpolicybindings") == [
+            ["Name", "PolicyName", "ParamRef", "Age"],
+            ["p", "p", "n/c"],
+        ]
+
+    api(test)
