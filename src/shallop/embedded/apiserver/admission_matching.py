@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from shallop.embedded.apiserver.authorization import Attributes, Authorize
 from shallop.embedded.apiserver.cel import BOOL, DYN, CelError, Program, compile_expression
-from shallop.embedded.apiserver.requests import WriteOptions
+from shallop.embedded.apiserver.cel_authorizer import Authorizer
+from shallop.embedded.apiserver.requests import User, WriteOptions
 from shallop.embedded.apiserver.resources import Resource
 from shallop.kube.objects import Gvk, Object, labels_of
 from shallop.kube.selectors import match_selector
@@ -17,7 +19,7 @@ __all__ = ["REQUEST_VARIABLES", "Review", "compiled", "equivalent_resource", "ma
 
 # Configurations of admission are never admitted by admission: nobody could repair a bad one.
 EXEMPT_GROUP = "admissionregistration.k8s.io"
-REQUEST_VARIABLES = ("object", "oldObject", "request")
+REQUEST_VARIABLES = ("object", "oldObject", "request", "authorizer")
 Labels = Callable[[str], dict[str, str]]
 
 
@@ -31,6 +33,7 @@ class Review:
         obj: the new object, None for DELETE; ``old``: the stored one, None for CREATE and CONNECT.
         kind: of the objects, where it is not that of the resource: a Scale, the options of an exec.
         seen_as: the version of the objects, where it is not that of the request.
+        authorize: answers what expressions ask of ``authorizer``.
     """
 
     resource: Resource
@@ -43,6 +46,7 @@ class Review:
     subresource: str = ""
     kind: Gvk | None = None
     seen_as: Resource | None = None
+    authorize: Authorize | None = None
 
     def request(self, uid: str = "") -> Object:
         """Return the ``request`` of an AdmissionReview, without the objects."""
@@ -75,7 +79,14 @@ class Review:
     @cached_property
     def values(self) -> Object:
         """The variables of CEL expressions."""
-        return {"object": self.obj, "oldObject": self.old, "request": self.request()}
+        plural = f"{self.resource.plural}/{self.subresource}" if self.subresource else self.resource.plural
+        about = Attributes("", self.resource.group, plural, self.namespace, self.name)
+        asked = Authorizer(self.authorize or _nobody, self.options.user, about)
+        return {"object": self.obj, "oldObject": self.old, "request": self.request(), "authorizer": asked}
+
+
+def _nobody(user: User, attributes: Attributes) -> tuple[bool, str]:
+    return False, ""
 
 
 def _kind(gvk: Gvk) -> Object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shallop.embedded.apiserver.admission_matching import Review
+from shallop.embedded.apiserver.authorization import Authorize
 from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.mutating_policies import MutatingPolicies
 from shallop.embedded.apiserver.objects_store import ObjectsStore
@@ -20,7 +21,15 @@ __all__ = ["AdmissionPlugins"]
 class AdmissionPlugins:
     """``verbs.Plugins`` on the configurations in the store."""
 
-    def __init__(self, store: ObjectsStore, registry: Registry, caller: WebhookCaller, converter: Converter) -> None:
+    def __init__(
+        self,
+        store: ObjectsStore,
+        registry: Registry,
+        caller: WebhookCaller,
+        converter: Converter,
+        authorize: Authorize,
+    ) -> None:
+        self._authorize = authorize
         self._webhooks = Webhooks(store, registry, caller, converter)
         self._policies = Policies(store, registry, converter)
         self._mutating = MutatingPolicies(store, registry, converter)
@@ -30,6 +39,7 @@ class AdmissionPlugins:
 
     async def mutate(self, review: Review) -> Object | None:
         """Ask policies, then webhooks; policies that want to see what came after them are asked once more."""
+        review = replace(review, authorize=self._authorize)
         obj, left = await self._mutating.mutate(review)
         obj = await self._webhooks.mutate(replace(review, obj=obj))
         if left:
@@ -37,5 +47,6 @@ class AdmissionPlugins:
         return obj
 
     async def validate(self, review: Review) -> None:
+        review = replace(review, authorize=self._authorize)
         await self._policies.validate(review)
         await self._webhooks.validate(review)

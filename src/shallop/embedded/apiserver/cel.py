@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shallop.embedded.apiserver import cel_kubernetes
+from shallop.embedded.apiserver import cel_authorizer, cel_kubernetes
 from shallop.embedded.apiserver.cel_functions import FUNCTIONS, METHODS, OPERATORS, TYPE_NAMES, TypeName
 from shallop.embedded.apiserver.cel_syntax import Node, located, parse
 from shallop.embedded.apiserver.cel_types import (
@@ -95,7 +95,7 @@ def compile_expression(text: str, variables: Mapping[str, Type], structs: tuple[
 
 
 _FUNCTIONS = {**FUNCTIONS, **cel_kubernetes.FUNCTIONS}
-_METHODS = {**METHODS, **cel_kubernetes.METHODS}
+_METHODS = {**METHODS, **cel_kubernetes.METHODS, **cel_authorizer.METHODS}
 _MACROS = ("all", "exists", "exists_one", "existsOne", "map", "filter")
 _ESCAPED = {"__underscores__": "__", "__dot__": ".", "__dash__": "-", "__slash__": "/"}
 

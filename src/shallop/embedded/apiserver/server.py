@@ -93,7 +93,7 @@ class ApiServer:
         self._app = App(self.verbs, self.subresources, self.registry, self.tokens, rbac, hosts)
         self._app.node = node
         self._app.resolve_service = resolve_service
-        self._plugins = AdmissionPlugins(self.store, self.registry, self._webhooks, converter)
+        self._plugins = AdmissionPlugins(self.store, self.registry, self._webhooks, converter, rbac)
         self.verbs.plugins = self._plugins
         self._review = lambda resource, namespace, body, user: review(
             resource, namespace, body, user, self.tokens, rbac, now()

@@ -151,3 +151,32 @@ def test_a_webhook_that_cannot_be_called_is_refused(changes: dict[str, Any], fie
     assert validate_webhooks({"webhooks": [hook]}, None) == []
     (error,) = validate_webhooks({"webhooks": [hook | changes]}, None)
     assert error.field.startswith(f"webhooks[0].{field}")
+
+
+def test_a_policy_may_ask_what_else_its_user_may_do(api: Any) -> None:
+    async def test(http: Any) -> None:
+        rbac = "/apis/rbac.authorization.k8s.io/v1"
+        rule = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]}
+        role = {"apiVersion": rbac[6:], "kind": "ClusterRole", "metadata": {"name": "writer"}, "rules": [rule]}
+        bound = {
+            "apiVersion": rbac[6:],
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "writer"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "writer"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "alice"}],
+        }
+        assert (await http("POST", f"{rbac}/clusterroles", role)).status == 201
+        assert (await http("POST", f"{rbac}/clusterrolebindings", bound)).status == 201
+        may = "authorizer.group('').resource('secrets').namespace('default').check('create').allowed()"
+        itself = (
+            "authorizer.requestResource.check('create').allowed() && authorizer.path('/x').check('get').error() == ''"
+        )
+        other = "!authorizer.serviceAccount('default', 'default').requestResource.check('create').allowed()"
+        message = "'no secrets: ' + string(authorizer.group('').resource('secrets').check('get').errored())"
+        rules = ({"expression": itself}, {"expression": other}, {"expression": may, "messageExpression": message})
+        await install(http, policy(*rules), binding())
+        assert (await http("POST", MAPS, config_map("a"))).status == 201
+        refused = await http("POST", MAPS, config_map("b"), token="alice")
+        assert refused.status == 422 and "denied request: no secrets: false" in refused.message
+
+    api(test)
