@@ -266,6 +266,20 @@ def test_what_goes_wrong_is_said_as_kubernetes_says_it(run: Callable[[Test], Non
     run(test)
 
 
+def test_a_definition_goes_with_its_objects_although_its_webhook_fails(run: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        await world.establish(peers(world.by_url, stored="v1beta1"))
+        await world.client.create(old("a", "h:1") | {"metadata": {"name": "a", "namespace": "default"}})
+        world.hook.spoil = spoil(result={"status": "Failed"})
+        await world.client.delete(CRD, f"peers.{GROUP}")
+        async with asyncio.timeout(30):
+            while world.server.store.get("customresourcedefinitions.apiextensions.k8s.io", "", f"peers.{GROUP}"):
+                await asyncio.sleep(0.01)
+        assert world.server.store.count(f"peers.{GROUP}") == 0
+
+    run(test)
+
+
 def test_admission_sees_the_version_that_it_asks_for(run: Callable[[Test], None]) -> None:
     async def test(world: World) -> None:
         await world.establish(peers(world.by_url))

@@ -117,7 +117,9 @@ class CrdController:
         if CRD_CLEANUP not in (crd["metadata"].get("finalizers") or ()):
             return
         storage = f"{spec['names']['plural']}.{spec['group']}"
-        resource = next((r for r in self._registry.all() if r.storage == storage), None)
+        served = [r for r in self._registry.all() if r.storage == storage]
+        # In the version that is stored: what must go should not wait for a webhook that converts.
+        resource = min(served, key=lambda r: r.version != r.storage_version, default=None)
         while resource is not None and self._store.count(storage):
             for stored in self._store.list(storage):
                 if stored.object["metadata"].get("deletionTimestamp"):
