@@ -35,7 +35,7 @@ from shallop.pipelines.submission import (
     pipeline_of,
 )
 
-__all__ = ["RecurringRunsApi", "check_trigger"]
+__all__ = ["RecurringRunsApi", "check_trigger", "refuse_archived"]
 
 _MAX_CONCURRENCY = 10
 
@@ -71,6 +71,13 @@ def check_trigger(given: Mapping[str, Any]) -> None:
     times = cron or periodic or {}
     if times.get("end_time") and times["end_time"] < times.get("start_time", 0):
         raise BadRequestError("recurring_run.trigger: end_time is before start_time; no run would ever start.")
+
+
+def refuse_archived(connection: sa.Connection, row: Mapping[str, Any]) -> None:
+    """Refuse to enable a recurring run whose experiment is archived."""
+    experiment = tables.get_experiment(connection, row["experiment_id"])
+    if experiment and experiment["storage_state"] == "ARCHIVED":
+        raise precondition(f"recurring_run_id: experiment {experiment['name']!r} is archived; unarchive it first.")
 
 
 class RecurringRunsApi:
@@ -158,11 +165,7 @@ class RecurringRunsApi:
         now = to_micros(self._services.now())
 
         def store(connection: sa.Connection) -> None:
-            experiment = tables.get_experiment(connection, row["experiment_id"])
-            if experiment and experiment["storage_state"] == "ARCHIVED":
-                raise precondition(
-                    f"recurring_run_id: experiment {experiment['name']!r} is archived; unarchive it first."
-                )
+            refuse_archived(connection, row)
             tables.update_recurring_run(connection, row["id"], {"status": "ENABLED", "updated_at": now})
 
         await self._database.write(store)

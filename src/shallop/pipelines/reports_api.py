@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -27,7 +28,7 @@ from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import empty, read_body, read_message
 from shallop.pipelines.messages import RECURRING_RUN, VISUALIZATION, parse_body, to_micros
-from shallop.pipelines.recurring_api import check_trigger
+from shallop.pipelines.recurring_api import check_trigger, refuse_archived
 from shallop.pipelines.render import RUN_LABEL
 from shallop.pipelines.signals import signals_of
 
@@ -78,7 +79,13 @@ class ReportsApi:
                 "/apis/v2beta1/recurringruns."
             )
         values = parse_schedule(reported) | {"updated_at": to_micros(self._services.now())}
-        await self._database.write(lambda c: tables.update_recurring_run(c, id_, values))
+
+        def store(connection: sa.Connection) -> None:
+            if values["status"] == "ENABLED":
+                refuse_archived(connection, row)
+            tables.update_recurring_run(connection, id_, values)
+
+        await self._database.write(store)
         signals_of(self._database).reschedule()
         return empty()
 

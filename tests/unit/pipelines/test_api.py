@@ -802,6 +802,9 @@ def test_a_scheduled_workflow_changes_its_recurring_run(server: Server) -> None:
     spec_ = {"enabled": True, "trigger": {"periodicSchedule": {"intervalSecond": 60}, "cronSchedule": None}}
     assert report(server, "scheduledworkflows", metadata, **spec_).status == 200
     assert len(tick(server, 60)) == 1
+    server.call("POST", f"/experiments/{made['experiment_id']}:archive")
+    answer = report(server, "scheduledworkflows", metadata, **spec_)
+    assert (answer.status, answer.json["code"]) == (400, 9)
 
 
 @pytest.mark.parametrize(
