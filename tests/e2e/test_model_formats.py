@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 from array import array
 from collections.abc import Callable
@@ -144,3 +145,33 @@ def test_networks_and_texts_answer_as_torch_does(
     assert float32(found["vectors"]) == float32(expected["vectors"])
     assert "tools: not supported" in found["refused"]
     assert "does not exist" in found["unknown"]
+
+
+def test_tensorflow_models_answer_as_tensorflow_does(platform: Any, tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    root.mkdir()
+    expected = run_in("tensorflow/serving:2.6.2", [], tmp_path, str(HERE / "tensorflow_models.py"), str(root))
+    declare(platform, "flows", {"modelFormat": {"name": "tensorflow"}, "storageUri": str(root)}, [])
+    url, rows = address(platform, "flows"), expected["rows"]
+    scores = f"{url}/v1/models/scores"
+    assert float32(post(f"{scores}:predict", {"instances": rows})["predictions"]) == float32(expected["scores"])
+    # The column form, and signatures beside the default one, as TensorFlow Serving has them.
+    columns = post(f"{scores}/versions/1:predict", {"signature_name": "serving_default", "inputs": {"rows": rows}})
+    assert float32(columns["outputs"]) == float32(expected["scores"])
+    classified = post(f"{scores}:predict", {"signature_name": "classify", "instances": [{"rows": row} for row in rows]})
+    assert [row["class"] for row in classified["predictions"]] == expected["classes"]
+    assert float32([row["scores"] for row in classified["predictions"]]) == float32(expected["scores"])
+    pairs = [{"left": 0.1, "right": 3.0}, {"left": -2.0, "right": 4.0}]
+    product = post(f"{scores}:predict", {"signature_name": "multiply", "instances": pairs})
+    assert product["predictions"] == [0.1 * 3.0, -8.0]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(f"{scores}:predict", {"signature_name": "none", "instances": rows})
+    with refused.value as answer:
+        assert (answer.code, b"serving_default, classify, multiply" in answer.read()) == (400, True)
+    with urllib.request.urlopen(f"{scores}/metadata", timeout=30) as answer:
+        described = json.load(answer)["metadata"]["signature_def"]["signature_def"]
+    assert set(described) == {"serving_default", "classify", "multiply"}
+    assert described["multiply"]["inputs"]["left"]["dtype"] == "DT_DOUBLE"
+    assert float32(infer(url, "scores", rows)["scores"]) == float32(expected["scores"])
+    predictions = post(f"{url}/v1/models/network:predict", {"instances": rows})["predictions"]
+    assert float32(predictions) == float32(expected["network"])

@@ -78,6 +78,8 @@ def test_a_model_is_served_by_the_version_that_pickled_it(platform: Any, tmp_pat
     folder = fitted(tmp_path, "scikit-learn==1.3.2")
     url = service(platform, "old", str(folder))
     assert predict(url, "old", [ROW]) == [0]
+    # What upstream's example asks, and the answer that its tests expect.
+    assert predict(url, "old", [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]) == [1, 1]
     pod = platform.kubectl("get", "pods", "-l", "serving.kserve.io/inferenceservice=old", "-o", "yaml")
     assert "scikit-learn==1.3.2" in pod
 
@@ -128,9 +130,13 @@ import lightgbm
 from sklearn.datasets import load_iris
 rows, labels = load_iris(return_X_y=True)
 options = {"objective": "multiclass", "num_class": 3, "verbose": -1, "num_threads": 1}
-booster = lightgbm.train(options, lightgbm.Dataset(rows, labels), 5)
+names = ["sepal_length_(cm)", "sepal_width_(cm)", "petal_length_(cm)", "petal_width_(cm)"]
+booster = lightgbm.train(options, lightgbm.Dataset(rows, labels, feature_name=names), 5)
 booster.save_model(sys.argv[1])
-print(json.dumps([rows[::40].tolist(), booster.predict(rows[::40]).tolist()]))
+nan = float("nan")
+one = [[5.1, 3.5, 1.4, 0.2]]
+apart = [[5.1, nan, nan, nan], [nan, 3.5, nan, nan], [nan, nan, 1.4, nan]]
+print(json.dumps([rows[::40].tolist(), *(booster.predict(asked).tolist() for asked in (rows[::40], one, apart))]))
 """
 
 
@@ -139,9 +145,18 @@ def test_lightgbm_answers_as_its_own_library_does(platform: Any, tmp_path: Path)
     python = asyncio.run(environments.ensure(environments.resolve("kserve/lgbserver:v0.21.0", [], []))).python
     (tmp_path / "light").mkdir()
     command = [str(python), "-c", BOOST, str(tmp_path / "light" / "model.bst")]
-    rows, expected = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    rows, expected, one, apart = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     url = service(platform, "light", str(tmp_path / "light"), "lightgbm")
     assert predict(url, "light", rows) == expected
+    # The forms of upstream's examples: columns, values one by one, and with one of them absent.
+    names = ["sepal_length_(cm)", "sepal_width_(cm)", "petal_length_(cm)", "petal_width_(cm)"]
+    for inputs, answer in (
+        ([dict(zip(names, [[5.1], [3.5], [1.4], [0.2]], strict=True))], one),
+        ([dict(zip(names, [5.1, 3.5, 1.4, 0.2], strict=True))], one),
+        ([[{name: value} for name, value in zip(names, [5.1, 3.5, 1.4], strict=False)]], apart),
+    ):
+        body, _ = post(f"{url}/v1/models/light:predict", json.dumps({"inputs": inputs}).encode())
+        assert json.loads(body)["predictions"] == answer
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="killing a Pod's process by its number needs its PID outside")

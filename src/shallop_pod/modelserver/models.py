@@ -9,16 +9,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shallop_pod.modelserver.protocol import Tensor
+from shallop_pod.modelserver.protocol import ProtocolError, Tensor
 
 if TYPE_CHECKING:
     from shallop_pod.modelserver.language import Language
 
-__all__ = ["LoadError", "LoadOptions", "Model", "find_model", "find_models", "load_model", "survives_fork"]
+__all__ = ["LoadError", "LoadOptions", "Model", "Signature", "find_model", "find_models", "load_model", "survives_fork"]
 
 
 class LoadError(Exception):
     """The model cannot be served; the message is for the user who deployed it."""
+
+
+class Signature(NamedTuple):
+    """One of several functions of a model, with inputs and outputs of its own (TensorFlow)."""
+
+    predict: Callable[[Any], Any]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 class Model(NamedTuple):
@@ -34,6 +42,7 @@ class Model(NamedTuple):
         batches: rows of several requests may be predicted in one call: what they give does not depend on each other.
         methods: further ways to predict, by the name of the output that asks for them (MLServer).
         language: what generates or embeds texts, for the OpenAI API.
+        signatures: functions beside ``predict``, by the names that V1's ``signature_name`` asks for.
         explain: answers V1's ``:explain``: takes the body, read, and returns what becomes the answer.
     """
 
@@ -47,7 +56,21 @@ class Model(NamedTuple):
     batches: bool = True
     methods: Mapping[str, Callable[[Any], Any]] = {}
     language: Language | None = None
+    signatures: Mapping[str, Signature] = {}
     explain: Callable[[Any], Any] | None = None
+
+    def inputs_of(self, signature: str) -> Sequence[Tensor]:
+        """
+        Return the inputs of one of the signatures.
+
+        Raises:
+            ProtocolError: the model has none of this name.
+        """
+        found = self.signatures.get(signature)
+        if found is None:
+            names = ", ".join(["serving_default", *self.signatures])
+            raise ProtocolError(f'"signature_name": the model has no signature {signature!r}; it has {names}')
+        return found.inputs
 
     @property
     def tensors(self) -> Sequence[Tensor] | None:

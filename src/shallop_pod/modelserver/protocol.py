@@ -108,6 +108,7 @@ class Request(NamedTuple):
         binary: V2: answer with binary tensors.
         outputs: V2: names of the outputs that are wanted; empty for all.
         columns: V1: the request was in TensorFlow's column form, and so is the answer.
+        signature: V1: the function of the model that is asked; empty for the default one.
     """
 
     rows: Any
@@ -115,6 +116,7 @@ class Request(NamedTuple):
     binary: bool = False
     outputs: tuple[str, ...] = ()
     columns: bool = False
+    signature: str = ""
 
 
 def _plain(value: Any) -> Any:
@@ -131,18 +133,26 @@ def _body(body: bytes) -> Any:
         raise ProtocolError(f"Unrecognized request format: {error}") from error
 
 
-def parse_v1(body: bytes, inputs: Sequence[Tensor] | None = None) -> Request:
+def parse_v1(
+    body: bytes,
+    inputs: Sequence[Tensor] | None = None,
+    signature_inputs: Callable[[str], Sequence[Tensor]] | None = None,
+) -> Request:
     """
     Read ``{"instances": [...]}``; ``inputs`` is accepted too.
 
     Args:
         inputs: of a model of named tensors; None for one that takes rows.
+        signature_inputs: gives those of a signature that the request names; None for a model without any.
     """
     payload = _body(body)
     if not isinstance(payload, dict):
         raise ProtocolError('Expected an object with "instances", a list of rows')
-    if payload.get("signature_name") not in (None, "", "serving_default"):
-        raise ProtocolError('"signature_name": only "serving_default" is served; leave it out')
+    signature = payload.get("signature_name")
+    if signature not in (None, "", "serving_default"):
+        if signature_inputs is None or not isinstance(signature, str):
+            raise ProtocolError('"signature_name": only "serving_default" is served; leave it out')
+        return _parse_named_v1(payload, signature_inputs(signature))._replace(signature=signature)
     if inputs is not None:
         return _parse_named_v1(payload, inputs)
     rows = payload.get("instances", payload.get("inputs"))
@@ -150,7 +160,7 @@ def parse_v1(body: bytes, inputs: Sequence[Tensor] | None = None) -> Request:
         raise ProtocolError('Expected "instances" to be a list')
     if not rows:
         raise ProtocolError('"instances" is empty; send at least one row')
-    if isinstance(rows[0], dict):
+    if isinstance(rows[0], dict) or (isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], dict)):
         return Request(_frame(rows))
     return Request(_array(rows, '"instances"'))
 
@@ -225,11 +235,23 @@ def arrange(tensors: Sequence[tuple[str, Any]], *, frame: bool = False, inputs: 
 
 
 def _frame(rows: list[Any]) -> Any:
+    """
+    Return instances of named values as one DataFrame.
+
+    An instance is an object of values, an object of columns, or a list of objects of values, as KServe's LightGBM
+    server takes them; what one of them lacks is missing (NaN).
+    """
     import pandas as pd
 
-    if not all(isinstance(row, dict) for row in rows):
+    kinds = {type(row) for row in rows}
+    if kinds == {dict} and not any(isinstance(value, list) for value in rows[0].values()):
+        return pd.DataFrame(rows)
+    if len(kinds) > 1 or not all(isinstance(item, dict) for row in rows if kinds == {list} for item in row):
         raise ProtocolError('"instances" mixes objects with other rows; send either all objects or all lists')
-    return pd.DataFrame(rows)
+    try:
+        return pd.concat([pd.DataFrame(row) for row in rows], ignore_index=True)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f'"instances": columns must have the same number of rows: {error}') from error
 
 
 def _array(values: Any, what: str, dtype: str | None = None) -> np.ndarray[Any, Any]:

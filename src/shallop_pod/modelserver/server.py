@@ -14,11 +14,20 @@ from shallop_pod.modelserver.dialects import Options, OptionsError, parse_option
 from shallop_pod.modelserver.http import Connection
 from shallop_pod.modelserver.language import Language
 from shallop_pod.modelserver.metrics import Board
-from shallop_pod.modelserver.models import LoadError, LoadOptions, Model, find_models, load_model, survives_fork
+from shallop_pod.modelserver.models import (
+    LoadError,
+    LoadOptions,
+    Model,
+    Signature,
+    find_models,
+    load_model,
+    survives_fork,
+)
 from shallop_pod.modelserver.openai import OpenAi
 from shallop_pod.modelserver.protocol import (
     ProtocolError,
     Request,
+    Tensor,
     dumps,
     loads,
     parse_v1,
@@ -174,12 +183,13 @@ class ModelServer:
     def _predict_v1(
         self, connection: Connection, queue: ModelQueue, headers: Mapping[bytes, bytes], body: bytes
     ) -> None:
-        request = parse_v1(body, queue.model.tensors)
+        model = queue.model
+        request = parse_v1(body, model.tensors, model.inputs_of if model.signatures else None)
 
         def deliver(result: Any) -> None:
             self._deliver(connection, queue, result, lambda value: (render_v1(value, columns=request.columns), None))
 
-        queue.submit(request.rows, deliver)
+        queue.submit(request.rows, deliver, model.signatures[request.signature].predict if request.signature else None)
 
     def _explain(self, connection: Connection, queue: ModelQueue, headers: Mapping[bytes, bytes], body: bytes) -> None:
         payload = loads(body)
@@ -361,7 +371,8 @@ def _describe(queue: ModelQueue, version: str, view: str) -> Any:
     inputs = inputs or [{"name": "input-0", "datatype": "FP64", "shape": shape}]
     outputs = [tensor._asdict() for tensor in model.outputs]
     if version == "v1" and view == "metadata":
-        return {"model_spec": {"name": name, "signature_name": "", "version": "1"}, "metadata": {}}
+        spec = {"name": name, "signature_name": "", "version": "1"}
+        return {"model_spec": spec, "metadata": {"signature_def": {"signature_def": _signatures(model)}}}
     if version == "v1":
         # TensorFlow Serving's clients look at the second, KServe's at the first.
         status = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
@@ -379,6 +390,27 @@ def _describe(queue: ModelQueue, version: str, view: str) -> Any:
             "output": [_triton_tensor(item) for item in outputs],
         }
     return {"name": name, "versions": ["1"], "platform": model.platform, "inputs": inputs, "outputs": outputs}
+
+
+def _signatures(model: Model) -> dict[str, Any]:
+    """Describe the functions of a model as TensorFlow Serving does."""
+    own = Signature(model.predict, model.inputs, model.outputs)
+    known = ({"serving_default": own} if model.inputs else {}) | dict(model.signatures)
+    return {
+        name: {
+            "inputs": {tensor.name: _tensor_info(tensor) for tensor in signature.inputs},
+            "outputs": {tensor.name: _tensor_info(tensor) for tensor in signature.outputs},
+            "method_name": "tensorflow/serving/predict",
+        }
+        for name, signature in known.items()
+    }
+
+
+def _tensor_info(tensor: Tensor) -> dict[str, Any]:
+    kinds = {"FP16": "HALF", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
+    shape = {"dim": [{"size": str(size), "name": ""} for size in tensor.shape], "unknown_rank": False}
+    kind = f"DT_{kinds.get(tensor.datatype, tensor.datatype)}"
+    return {"dtype": kind, "tensor_shape": shape, "name": tensor.name}
 
 
 def _triton_tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,12 @@ def _load_lightgbm(name: str, path: Path, options: LoadOptions) -> Model:
 
     booster = lightgbm.Booster(model_file=str(path))
 
+    names = booster.feature_name()
+
     def predict(rows: Any) -> Any:
+        if hasattr(rows, "columns") and set(rows.columns) & set(names):
+            # By name; what a request lacks is missing.
+            rows = rows.reindex(columns=names)
         return booster.predict(rows, num_threads=options.threads or 1)
 
     return Model(name, "lightgbm", predict, int(booster.num_feature()))

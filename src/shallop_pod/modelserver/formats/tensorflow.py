@@ -1,13 +1,14 @@
-"""TensorFlow SavedModels, by their serving signature, and Keras models."""
+"""TensorFlow SavedModels, by their signatures, and Keras models."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shallop_pod.modelserver.formats.tensors import feed
-from shallop_pod.modelserver.models import LoadError, LoadOptions, Model
+from shallop_pod.modelserver.models import LoadError, LoadOptions, Model, Signature
 from shallop_pod.modelserver.protocol import Tensor
 
 __all__ = ["load"]
@@ -33,23 +34,38 @@ def _load_saved(name: str, path: Path) -> Model:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    if _SIGNATURE not in loaded.signatures:
-        names = ", ".join(loaded.signatures) or "none"
-        raise LoadError(f"{path.name}: no signature {_SIGNATURE}; the model has: {names}.")
-    signature = loaded.signatures[_SIGNATURE]
-    inputs = tuple(_tensor(key, spec) for key, spec in signature.structured_input_signature[1].items())
-    outputs = tuple(_tensor(key, spec) for key, spec in signature.structured_outputs.items())
+    found = {key: _signature(loaded, function) for key, function in loaded.signatures.items()}
+    if not found:
+        raise LoadError(f"{path.name}: the model has no signature; save it with signatures=, or by model.export().")
+    default = found.pop(_SIGNATURE, None) or _no_default(found)
+    predict, inputs, outputs = default
+    kind = "tensorflow_savedmodel"
+    return Model(name, kind, predict, 0, inputs, outputs, named=True, batches=False, signatures=found)
+
+
+def _signature(loaded: Any, function: Any) -> Signature:
+    import tensorflow as tf
+
+    inputs = tuple(_tensor(key, spec) for key, spec in function.structured_input_signature[1].items())
+    outputs = tuple(_tensor(key, spec) for key, spec in function.structured_outputs.items())
 
     # The variables live as long as the object that they were loaded with.
     def predict(arrays: Any, _loaded: Any = loaded) -> Any:
         tensors = {key: tf.convert_to_tensor(array) for key, array in feed(arrays, inputs).items()}
         try:
-            result = signature(**tensors)
+            result = function(**tensors)
         except (tf.errors.InvalidArgumentError, TypeError) as error:
             raise ValueError(_reason(error)) from error
         return {key: result[key].numpy() for key in sorted(result)}
 
-    return Model(name, "tensorflow_savedmodel", predict, 0, inputs, outputs, named=True, batches=False)
+    return Signature(predict, inputs, outputs)
+
+
+def _no_default(found: Mapping[str, Signature]) -> Signature:
+    def refuse(arrays: Any) -> Any:
+        raise ValueError(f'the model has no {_SIGNATURE}; name one of its signatures: "signature_name": {[*found]}')
+
+    return Signature(refuse, (), ())
 
 
 def _load_keras(name: str, path: Path) -> Model:
