@@ -31,6 +31,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from shallop_pod.logstore import Record, StoredLog, StoreOptions, store_for
+from shallop_pod.storage import with_config
+
 __all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
 
 _MAX_BODY = 512 * 2**20
@@ -38,6 +41,8 @@ _QUEUE = 1000
 _SENDERS = 2
 _SINK_TIMEOUT_S = 10.0
 _LAME_DUCK_S = 0.5
+# Together less than the half minute that a Pod has to end.
+_SETTLE_S, _DRAIN_S = 10.0, 10.0
 _HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "host"))
 # Asked by the kubelet and by monitors, not by users.
 _UNLOGGED = frozenset(("/", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"))
@@ -60,6 +65,7 @@ class Options(NamedTuple):
     batch_size: int
     batch_latency_s: float
     timeout_s: float
+    store: StoreOptions | None = None
 
 
 class Answer(NamedTuple):
@@ -83,11 +89,24 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--endpoint", default="")
     parser.add_argument("--metadata-headers", default="", help="comma list")
     parser.add_argument("--log-annotations", default="{}", help="JSON object")
+    parser.add_argument("--log-store-path", default="", help="folder of stored logs; stores instead of posting")
+    parser.add_argument("--log-store-format", default="json", choices=("json", "csv", "parquet"))
+    parser.add_argument("--log-batch-size", type=int, default=1, help="records in one stored file")
+    parser.add_argument("--log-batch-interval", type=float, default=1.0, help="seconds that a record waits for others")
+    parser.add_argument("--log-marshaller-url", default="", help="service that makes the stored files")
     parser.add_argument("--enable-batcher", action="store_true")
     parser.add_argument("--max-batchsize", type=int, default=32)
     parser.add_argument("--max-latency", type=int, default=5000, help="milliseconds")
     parser.add_argument("--timeout", type=float, default=600, help="of one request to the component, seconds")
     given = parser.parse_args(argv)
+    stored = StoreOptions(
+        given.log_url,
+        given.log_store_path,
+        given.log_store_format,
+        given.log_batch_size,
+        given.log_batch_interval,
+        given.log_marshaller_url,
+    )
     return Options(
         port=given.port,
         component_port=given.component_port,
@@ -103,6 +122,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         batch_size=given.max_batchsize if given.enable_batcher else 0,
         batch_latency_s=given.max_latency / 1000,
         timeout_s=given.timeout,
+        store=stored if given.log_url.startswith(("file://", "s3://")) else None,
     )
 
 
@@ -174,6 +194,50 @@ class Logger:
         waiter = threading.Thread(target=self._events.join, daemon=True)
         waiter.start()
         waiter.join(seconds)
+
+
+class StoredLogger:
+    """Logs as ``Logger`` does, into files instead of to a sink."""
+
+    def __init__(self, options: Options, store: StoreOptions) -> None:
+        self._options = options
+        folder = "/".join(part for part in (options.namespace, options.service, options.component) if part)
+        self._log = StoredLog(store, folder, store_for(store.url, with_config(os.environ)))
+
+    @property
+    def dropped(self) -> int:
+        return self._log.dropped
+
+    def log(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: bytes) -> None:
+        """As ``Logger.log``."""
+        options = self._options
+        if options.log_mode not in ("all", kind):
+            return
+        record = Record(
+            url=options.log_url,
+            bytes=body,
+            contentType=content_type,
+            reqType=f"org.kubeflow.serving.inference.{kind}",
+            id=id_,
+            sourceUri=options.source,
+            inferenceService=options.service,
+            namespace=options.namespace,
+            component=options.component,
+            endpoint=options.endpoint,
+            metadata={name: [headers[name]] for name in options.metadata_headers if name in headers},
+            annotations=options.annotations,
+        )
+        self._log.add(record)
+
+    def drain(self, seconds: float) -> None:
+        """As ``Logger.drain``."""
+        self._log.drain(seconds)
+
+
+def _logger_of(options: Options) -> Logger | StoredLogger | None:
+    if options.store is not None:
+        return StoredLogger(options, options.store)
+    return Logger(options) if options.log_url else None
 
 
 class _Batch:
@@ -348,7 +412,9 @@ class Agent:
         self._options = options
         self._host = host
         self._connections = threading.local()
-        self.logger = Logger(options) if options.log_url else None
+        self.logger = _logger_of(options)
+        self._pending = 0
+        self._settled = threading.Condition()
         batching = options.batch_size > 0
         self._batcher = Batcher(options.batch_size, options.batch_latency_s, self._ask) if batching else None
 
@@ -358,13 +424,33 @@ class Agent:
             return self._metrics(headers)
         id_ = headers.get("ce-id") or headers.get("x-request-id") or str(uuid.uuid4())
         logged = self.logger is not None and path.partition("?")[0] not in _UNLOGGED
-        if logged and self.logger:
-            self.logger.log("request", id_, headers, headers.get("content-type", "application/json"), body)
+        if not logged or not self.logger:
+            return self._asked(method, path, headers, body)
+        with self._settled:
+            self._pending += 1
         try:
-            answer = self._answer(method, path, headers, body)
+            return self._logged(id_, method, path, headers, body)
+        finally:
+            with self._settled:
+                self._pending -= 1
+                self._settled.notify_all()
+
+    def settle(self, seconds: float) -> None:
+        """Wait until every request that is logged has its answer, at most so long."""
+        with self._settled:
+            self._settled.wait_for(lambda: not self._pending, seconds)
+
+    def _asked(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        try:
+            return self._answer(method, path, headers, body)
         except (OSError, http.client.HTTPException) as error:
-            answer = _error(502, f"the component cannot be asked: {error}")
-        if logged and self.logger and answer.status == 200:
+            return _error(502, f"the component cannot be asked: {error}")
+
+    def _logged(self, id_: str, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        assert self.logger is not None
+        self.logger.log("request", id_, headers, headers.get("content-type", "application/json"), body)
+        answer = self._asked(method, path, headers, body)
+        if answer.status == 200:
             content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
             self.logger.log("response", id_, headers, content_type or "application/json", answer.body)
         return answer
@@ -509,7 +595,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     server.serve_forever(poll_interval=0.1)
     if agent.logger:
-        agent.logger.drain(5.0)
+        agent.settle(_SETTLE_S)
+        agent.logger.drain(_DRAIN_S)
     return 0
 
 

@@ -23,7 +23,7 @@ import xml.etree.ElementTree
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["ObjectStoreError", "RemoteObject", "is_object_store", "list_objects", "sign", "ssl_context"]
+__all__ = ["ObjectStoreError", "RemoteObject", "is_object_store", "list_objects", "put_request", "sign", "ssl_context"]
 
 Request = urllib.request.Request
 Fetch = Callable[[Request], bytes]
@@ -107,19 +107,26 @@ class _S3(NamedTuple):
     secret_key: str
     token: str
 
-    def request(self, key: str, query: Mapping[str, str]) -> Request:
+    def request(
+        self,
+        key: str,
+        query: Mapping[str, str],
+        body: bytes | None = None,
+        more: Mapping[str, str] = {},
+    ) -> Request:
         path = "/" + urllib.parse.quote(key, safe="/-_.~") if self.virtual else f"/{self.bucket}"
         if not self.virtual and key:
             path += "/" + urllib.parse.quote(key, safe="/-_.~")
         host = f"{self.bucket}.{self.endpoint.netloc}" if self.virtual else self.endpoint.netloc
         encoded = "&".join(f"{_quote(name)}={_quote(value)}" for name, value in sorted(query.items()))
         url = f"{self.endpoint.scheme}://{host}{path}" + (f"?{encoded}" if encoded else "")
-        headers = {"host": host}
+        headers, method = {"host": host, **more}, "GET" if body is None else "PUT"
         if self.access_key:
-            now = datetime.datetime.now(datetime.UTC)
-            keys = (self.access_key, self.secret_key)
-            headers = sign(url, {**headers, **self._token()}, keys, self.region, now)
-        return Request(url, headers=headers)
+            now, keys = datetime.datetime.now(datetime.UTC), (self.access_key, self.secret_key)
+            digest = hashlib.sha256(body or b"").hexdigest()
+            known = {**headers, **self._token()}
+            headers = sign(url, known, keys, self.region, now, method=method, digest=digest)
+        return Request(url, body, headers, method=method)
 
     def _token(self) -> dict[str, str]:
         return {"x-amz-security-token": self.token} if self.token else {}
@@ -130,21 +137,29 @@ def _quote(text: str) -> str:
 
 
 def sign(
-    url: str, headers: Mapping[str, str], keys: tuple[str, str], region: str, now: datetime.datetime
+    url: str,
+    headers: Mapping[str, str],
+    keys: tuple[str, str],
+    region: str,
+    now: datetime.datetime,
+    *,
+    method: str = "GET",
+    digest: str = _EMPTY,
 ) -> dict[str, str]:
     """
-    Return the headers of a GET with an AWS Signature 4 for S3.
+    Return the headers of a request with an AWS Signature 4 for S3.
 
     Args:
         headers: names in lower case; the host among them.
         keys: access key id and secret key.
+        digest: SHA-256 of the body.
     """
     parts, stamp = urllib.parse.urlsplit(url), now.strftime("%Y%m%dT%H%M%SZ")
-    signed = {**headers, "x-amz-content-sha256": _EMPTY, "x-amz-date": stamp}
+    signed = {**headers, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     names = ";".join(sorted(signed))
     query = "&".join(sorted(part if "=" in part else f"{part}=" for part in parts.query.split("&") if part))
     lines = [f"{name}:{signed[name].strip()}" for name in sorted(signed)]
-    canonical = "\n".join(["GET", parts.path or "/", query, *lines, "", names, _EMPTY])
+    canonical = "\n".join([method, parts.path or "/", query, *lines, "", names, digest])
     scope = f"{stamp[:8]}/{region}/s3/aws4_request"
     text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
     key = f"AWS4{keys[1]}".encode()
@@ -172,6 +187,12 @@ def _s3(uri: str, environ: Mapping[str, str]) -> tuple[_S3, str]:
     virtual = _is_true(environ.get("S3_USER_VIRTUAL_BUCKET", ""))
     parts = urllib.parse.urlsplit(endpoint.rstrip("/"))
     return _S3(parts, bucket, virtual, region, access, secret, environ.get("AWS_SESSION_TOKEN", "")), prefix
+
+
+def put_request(uri: str, environ: Mapping[str, str], body: bytes, content_type: str) -> Request:
+    """Return the request that stores an object of S3."""
+    store, key = _s3(uri, environ)
+    return store.request(key, {}, body, {"content-type": content_type})
 
 
 def _list_s3(uri: str, environ: Mapping[str, str], fetch: Fetch) -> Iterator[RemoteObject]:

@@ -9,9 +9,9 @@ from typing import Any
 from shallop.controller.manager import Context
 from shallop.errors import NotFoundError
 from shallop.kube.objects import Gvk, Object, annotations_of
-from shallop.serving.credentials import env_of_pull_secrets, env_of_secrets, storage_of_config
+from shallop.serving.credentials import env_of_config, env_of_pull_secrets, env_of_secrets, storage_of_config
 
-__all__ = ["account_env", "configured_storage"]
+__all__ = ["account_env", "configured_storage", "logger_env"]
 
 SECRET, SERVICE_ACCOUNT = Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")
 
@@ -33,6 +33,27 @@ async def configured_storage(
     with contextlib.suppress(NotFoundError):
         secret = await ctx.client.get(SECRET, name, namespace)
     return storage_of_config(block, secret, name)
+
+
+async def logger_env(ctx: Context, service: Object, component: str) -> list[dict[str, Any]]:
+    """
+    Return the variables by which the logger of a component reaches the bucket that it writes to.
+
+    Raises:
+        CredentialsError: its storage block names what is not there.
+    """
+    logger = service["spec"][component].get("logger") or {}
+    if not str(logger.get("url") or "").startswith("s3://"):
+        return []
+    block, namespace = logger.get("storage") or {}, service["metadata"]["namespace"]
+    env = await account_env(ctx, namespace, block.get("serviceAccountName") or "logger-sa")
+    if not block:
+        return env
+    name = annotations_of(service).get("serving.kserve.io/storageSecretName", "storage-config")
+    secret: Object | None = None
+    with contextlib.suppress(NotFoundError):
+        secret = await ctx.client.get(SECRET, name, namespace)
+    return [*env, *env_of_config(f"spec.{component}.logger.storage", block, secret, name)]
 
 
 async def account_env(

@@ -11,7 +11,14 @@ from shallop.errors import FieldError, InvalidError
 from shallop.kube.client import Client
 from shallop.kube.objects import Object, annotations_of
 from shallop.serving.clusterstoragecontainer import CLUSTER_STORAGE_CONTAINER, select_container
-from shallop.serving.podtemplate import CONTAINER, MODEL_PATH, common_parent, workload_name
+from shallop.serving.podtemplate import (
+    CONTAINER,
+    MODEL_PATH,
+    common_parent,
+    is_stored_log,
+    parse_duration,
+    workload_name,
+)
 from shallop.serving.schemas import FRAMEWORKS
 from shallop.serving.storage import check_uri, has_known_scheme
 
@@ -276,11 +283,27 @@ def _check_scaling(service: Object, predictor: Mapping[str, Any]) -> list[FieldE
 
 
 def _check_logger(path: str, logger: Mapping[str, Any]) -> list[FieldError]:
-    storage = logger.get("storage")
+    storage, errors = logger.get("storage"), []
+    if interval := logger.get("batchInterval"):
+        try:
+            parse_duration(interval)
+        except ValueError as error:
+            errors.append(FieldError.invalid(f"{path}.batchInterval", interval, str(error)))
+    if (logger.get("batchSize") or 0) < 0:
+        errors.append(FieldError.invalid(f"{path}.batchSize", logger["batchSize"], "must be at least 1"))
     if storage is None:
-        return []
+        return errors
     missing = [name for name in ("key", "parameters", "path") if not storage.get(name)]
-    return [FieldError.required(f"{path}.storage.{name}", "key, parameters and path go together") for name in missing]
+    errors += [
+        FieldError.required(f"{path}.storage.{name}", "key, parameters and path go together") for name in missing
+    ]
+    format_ = (storage.get("parameters") or {}).get("format") or "json"
+    if format_ not in ("json", "csv", "parquet"):
+        where = f"{path}.storage.parameters[format]"
+        errors.append(FieldError.not_supported(where, format_, ("json", "csv", "parquet")))
+    if ".." in (storage.get("path") or "").split("/"):
+        errors.append(FieldError.invalid(f"{path}.storage.path", storage["path"], "must not contain '..'"))
+    return errors
 
 
 def _check_canaries(service: Object, spec: Mapping[str, Any], predictor: Mapping[str, Any]) -> list[FieldError]:
@@ -322,6 +345,19 @@ def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
     return errors
 
 
+def _ignored_of_logger(path: str, logger: Mapping[str, Any] | None) -> list[str]:
+    if logger is None:
+        return []
+    url, fields = str(logger.get("url") or ""), ("storage", "marshallerUrl", "batchSize", "batchInterval")
+    if not url:
+        return [f"{path} without url"]
+    if is_stored_log(url):
+        return []
+    if not url.startswith(("http://", "https://")):
+        return [f"{path}.url of {url.partition(':')[0]}: (use http, s3, pvc or file)"]
+    return [f"{path}.{field} with an http url" for field in fields if logger.get(field)]
+
+
 _IGNORED = ("workerSpec",)
 
 
@@ -331,11 +367,7 @@ def ignored_fields(service: Object) -> list[str]:
     for name in COMPONENTS:
         component = spec.get(name) or {}
         paths += [f"spec.{name}.{field}" for field in _IGNORED if component.get(field) is not None]
-        logger = component.get("logger")
-        unlogged = logger is not None and not logger.get("url")
-        paths += [f"spec.{name}.logger without url"] if unlogged else []
-        sinks = ("storage", "marshallerUrl", "batchSize", "batchInterval")
-        paths += [f"spec.{name}.logger.{field}" for field in sinks if (logger or {}).get(field)]
+        paths += _ignored_of_logger(f"spec.{name}.logger", component.get("logger"))
         metrics = (component.get("autoScaling") or {}).get("metrics") or []
         paths += [
             f"spec.{name}.autoScaling.metrics[{index}]"

@@ -19,7 +19,7 @@ from typing import Any
 from shallop.errors import ShallopError
 from shallop.kube.objects import Object, annotations_of
 
-__all__ = ["CredentialsError", "env_of_pull_secrets", "env_of_secrets", "storage_of_config"]
+__all__ = ["CredentialsError", "env_of_config", "env_of_pull_secrets", "env_of_secrets", "storage_of_config"]
 
 # Keys of Secrets that are variables of the initializer by themselves.
 _KEYS = (
@@ -100,6 +100,24 @@ def storage_of_config(storage: Mapping[str, Any], secret: Object | None, name: s
         reference = {"secretKeyRef": {"name": name, "key": key}}
         env.append({"name": "STORAGE_CONFIG", "valueFrom": reference})  # type: ignore[dict-item]
     return f"{kind}://{'/'.join(part for part in (bucket, path) if part)}", env
+
+
+def env_of_config(where: str, storage: Mapping[str, Any], secret: Object | None, name: str) -> list[dict[str, Any]]:
+    """
+    Return the variables of a block that names a key of the Secret of storage configurations.
+
+    Args:
+        where: path of the block, for messages.
+
+    Raises:
+        CredentialsError: there is no such key.
+    """
+    key, parameters = str(storage.get("key") or ""), dict(storage.get("parameters") or {})
+    if key not in ((secret or {}).get("data") or {}):
+        raise CredentialsError(f"{where}.key: Secret {name!r} has no key {key!r}; create it, or name another")
+    env: list[dict[str, Any]] = [{"name": "STORAGE_CONFIG", "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}]
+    override = {"name": "STORAGE_OVERRIDE_CONFIG", "value": json.dumps(parameters, sort_keys=True)}
+    return [*env, override] if parameters else env
 
 
 def _config(where: str, name: str, key: str, data: str) -> dict[str, Any]:

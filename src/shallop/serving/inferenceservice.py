@@ -34,7 +34,7 @@ from shallop.kube.objects import (
     labels_of,
 )
 from shallop.serving import render
-from shallop.serving.access import account_env, configured_storage
+from shallop.serving.access import account_env, configured_storage, logger_env
 from shallop.serving.admission import COMPONENTS, MODEL_CHECKSUM, default, ignored_fields, mode_of, validate
 from shallop.serving.clusterstoragecontainer import (
     CLUSTER_STORAGE_CONTAINER,
@@ -407,7 +407,8 @@ async def _apply_knative(
     ctx: Context, service: Object, runtime: Object | None, name: str, keep: set[tuple[str, str]]
 ) -> _Applied:
     storage, pins = await _resolve_storage(ctx, service, runtime, name)
-    template = render_pod_template(service, runtime, storage, name)
+    env = await logger_env(ctx, service, name)
+    template = render_pod_template(service, runtime, storage, name, logger_env=env)
     rolled_out = rollout_of(service, name).latest_rolled_out
     wanted = render.render_knative_service(service, template, pins, name, rolled_out)
     workload = await ctx.client.apply(wanted, owner=service)
@@ -425,7 +426,8 @@ async def _apply_standard(
     ctx: Context, service: Object, runtime: Object | None, name: str, keep: set[tuple[str, str]]
 ) -> _Applied:
     storage, pins = await _resolve_storage(ctx, service, runtime, name)
-    template = render_pod_template(service, runtime, storage, name)
+    env = await logger_env(ctx, service, name)
+    template = render_pod_template(service, runtime, storage, name, logger_env=env)
     workload = await ctx.client.apply(render.render_deployment(service, template, pins, name), owner=service)
     await ctx.client.apply(render.render_service(service, template, name), owner=service)
     if scaler := render.render_autoscaler(service, name):

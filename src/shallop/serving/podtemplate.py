@@ -28,7 +28,9 @@ __all__ = [
     "Storage",
     "common_parent",
     "is_multi_model",
+    "is_stored_log",
     "model_config_name",
+    "parse_duration",
     "render_pod_template",
     "serving_container",
     "workload_name",
@@ -40,6 +42,7 @@ REQUIREMENTS = "environment.shallop.dev/requirements"
 READ_ONLY = "storage.kserve.io/readonly"
 AGENT_IMAGE = "kserve/agent:v0.21.0"
 AGENT, AGENT_PORT = "agent", 9081
+LOG_PATH = "/mnt/logs"
 EXPLAINER_IMAGE = "kserve/art-explainer:v0.21.0"
 PORT = 8080
 
@@ -136,7 +139,12 @@ def workload_name(service: Object, component: str = "predictor") -> str:
 
 
 def render_pod_template(
-    service: Object, runtime: Object | None, storage: Storage, component: str = "predictor"
+    service: Object,
+    runtime: Object | None,
+    storage: Storage,
+    component: str = "predictor",
+    *,
+    logger_env: Sequence[Mapping[str, Any]] = (),
 ) -> Object:
     """
     Render the template of a component's Pods.
@@ -145,6 +153,7 @@ def render_pod_template(
         service: the InferenceService, defaulted.
         runtime: what serves its model; None for a component with containers of its own.
         storage: the model, its URI resolved.
+        logger_env: variables by which the logger reaches its storage.
     """
     if runtime is not None and component == "predictor":
         service = _with_runtime_labels(service, runtime)
@@ -158,7 +167,7 @@ def render_pod_template(
     spec = strategic_merge_patch(spec, pod_fields, "Pod", _merge_rule)
     spec["containers"] = [_finish(container, service) for container in containers]
     metadata = _metadata(service, runtime_spec, storage, component)
-    spec = _add_agent(_add_storage(spec, service, storage), service, component)
+    spec = _add_agent(_add_storage(spec, service, storage), service, component, logger_env)
     if component == "predictor" and not storage.uri and is_multi_model(service):
         spec = _add_puller(spec, service, storage)
     return {"metadata": metadata, "spec": spec}
@@ -212,17 +221,32 @@ def _with_runtime_labels(service: Object, runtime: Object) -> Object:
     return {**service, "metadata": metadata, "spec": {**service["spec"], "predictor": {**predictor, "model": model}}}
 
 
-def _add_agent(spec: dict[str, Any], service: Object, component: str) -> dict[str, Any]:
+def is_stored_log(url: str) -> bool:
+    """Say whether a logger's URL is a place for files, and no service that takes events."""
+    return url.startswith(("s3://", "pvc://", "file://"))
+
+
+def _add_agent(
+    spec: dict[str, Any], service: Object, component: str, logger_env: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Put the agent, which logs and batches, beside the container that serves."""
     declared, metadata = service["spec"][component], service["metadata"]
     logger, batcher = declared.get("logger") or {}, declared.get("batcher")
-    if not logger.get("url") and batcher is None:
+    url = str(logger.get("url") or "")
+    if not url.startswith(("http://", "https://")) and not is_stored_log(url):
+        url = ""
+    if not url and batcher is None:
         return spec
     ports = next((item.get("ports") for item in spec["containers"] if item.get("name") == CONTAINER), None)
     port = ports[0]["containerPort"] if ports else PORT
     args = ["--component-port", str(port), "--component", component]
     args += ["--inference-service", metadata["name"], "--namespace", metadata["namespace"]]
-    if url := logger.get("url"):
+    volumes, mounts = list[dict[str, Any]](), list[dict[str, Any]]()
+    stored = is_stored_log(url)
+    if stored:
+        url, volumes, mounts = _log_place(url)
+        args += _store_arguments(logger)
+    if url:
         args += ["--log-url", url, "--log-mode", logger.get("mode") or "all"]
         if names := logger.get("metadataHeaders"):
             args += ["--metadata-headers", ",".join(names)]
@@ -236,15 +260,59 @@ def _add_agent(spec: dict[str, Any], service: Object, component: str) -> dict[st
         args += ["--enable-batcher", "--max-batchsize", str(batcher.get("maxBatchSize") or 32)]
         args += ["--max-latency", str(batcher.get("maxLatency") or 5000)]
         args += ["--timeout", str(batcher["timeout"])] if batcher.get("timeout") else []
+    parquet = stored and _log_format(logger) == "parquet"
     agent = {
         "name": AGENT,
-        "image": AGENT_IMAGE,
+        "image": f"{AGENT_IMAGE}-parquet" if parquet else AGENT_IMAGE,
         "args": args,
         "ports": [{"name": "http", "containerPort": AGENT_PORT, "protocol": "TCP"}],
         "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}},
         "readinessProbe": {"tcpSocket": {"port": AGENT_PORT}, "periodSeconds": 1, "failureThreshold": 3},
     }
-    return {**spec, "containers": [*spec["containers"], agent]}
+    agent |= {"volumeMounts": mounts} if mounts else {}
+    agent |= {"env": [dict(item) for item in logger_env]} if logger_env else {}
+    volumes = [*(spec.get("volumes") or ()), *volumes]
+    return {**spec, "containers": [*spec["containers"], agent]} | ({"volumes": volumes} if volumes else {})
+
+
+def _log_place(url: str) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the URL of stored logs as the agent sees it, and the volume and mount that make it so."""
+    if claim := claim_of(url):
+        source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim.name}}
+        path = f"/{claim.path}" if claim.path else ""
+    elif url.startswith("file://"):
+        source = {"hostPath": {"path": url.removeprefix("file://") or "/", "type": "DirectoryOrCreate"}}
+        path = ""
+    else:
+        return url, [], []
+    mount = {"name": "kserve-logs", "mountPath": LOG_PATH}
+    return f"file://{LOG_PATH}{path}", [{"name": "kserve-logs", **source}], [mount]
+
+
+def _log_format(logger: Mapping[str, Any]) -> str:
+    return str(((logger.get("storage") or {}).get("parameters") or {}).get("format") or "json")
+
+
+def _store_arguments(logger: Mapping[str, Any]) -> list[str]:
+    storage = logger.get("storage") or {}
+    args = ["--log-store-path", storage.get("path") or "", "--log-store-format", _log_format(logger)]
+    args += ["--log-batch-size", str(logger["batchSize"])] if logger.get("batchSize") else []
+    if interval := logger.get("batchInterval"):
+        args += ["--log-batch-interval", str(parse_duration(interval))]
+    return args + (["--log-marshaller-url", logger["marshallerUrl"]] if logger.get("marshallerUrl") else [])
+
+
+def parse_duration(text: str) -> float:
+    """
+    Return the seconds of a duration as Go writes them, such as ``1m30s`` or ``500ms``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+", text):
+        raise ValueError(f"{text!r} is no duration such as 10s, 500ms or 1m30s")
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text))
 
 
 def _with_arguments(container: Mapping[str, Any], service: Object, component: str) -> dict[str, Any]:

@@ -155,3 +155,31 @@ def test_places_of_several_uris(items: list[dict[str, str]], field: str, message
         expected = [f"spec.{name}.storageUris{field}"] if message else []
         assert [error.field for error in found] == expected
         assert all(message in error.message for error in found)
+
+
+@pytest.mark.parametrize(
+    ("logger", "fields"),
+    [
+        ({"url": "http://x", "batchSize": 3}, ["spec.predictor.logger.batchSize with an http url"]),
+        ({"url": "s3://b/x", "batchSize": 3}, []),
+        ({"url": "pvc://c", "mode": "all"}, []),
+        ({"url": "gs://b/x"}, ["spec.predictor.logger.url of gs: (use http, s3, pvc or file)"]),
+        ({"mode": "all"}, ["spec.predictor.logger without url"]),
+    ],
+)
+def test_loggers_without_effect_are_named(logger: dict[str, Any], fields: list[str]) -> None:
+    assert ignored_fields(service({**model(), "logger": logger})) == fields
+
+
+@pytest.mark.parametrize(
+    ("logger", "field"),
+    [
+        ({"url": "s3://b", "batchInterval": "soon"}, "batchInterval"),
+        ({"url": "s3://b", "batchSize": -1}, "batchSize"),
+        ({"storage": {"key": "k", "path": "a/../b", "parameters": {"x": "y"}}}, "storage.path"),
+        ({"storage": {"key": "k", "path": "a", "parameters": {"format": "xml"}}}, "storage.parameters[format]"),
+    ],
+)
+def test_bad_loggers_are_refused(logger: dict[str, Any], field: str) -> None:
+    found = validate(service({**model(), "logger": logger}), None)
+    assert [error.field for error in found] == [f"spec.predictor.logger.{field}"]

@@ -173,3 +173,26 @@ def test_one_route_is_by_host_and_one_by_path() -> None:
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/serving/team/iris"}}]
     assert rule["filters"][1]["urlRewrite"]["path"] == {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
     assert (rule["backendRefs"][0]["name"], rule["timeouts"]) == ("iris-predictor", {"request": "5s"})
+
+
+def logged(**logger: Any) -> Any:
+    """Return the Pod specification of a service that logs."""
+    return render_pod_template(service({**model(), "logger": logger}), SKLEARN, Storage(), logger_env=[])["spec"]
+
+
+def test_logs_go_into_a_claim_a_folder_or_a_bucket() -> None:
+    storage = {"key": "k", "path": "v1", "parameters": {"format": "csv"}}
+    spec = logged(url="pvc://logs/audit", storage=storage, batchSize=10, batchInterval="1m30s", mode="request")
+    agent = next(item for item in spec["containers"] if item["name"] == "agent")
+    text = " ".join(agent["args"])
+    assert "--log-url file:///mnt/logs/audit --log-mode request" in text
+    assert "--log-store-path v1 --log-store-format csv --log-batch-size 10 --log-batch-interval 90.0" in text
+    assert {"name": "kserve-logs", "persistentVolumeClaim": {"claimName": "logs"}} in spec["volumes"]
+    assert agent["volumeMounts"] == [{"name": "kserve-logs", "mountPath": "/mnt/logs"}]
+    spec = logged(url="file:///var/log/models")
+    place = {"path": "/var/log/models", "type": "DirectoryOrCreate"}
+    assert {"name": "kserve-logs", "hostPath": place} in spec["volumes"]
+    spec = logged(url="s3://bucket/logs", storage=storage | {"parameters": {"format": "parquet"}})
+    agent = next(item for item in spec["containers"] if item["name"] == "agent")
+    assert agent["image"].endswith("-parquet") and "s3://bucket/logs" in agent["args"]
+    assert "agent" not in [item["name"] for item in logged(url="gs://bucket")["containers"]]
