@@ -8,6 +8,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -327,7 +328,8 @@ def parse_v2(
         where = f"inputs[{position}]"
         if not isinstance(tensor, dict):
             raise ProtocolError(f"{where}: expected an object with name, shape, datatype, data")
-        size = (tensor.get("parameters") or {}).get("binary_data_size")
+        parameters = tensor.get("parameters") or {}
+        size = parameters.get("binary_data_size")
         raw = None
         if binary is not None:
             raw = memoryview(binary[position])
@@ -335,11 +337,35 @@ def parse_v2(
             raw, offset = memoryview(body)[offset : offset + size], offset + size
             if len(raw) != size:
                 raise ProtocolError(f"{where}: binary_data_size is {size}, the body has {len(raw)} bytes left")
-        tensors.append((str(tensor.get("name", position)), _tensor(tensor, where, raw)))
+        array = _tensor(tensor, where, raw)
+        if codec := _CODECS.get(parameters.get("content_type")):
+            array = _decoded(array, codec, f"{where}: content_type {parameters['content_type']}")
+        tensors.append((str(tensor.get("name", position)), array))
     frame = (payload.get("parameters") or {}).get("content_type") == "pd"
     outputs = tuple(str(output["name"]) for output in payload.get("outputs") or () if output.get("name"))
     rows = arrange(tensors, frame=frame, inputs=inputs)
     return Request(rows, str(payload.get("id") or ""), _wants_binary(payload), outputs)
+
+
+def _decoded(array: np.ndarray[Any, Any], codec: Callable[[str], Any], where: str) -> np.ndarray[Any, Any]:
+    """Return texts as what they stand for, in the words of MLServer's codecs; ``np`` and ``str`` are as they are."""
+    import numpy as np
+
+    try:
+        values = [codec(text) for text in array.reshape(-1).tolist()]
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"{where}: {error}") from error
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found.reshape(array.shape)
+
+
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+# What KServe and MLServer do not know either is left as it is.
+_CODECS: Mapping[Any, Callable[[str], Any]] = {"base64": _from_base64, "datetime": datetime.fromisoformat}
 
 
 def _wants_binary(payload: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,17 @@ def test_v2_text_tensors_travel_in_both_forms() -> None:
     assert parse_v2(head + raw, len(head)).rows.tolist() == words
     _, tensors = render_v2("m", Request(None, binary=True), np.array(words, dtype=object))
     assert tensors == [raw]
+
+
+def test_v2_codecs_of_mlserver_turn_texts_into_what_they_stand_for() -> None:
+    def read(content_type: str, *texts: str) -> Any:
+        tensor = {"name": "x", "shape": [len(texts)], "datatype": "BYTES", "data": list(texts)}
+        body = {"inputs": [tensor | {"parameters": {"content_type": content_type}}]}
+        return parse_v2(json.dumps(body).encode(), None).rows.tolist()
+
+    assert read("base64", "AAE=", "") == [b"\x00\x01", b""]
+    assert read("datetime", "2026-01-02T03:04:05") == [datetime(2026, 1, 2, 3, 4, 5)]
+    assert read("str", "AAE=") == ["AAE="]
+    for kind in ("base64", "datetime"):
+        with pytest.raises(ProtocolError, match=rf"inputs\[0\]: content_type {kind}"):
+            read(kind, "!")
