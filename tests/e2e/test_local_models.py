@@ -97,11 +97,6 @@ def render_image(model: bytes) -> tuple[dict[str, str], dict[str, str]]:
     return {key: base64.b64encode(value).decode() for key, value in found.items()}, paths
 
 
-def cache(name: str, uri: str) -> dict[str, Any]:
-    spec = {"sourceModelUri": uri, "modelSize": "1Mi", "nodeGroups": ["disk"]}
-    return _alpha("LocalModelCache", name, spec)
-
-
 def _alpha(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "serving.kserve.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
@@ -110,31 +105,22 @@ def apply(platform: Any, *objects: dict[str, Any]) -> None:
     platform.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
 
-def test_a_model_is_brought_once_and_kept_while_it_is_used(platform: Any, tmp_path: Path) -> None:
+def test_a_model_is_brought_once_and_kept_while_it_is_used(
+    platform: Any, tmp_path: Path, client_env: Callable[[str], Path]
+) -> None:
     environments = Environments.of(Settings(home=tmp_path / "builder"))
     python = asyncio.run(environments.ensure(environments.resolve("kserve/sklearnserver:v0.21.0", [], []))).python
     subprocess.run([str(python), "-c", FIT, str(tmp_path)], check=True)
     kept = tmp_path / "kept"
-    group = {
-        "storageLimit": "1Gi",
-        "persistentVolumeSpec": {
-            "accessModes": ["ReadWriteOnce"],
-            "capacity": {"storage": "1Gi"},
-            "local": {"path": str(kept)},
-            "nodeAffinity": {
-                "required": {
-                    "nodeSelectorTerms": [
-                        {"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}]}
-                    ]
-                }
-            },
-        },
-        "persistentVolumeClaimSpec": {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": "1Gi"}},
-        },
-    }
-    uri = f"http://files.{NAMESPACE}/1.joblib"
+    uri, second = (f"http://files.{NAMESPACE}/{number}.joblib" for number in (1, 2))
+
+    def session(step: str) -> Any:
+        script = Path(__file__).with_name("local_models_session.py")
+        command = [str(client_env("kserve")), str(script), step, platform.kubeconfig, NAMESPACE, uri, second, str(kept)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
     own = {
         "supportedUriFormats": [{"prefix": "own://"}],
         "container": {"name": "own", "image": "python:3.11", "command": ["python", "-c", OWN]},
@@ -150,26 +136,28 @@ def test_a_model_is_brought_once_and_kept_while_it_is_used(platform: Any, tmp_pa
     }
     for namespace in (NAMESPACE, OTHER):
         platform.kubectl("create", "namespace", namespace)
-    apply(platform, *files(tmp_path), _alpha("LocalModelNodeGroup", "disk", group))
+    apply(platform, *files(tmp_path))
+    platform.kubectl("-n", NAMESPACE, "wait", "pod/files", "--for=condition=Ready", "--timeout=60s")
     refused = platform.kubectl("apply", "-f", "-", stdin=json.dumps(service("own", NAMESPACE, "own://2")), check=False)
     assert "scheme own:// is not known" in refused, refused
     apply(platform, _alpha("ClusterStorageContainer", "own", own), service("own", NAMESPACE, "own://2"))
     image = service("image", NAMESPACE, "oci://files:80/models/two:1")
     apply(platform, _alpha("ClusterStorageContainer", "images", images), image)
-    platform.kubectl("-n", NAMESPACE, "wait", "pod/files", "--for=condition=Ready", "--timeout=60s")
-    # Before the model is there: the service waits for it and says so.
-    apply(platform, cache("one", uri), service("here", NAMESPACE, uri), service("there", OTHER, uri))
-    platform.kubectl("wait", "localmodelcache/one", "--for=jsonpath={.status.copies.available}=1", "--timeout=60s")
-    status = json.loads(platform.kubectl("get", "localmodelcache", "one", "-o", "json"))["status"]
-    assert status["nodeStatus"] == {"shallop": "NodeDownloaded"}
+    status = session("keep")
+    assert (status["nodeStatus"], status["copies"]["available"]) == ({"shallop": "NodeDownloaded"}, 1)
+    apply(platform, service("there", OTHER, uri))
     node = json.loads(platform.kubectl("get", "localmodelnode", "shallop", "-o", "json"))
-    assert node["status"]["modelStatus"] == {"one": "ModelDownloaded"}
+    assert node["status"]["modelStatus"] == {
+        "one": "ModelDownloaded",
+        f"{NAMESPACE}/two": "ModelDownloaded",
+    }
     assert predict(platform, "own", NAMESPACE) == [2.0]
     assert predict(platform, "image", NAMESPACE) == [2.0]
     assert predict(platform, "here", NAMESPACE) == [1.0]
     assert predict(platform, "there", OTHER) == [1.0]
+    assert predict(platform, "second", NAMESPACE) == [2.0]
     log = platform.kubectl("-n", NAMESPACE, "logs", "files")
-    assert (log.count("GET /1.joblib"), log.count("GET /2.joblib")) == (1, 1)
+    assert (log.count("GET /1.joblib"), log.count("GET /2.joblib")) == (1, 2)
     selector = ("-l", "serving.kserve.io/inferenceservice=here", "-o", "json")
     (pod,) = json.loads(platform.kubectl("-n", NAMESPACE, "get", "pods", *selector))["items"]
     assert "initContainers" not in pod["spec"]
@@ -181,13 +169,13 @@ def test_a_model_is_brought_once_and_kept_while_it_is_used(platform: Any, tmp_pa
         return [f"{user['namespace']}/{user['name']}" for user in found["inferenceServices"]]
 
     until(lambda: users() == [f"{NAMESPACE}/here", f"{OTHER}/there"], "the cache knows who uses it")
-    refused = platform.kubectl("delete", "localmodelcache", "one", check=False)
-    assert "it is being used by InferenceService" in refused, refused
-    platform.kubectl("-n", NAMESPACE, "delete", "isvc", "here", "own", "image")
+    assert "it is being used by InferenceService" in session("delete")
+    platform.kubectl("-n", NAMESPACE, "delete", "isvc", "here", "own", "image", "second")
     platform.kubectl("-n", OTHER, "delete", "isvc", "there")
     until(lambda: users() == [], "nobody uses the cache")
     assert list(kept.glob("models/*/1.joblib"))
     platform.kubectl("delete", "localmodelcache", "one", "--timeout=60s")
+    platform.kubectl("-n", NAMESPACE, "delete", "localmodelnamespacecache", "two", "--timeout=60s")
     assert list(kept.glob("models/*")) == []
     volumes = ("get", "pv", "-l", "internal.serving.kserve.io/localmodel=one", "-o", "name")
     until(lambda: not platform.kubectl(*volumes), "its volumes are gone")
