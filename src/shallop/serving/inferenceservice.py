@@ -176,7 +176,8 @@ async def reconcile(ctx: Context, service: Resource[InferenceServiceSpec]) -> Re
 
 async def _mark_local_model(ctx: Context, service: Object) -> Object:
     """Mark a service whose model is kept on nodes with the cache that it uses; decided once per generation."""
-    if (service.get("status") or {}).get("observedGeneration") == service["metadata"].get("generation"):
+    seen = (service.get("status") or {}).get("observedGeneration") == service["metadata"].get("generation")
+    if seen or not ctx.settings.gateway_url:
         return service
     uri = str((service["spec"]["predictor"].get("model") or {}).get("storageUri") or "")
     caches = [cache for gvk in (CACHE, NAMESPACE_CACHE) for cache in ctx.cache(gvk).list()]
@@ -208,7 +209,7 @@ def _local_model(ctx: Context, service: Object, uri: str) -> tuple[str, Path | N
     group = ctx.cache(LOCAL_MODEL_NODE_GROUP.gvk).get(Key("", claim.removeprefix(f"{key.name}-")))
     folder = folder_of(group, source) if group else ""
     rest = uri[len(source.rstrip("/")) :].strip("/")
-    return cached_uri(claim, source, uri), Path(folder, rest) if folder and ctx.settings.gateway_url else None
+    return cached_uri(claim, source, uri), Path(folder, rest) if folder else None
 
 
 def _choose_runtime(ctx: Context, service: Object) -> Object | None:

@@ -90,6 +90,10 @@ def held(cache: Object) -> str:
 async def reconcile(ctx: Context, cache: Resource[Any]) -> Result:
     """Keep the claims and volumes of a cache, have its nodes bring the model, and say how far they are."""
     raw = cache.raw
+    if not ctx.settings.gateway_url:
+        # Nodes of another cluster keep models by what runs there.
+        ctx.events.record(raw, "NotHonoured", "models are kept on the machine of shallop only", "Warning")
+        return Result()
     services = _services(ctx, raw)
     if is_deleting(raw):
         return await _let_go(ctx, raw, services)
@@ -245,9 +249,8 @@ async def _let_go(ctx: Context, cache: Object, services: Sequence[Object]) -> Re
             await _remove(ctx, gvk, item)
         if left and gvk != VOLUME:
             return Result(requeue_after_s=_WAIT_S)  # Pods may still write
-    if ctx.settings.gateway_url:
-        for folder in _folders_of_nobody(ctx, cache):
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    for folder in _folders_of_nobody(ctx, cache):
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     finalizers = [name for name in metadata["finalizers"] if name != FINALIZER]
     patch = {"metadata": {"uid": metadata["uid"], "finalizers": finalizers or None}}
     key = key_of(cache)

@@ -55,7 +55,7 @@ def status_key(model: Mapping[str, Any]) -> str:
 
 async def reconcile(ctx: Context, node: Resource[Any]) -> Result:
     """Bring what is not there yet, drop the Jobs of what is not wanted any more, and say how far each model is."""
-    if is_deleting(node.raw):
+    if is_deleting(node.raw) or not ctx.settings.gateway_url:
         return Result()
     wanted, status = set[Key](), dict[str, str]()
     for model in node.spec.get("localModels") or ():
@@ -98,8 +98,8 @@ def _is_due(ctx: Context, job: Object, state: str) -> bool:
 
 async def _is_on_disk(ctx: Context, model: Mapping[str, Any]) -> bool:
     group = ctx.cache(LOCAL_MODEL_NODE_GROUP.gvk).get(Key("", model.get("nodeGroup") or ""))
-    if group is None or not ctx.settings.gateway_url:
-        return True  # another machine's disk: its Job's word counts
+    if group is None:
+        return True
     folder = folder_of(group, model["sourceModelUri"])
     return await asyncio.to_thread(lambda: os.path.isdir(folder) and bool(os.listdir(folder)))
 
