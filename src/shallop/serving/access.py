@@ -11,7 +11,7 @@ from shallop.errors import NotFoundError
 from shallop.kube.objects import Gvk, Object, annotations_of
 from shallop.serving.credentials import env_of_config, env_of_pull_secrets, env_of_secrets, storage_of_config
 
-__all__ = ["account_env", "configured_storage", "logger_env"]
+__all__ = ["account_env", "configured_env", "configured_storage", "logger_env"]
 
 SECRET, SERVICE_ACCOUNT = Gvk("v1", "Secret"), Gvk("v1", "ServiceAccount")
 
@@ -28,11 +28,32 @@ async def configured_storage(
     Raises:
         CredentialsError: what the block names is not there.
     """
-    name = annotations_of(obj).get("serving.kserve.io/storageSecretName", "storage-config")
-    secret: Object | None = None
-    with contextlib.suppress(NotFoundError):
-        secret = await ctx.client.get(SECRET, name, namespace)
+    name, secret = await _config_secret(ctx, obj, namespace)
     return storage_of_config(block, secret, name)
+
+
+async def configured_env(
+    ctx: Context, obj: Object, namespace: str, where: str, block: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """
+    Read the variables alone of a ``storage`` block.
+
+    Args:
+        obj: may name another Secret by its annotation.
+        where: path of the block, for messages.
+
+    Raises:
+        CredentialsError: what the block names is not there.
+    """
+    name, secret = await _config_secret(ctx, obj, namespace)
+    return env_of_config(where, block, secret, name)
+
+
+async def _config_secret(ctx: Context, obj: Object, namespace: str) -> tuple[str, Object | None]:
+    name = annotations_of(obj).get("serving.kserve.io/storageSecretName", "storage-config")
+    with contextlib.suppress(NotFoundError):
+        return name, await ctx.client.get(SECRET, name, namespace)
+    return name, None
 
 
 async def logger_env(ctx: Context, service: Object, component: str) -> list[dict[str, Any]]:
@@ -49,11 +70,8 @@ async def logger_env(ctx: Context, service: Object, component: str) -> list[dict
     env = await account_env(ctx, namespace, block.get("serviceAccountName") or "logger-sa")
     if not block:
         return env
-    name = annotations_of(service).get("serving.kserve.io/storageSecretName", "storage-config")
-    secret: Object | None = None
-    with contextlib.suppress(NotFoundError):
-        secret = await ctx.client.get(SECRET, name, namespace)
-    return [*env, *env_of_config(f"spec.{component}.logger.storage", block, secret, name)]
+    where = f"spec.{component}.logger.storage"
+    return [*env, *await configured_env(ctx, service, namespace, where, block)]
 
 
 async def account_env(

@@ -27,7 +27,7 @@ from shallop.kube.objects import (
     owner_reference,
     parse_time,
 )
-from shallop.serving.access import account_env, configured_storage
+from shallop.serving.access import account_env, configured_env
 from shallop.serving.clusterstoragecontainer import (
     CLUSTER_STORAGE_CONTAINER,
     DEFAULT_CONTAINER,
@@ -110,8 +110,7 @@ async def _start(ctx: Context, node: Object, model: Mapping[str, Any]) -> str:
     try:
         env = await account_env(ctx, namespace, model.get("serviceAccountName") or "default")
         if storage := model.get("storage"):
-            _, configured = await configured_storage(ctx, node, namespace, {"path": "", **storage})
-            env = [*env, *configured]
+            env = [*env, *await configured_env(ctx, node, namespace, "spec.storage", storage)]
     except CredentialsError as error:
         ctx.events.record(node, "StorageConfigInvalid", f"model {status_key(model)}: {error}", "Warning")
         return _ERROR

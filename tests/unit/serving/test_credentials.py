@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from shallop.kube.objects import Object
-from shallop.serving.credentials import CredentialsError, env_of_secrets, storage_of_config
+from shallop.serving.credentials import (
+    CredentialsError,
+    env_of_config,
+    env_of_pull_secrets,
+    env_of_secrets,
+    storage_of_config,
+)
 
 
 def secret(name: str, annotations: dict[str, str] | None = None, **data: str) -> Object:
@@ -56,3 +62,18 @@ def test_a_configuration_gives_the_uri_and_is_referred_to() -> None:
 def test_what_is_missing_is_named(storage: dict[str, Any], found: Object | None) -> None:
     with pytest.raises(CredentialsError, match=r"spec\.predictor\.model\.storage"):
         storage_of_config(storage, found, "storage-config")
+
+
+def test_a_logger_and_a_cache_get_the_variables_of_a_configuration() -> None:
+    config = secret("storage-config", bucket="{}")
+    env = env_of_config("spec.x", {"key": "bucket", "parameters": {"region": "eu"}}, config, "storage-config")
+    assert env[0]["valueFrom"] == {"secretKeyRef": {"name": "storage-config", "key": "bucket"}}
+    assert json.loads(env[1]["value"]) == {"region": "eu"}
+    with pytest.raises(CredentialsError, match=r"spec\.x\.key: Secret 'storage-config' has no key 'odd'"):
+        env_of_config("spec.x", {"key": "odd"}, config, "storage-config")
+
+
+def test_credentials_of_registries_are_referred_to_in_their_order() -> None:
+    env = env_of_pull_secrets(["mine", "ours"])
+    assert [item["name"] for item in env] == ["OCI_DOCKER_CONFIG_0", "OCI_DOCKER_CONFIG_1"]
+    assert env[1]["valueFrom"]["secretKeyRef"] == {"name": "ours", "key": ".dockerconfigjson", "optional": True}
