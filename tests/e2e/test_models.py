@@ -106,6 +106,54 @@ def test_v2_in_json_and_binary_and_probabilities(platform: Any, tmp_path: Path) 
         assert json.load(answer)["inputs"][0]["shape"] == [-1, 4]
 
 
+MIXED = {
+    "MSZoning": "RL",
+    "LotArea": 8450,
+    "LotShape": "Reg",
+    "Utilities": "AllPub",
+    "YrSold": 2008,
+    "Neighborhood": "CollgCr",
+    "OverallQual": 7,
+    "YearBuilt": 2003,
+    "SaleType": "WD",
+    "GarageArea": 548,
+}
+FIT_MIXED = """
+import json, joblib, sys
+import pandas as pd
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+row = json.loads(sys.argv[2])
+frame = pd.DataFrame([row, row | {"MSZoning": "RM", "LotArea": 4000}, row | {"SaleType": "New", "GarageArea": 20}])
+texts = OneHotEncoder(handle_unknown="ignore")
+columns = make_column_transformer((texts, make_column_selector(dtype_include=object)), remainder="passthrough")
+model = make_pipeline(columns, Ridge()).fit(frame, [12.0, 11.0, 13.0])
+joblib.dump(model, sys.argv[1])
+print(json.dumps(model.predict(frame[:1]).tolist()))
+"""
+
+
+def test_texts_and_numbers_come_in_columns_of_both_protocols(platform: Any, tmp_path: Path) -> None:
+    environments = Environments.of(Settings(home=tmp_path / "builder"))
+    python = asyncio.run(environments.ensure(environments.resolve("kserve/sklearnserver:v0.21.0", [], []))).python
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    command = [str(python), "-c", FIT_MIXED, str(folder / "model.joblib"), json.dumps(MIXED)]
+    expected = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    url = service(platform, "mixed", str(folder))
+    body, _ = post(f"{url}/v1/models/mixed:predict", json.dumps({"instances": [MIXED]}).encode())
+    assert json.loads(body)["predictions"] == expected
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES" if isinstance(value, str) else "INT32", "data": [value]}
+        for name, value in MIXED.items()
+    ]
+    asked = {"parameters": {"content_type": "pd"}, "inputs": inputs}
+    body, _ = post(f"{url}/v2/models/mixed/infer", json.dumps(asked).encode())
+    assert json.loads(body)["outputs"][0]["data"] == expected
+
+
 def test_xgboost_from_a_volume_claim(platform: Any) -> None:
     claim = {
         "apiVersion": "v1",
