@@ -88,7 +88,7 @@ def store_for(url: str, environ: Mapping[str, str]) -> Store:
 
     def put(key: str, body: bytes, content_type: str) -> None:
         name = f"{prefix}/{key}" if prefix else key
-        request = put_request(f"s3://{parts.netloc}/{name}", environ, body, content_type)
+        request = put_request(f"s3://{parts.netloc}/{urllib.parse.quote(name)}", environ, body, content_type)
         urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context).close()
 
     return put

@@ -5,16 +5,18 @@ import sys
 
 from kserve import (
     KServeClient,
+    V1beta1InferenceService,
+    V1beta1InferenceServiceSpec,
+    V1beta1PredictorSpec,
+    V1beta1SKLearnSpec,
+)
+from kserve.models import (
     V1alpha1LocalModelCache,
     V1alpha1LocalModelCacheSpec,
     V1alpha1LocalModelNamespaceCache,
     V1alpha1LocalModelNamespaceCacheSpec,
     V1alpha1LocalModelNodeGroup,
     V1alpha1LocalModelNodeGroupSpec,
-    V1beta1InferenceService,
-    V1beta1InferenceServiceSpec,
-    V1beta1PredictorSpec,
-    V1beta1SKLearnSpec,
 )
 from kubernetes import client as k8s
 
