@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shallop_pod.objectstores import ObjectStoreError, is_object_store, list_objects, sign
+from shallop_pod.objectstores import ObjectStoreError, is_object_store, list_objects, put_request, sign
 from shallop_pod.storage import StorageError, with_config
 
 KEYS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
@@ -118,3 +118,11 @@ def test_a_storage_configuration_stands_for_variables_and_may_be_overridden() ->
     assert (found["AWS_ACCESS_KEY_ID"], found["AWS_DEFAULT_REGION"], found["HOME"]) == ("a", "us", "/")
     with pytest.raises(StorageError, match="STORAGE_CONFIG"):
         with_config({"STORAGE_CONFIG": "{"})
+
+
+def test_an_object_is_stored_under_its_very_name() -> None:
+    environ = {"AWS_ENDPOINT_URL": "http://s3.test", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}
+    request = put_request("s3://b/logs/a%252F1.json", environ, b"{}", "application/json")
+    # The server undoes one level: the name is "logs/a%2F1.json".
+    assert (request.get_method(), request.full_url) == ("PUT", "http://s3.test/b/logs/a%252F1.json")
+    assert "SignedHeaders=content-type;host;x-amz-content-sha256;x-amz-date" in request.headers["Authorization"]
