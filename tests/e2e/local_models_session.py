@@ -21,7 +21,7 @@ from kserve.models import (
 from kubernetes import client as k8s
 
 VERSION = "serving.kserve.io/v1alpha1"
-step, kubeconfig, namespace, first, second, folder = sys.argv[1:]
+kubeconfig, namespace, first, second, folder = sys.argv[1:]
 client = KServeClient(config_file=kubeconfig)
 
 
@@ -81,11 +81,4 @@ def keep():
     print(json.dumps(client.get_local_model_cache("one")["status"]))
 
 
-def delete():
-    try:
-        client.delete_local_model_cache("one")
-    except RuntimeError as error:
-        print(json.dumps(str(error)))
-
-
-{"keep": keep, "delete": delete}[step]()
+keep()
