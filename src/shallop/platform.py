@@ -33,6 +33,7 @@ from shallop.embedded.kubelet import Node
 from shallop.errors import SettingsError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, labels_of
+from shallop.memory import give_back
 from shallop.settings import Settings
 from shallop.store.database import Database
 from shallop.webserver import OriginGuard, Server, TokenCookie, bind
@@ -98,8 +99,10 @@ async def _run(settings: Settings) -> None:
         # What answers are made of is no garbage either: looked at less often, one about 5,000 tasks takes a fifth less.
         gc.set_threshold(*_COLLECT_AFTER)
         failed: asyncio.Future[bool] = asyncio.ensure_future(platform.failed.wait())
+        memory = asyncio.create_task(give_back(), name="memory")
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         failed.cancel()
+        memory.cancel()
         instance.write_status(bound, ready=False)
         platform.keep_pods = not stop.done() or stop.result()
     if platform.error is not None:
