@@ -134,6 +134,21 @@ print(urllib.request.urlopen(request, context=ssl.create_default_context(cafile=
 """
     text = cluster.output("asks", "python3", "-c", program)
     assert f"system:serviceaccount:{cluster.namespace}:default" in text, text
+    extra = json.loads(text)["status"]["userInfo"]["extra"]
+    assert extra["authentication.kubernetes.io/pod-name"] == ["asks"], "the token ends with its Pod"
+
+
+def test_a_pod_finds_nothing_of_the_one_before(cluster: Cluster) -> None:
+    def look_and_leave(name: str) -> list[str]:
+        script = "ls -AlR $HOME /tmp /var/tmp; cat /dev/termination-log; echo mine > $HOME/f; echo mine > /tmp/f; "
+        script += "chmod 700 /tmp; mkdir -p /var/tmp/a/b; echo mine > /dev/termination-log"
+        return cluster.output(name, "sh", "-c", script).split()
+
+    first = look_and_leave("before")
+    for number in range(3):
+        words = look_and_leave(f"after-{number}")
+        assert not {"f", "a", "mine"} & set(words), words
+        assert len(words) == len(first)
 
 
 def test_the_platform_and_its_secrets_are_out_of_sight(cluster: Cluster) -> None:

@@ -289,13 +289,16 @@ class Node:
             return self._object
         return self._informers[kind].store.get(Key("" if kind == "PersistentVolume" else namespace, name))
 
-    async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
-        """Return a token of a service account of the Pod's namespace."""
-        spec: dict[str, Any] = {"expirationSeconds": max(600, seconds)} | (
-            {"audiences": [audience]} if audience else {}
-        )
+    async def token(self, pod: Object, audience: str, seconds: int) -> str:
+        """Return a token of a Pod's service account, which is worth nothing when the Pod is gone."""
+        metadata = pod["metadata"]
+        bound = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+        spec: dict[str, Any] = {"expirationSeconds": max(600, seconds), "boundObjectRef": bound}
+        if audience:
+            spec["audiences"] = [audience]
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        request = await self.client.create_subresource(_ACCOUNT, account, namespace, "token", body)
+        account = pod["spec"].get("serviceAccountName") or "default"
+        request = await self.client.create_subresource(_ACCOUNT, account, metadata["namespace"], "token", body)
         return str(request["status"]["token"])
 
     def ca_pem(self) -> bytes:

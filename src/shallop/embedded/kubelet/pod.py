@@ -969,7 +969,7 @@ class PodWorker:
         self._stop_probes()
         if self._sandbox is not None:
             sandbox, self._sandbox = self._sandbox, None
-            if not (self._recyclable() and self._node.spares.give_back(self._uid, sandbox)):
+            if not (self._recyclable() and await self._node.spares.give_back(self._uid, sandbox, self._kept())):
                 await sandbox.quit()
         if self._node.isolation.level == "none":
             await asyncio.to_thread(end_orphans, self._folder)
@@ -977,7 +977,12 @@ class PodWorker:
             await self._node.engine.remove_all(f"shallop-{self._uid}-")
         self._node.groups.remove(self._uid)
         self._node.network.release(self._uid)
-        await asyncio.to_thread(remove_pod_folder, self._folder)
+        if self._folder.exists():
+            await asyncio.to_thread(remove_pod_folder, self._folder)
+
+    def _kept(self) -> str:
+        """Return the container whose private folders the next Pod may find; those of several would pile up."""
+        return self._records[0].name if len(self._records) == 1 else ""
 
     def _recyclable(self) -> bool:
         return self._node.isolation.level != "none" and not self._pod["spec"].get("hostNetwork")

@@ -162,10 +162,7 @@ class Sandbox:
         return f"/proc/{json.loads((self.folder / 'shim.json').read_text())['pid']}/ns/net"
 
     def move(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
-        """Become the sandbox of the Pod whose files are in ``folder``."""
-        for name in ("shim.sock", "shim.json", "shim.log"):
-            with contextlib.suppress(FileNotFoundError):
-                (self.folder / name).rename(folder / name)
+        """Become the sandbox of the Pod whose files are in ``folder``, which its folder has become."""
         self.folder, self._tell = folder, tell
         self._send({"op": "folder", "folder": str(folder)})
 

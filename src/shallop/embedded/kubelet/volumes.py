@@ -29,8 +29,8 @@ __all__ = [
     "token_seconds",
 ]
 
-# (namespace, service account, audience, seconds) -> token
-TokenSource = Callable[[str, str, str, int], Awaitable[str]]
+# (Pod, audience, seconds) -> token of the Pod's service account
+TokenSource = Callable[[Object, str, int], Awaitable[str]]
 _REFERRING = {
     "configMap": "ConfigMap",
     "configMapRef": "ConfigMap",
@@ -203,9 +203,7 @@ async def _files_of(
         path = f"{where}.projected.sources[{position}]"
         if "serviceAccountToken" in source:
             wanted = source["serviceAccountToken"]
-            account = pod["spec"].get("serviceAccountName") or "default"
-            seconds = int(wanted.get("expirationSeconds") or 3600)
-            text = await token(pod["metadata"]["namespace"], account, wanted.get("audience") or "", seconds)
+            text = await token(pod, wanted.get("audience") or "", int(wanted.get("expirationSeconds") or 3600))
             files[wanted["path"]] = (text.encode(), 0o600)
         elif "downwardAPI" in source:
             files.update(_downward_files(pod, source["downwardAPI"], lookup))

@@ -23,8 +23,8 @@ def prepare(home: Path, *volumes: dict[str, Any], **objects: Object) -> dict[str
     spec = {"containers": [{"name": "main"}], "volumes": [{"name": f"v{n}", **v} for n, v in enumerate(volumes)]}
     pod = {"metadata": metadata, "spec": spec}
 
-    async def token(*wanted: Any) -> str:
-        return f"token for {wanted}"
+    async def token(pod: Object, *wanted: Any) -> str:
+        return f"token of {pod['metadata']['uid']} for {wanted}"
 
     settings = Settings(home=home)
     return asyncio.run(prepare_volumes(pod, settings, lambda kind, name: objects.get(kind), token, lambda: b"CA"))
@@ -63,7 +63,7 @@ def test_a_service_account_is_projected(tmp_path: Path) -> None:
         {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
     ]
     folder = prepare(tmp_path, {"projected": {"sources": sources}})["v0"]
-    assert "default" in (folder / "token").read_text() and mode(folder / "token") == 0o600
+    assert (folder / "token").read_text() == "token of u1 for ('', 3607)" and mode(folder / "token") == 0o600
     assert (folder / "ca.crt").read_bytes() == b"CA"
     assert (folder / "namespace").read_text() == "team"
 
