@@ -63,7 +63,7 @@ import tempfile
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Callable, Iterator, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
 __all__ = ["Child", "Exit", "Request", "ZygoteError", "connect", "listen", "main", "spawn"]
@@ -158,7 +158,7 @@ def spawn(socket_path: str, request: Request, stdio: tuple[int, int, int]) -> Ch
         raise ZygoteError(f"zygote {socket_path}: {error.strerror or error}") from error
     try:
         connection.settimeout(_REQUEST_TIMEOUT_S)
-        _send(connection, asdict(request), stdio)
+        _send(connection, vars(request), stdio)
         connection.settimeout(None)
         answer = _receive(connection)
     except OSError as error:
@@ -421,7 +421,7 @@ def _usage_of(*usages: resource.struct_rusage) -> tuple[float, int]:
 
 
 def _report(connection: socket.socket, exit_: Exit, *, final: bool) -> None:
-    _send(connection, {"exit": asdict(exit_), "final": final})
+    _send(connection, {"exit": vars(exit_), "final": final})
 
 
 # --- the child ------------------------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ class _Standby:
 
     def hand_over(self, request: Request, stdio: Sequence[int], connection: socket.socket) -> None:
         """Give it its request; OSError when it is no longer there."""
-        _send(self._inlet, asdict(request), [*stdio, connection.fileno()])
+        _send(self._inlet, vars(request), [*stdio, connection.fileno()])
         with contextlib.suppress(OSError):  # nobody stays outside, and the process has begun
             self.introduce(connection)
 

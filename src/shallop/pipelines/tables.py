@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -750,47 +751,55 @@ class Step(NamedTuple):
     cache: Sequence[Row]
 
 
+# Statements that every step of every run uses: SQLAlchemy remembers the key of a statement with the object, and finds
+# its compiled form by it.
+_INSERT_EVENTS, _INSERT_TASKS, _INSERT_ARTIFACTS = events.insert(), tasks.insert(), artifacts.insert()
+_INSERT_LINKS, _INSERT_ENTRIES = artifact_tasks.insert(), cache_entries.insert()
+_DELETE_LINKS = artifact_tasks.delete().where(
+    artifact_tasks.c.task_id == sa.bindparam("of"),
+    artifact_tasks.c.type == sa.bindparam("as"),
+    artifact_tasks.c.key == sa.bindparam("named"),
+)
+_DELETE_ENTRIES = cache_entries.delete().where(
+    cache_entries.c.namespace == sa.bindparam("in"),
+    cache_entries.c.pipeline_name == sa.bindparam("of"),
+    cache_entries.c.key == sa.bindparam("as"),
+)
+
+
+@lru_cache(maxsize=64)
+def _update_tasks(columns: tuple[str, ...]) -> sa.Update:
+    update = tasks.update().where(tasks.c.id == sa.bindparam("changed_id"))
+    return update.values({name: sa.bindparam(name) for name in columns})
+
+
 def write_step(connection: sa.Connection, step: Step) -> None:
     if step.events:
         connection.execute(
-            events.insert(), [{"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events]
+            _INSERT_EVENTS, [{"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events]
         )
     if step.dropped:
         connection.execute(artifact_tasks.delete().where(artifact_tasks.c.task_id.in_(step.dropped)))
         connection.execute(tasks.delete().where(tasks.c.id.in_(step.dropped)))
     if step.new_tasks:
-        connection.execute(tasks.insert(), list(step.new_tasks))
+        connection.execute(_INSERT_TASKS, list(step.new_tasks))
     # One statement for all that change the same columns.
     alike: dict[tuple[str, ...], list[Row]] = {}
     for id_, values in step.tasks.items():
         alike.setdefault(tuple(values), []).append({"changed_id": id_, **values})
     for columns, rows in alike.items():
-        update = tasks.update().where(tasks.c.id == sa.bindparam("changed_id"))
-        connection.execute(update.values({name: sa.bindparam(name) for name in columns}), rows)
+        connection.execute(_update_tasks(columns), rows)
     if step.artifacts:
-        connection.execute(artifacts.insert(), list(step.artifacts))
+        connection.execute(_INSERT_ARTIFACTS, list(step.artifacts))
     if step.links:
         # A task that is started again has its links already; those to what a client has registered stay.
-        known = (
-            artifact_tasks.c.task_id == sa.bindparam("of"),
-            artifact_tasks.c.type == sa.bindparam("as"),
-            artifact_tasks.c.key == sa.bindparam("named"),
-        )
         ends = {(link["task_id"], link["type"], link["key"]) for link in step.links}
-        rows = [{"of": task, "as": type_, "named": key} for task, type_, key in ends]
-        connection.execute(artifact_tasks.delete().where(*known), rows)
-        connection.execute(artifact_tasks.insert(), list(step.links))
+        connection.execute(_DELETE_LINKS, [{"of": task, "as": type_, "named": key} for task, type_, key in ends])
+        connection.execute(_INSERT_LINKS, list(step.links))
     if step.cache:
         entries = {tuple(entry[name] for name in ("namespace", "pipeline_name", "key")): entry for entry in step.cache}
-        same = (
-            cache_entries.c.namespace == sa.bindparam("in"),
-            cache_entries.c.pipeline_name == sa.bindparam("of"),
-            cache_entries.c.key == sa.bindparam("as"),
-        )
-        connection.execute(
-            cache_entries.delete().where(*same), [{"in": in_, "of": of, "as": as_} for in_, of, as_ in entries]
-        )
-        connection.execute(cache_entries.insert(), list(entries.values()))
+        connection.execute(_DELETE_ENTRIES, [{"in": in_, "of": of, "as": as_} for in_, of, as_ in entries])
+        connection.execute(_INSERT_ENTRIES, list(entries.values()))
 
 
 def start_run(connection: sa.Connection, id_: str, now: int) -> None:

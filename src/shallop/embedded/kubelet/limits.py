@@ -51,6 +51,8 @@ class ControlGroups:
 
     def existing(self, uid: str, run: str) -> list[str]:
         """Return the groups that a run has, which its processes must join."""
+        if uid not in self._limited:
+            return []
         groups = (root / self._name(uid, run) for root in (_V1_MEMORY, _V1_CPU, _V2))
         return [str(group) for group in groups if group.is_dir()]
 

@@ -617,7 +617,10 @@ class PodWorker:
 
     def _working_folder(self, record: ContainerRecord, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Make the working directory, as container engines do: in the volume where it lies, or as a private folder."""
-        path = Path(self._specs[record.name].get("workingDir") or self._environments[record.name].spec.workdir or "/")
+        asked = self._specs[record.name].get("workingDir") or self._environments[record.name].spec.workdir
+        if not asked or asked == "/":
+            return []
+        path = Path(asked)
         for mount in sorted(mounts, key=lambda mount: len(mount["target"]), reverse=True):
             if path.is_relative_to(mount["target"]) and "source" in mount:
                 if not mount.get("readonly"):
@@ -632,18 +635,17 @@ class PodWorker:
     def _visible(self, environment: Environment, container: str, mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hide the platform's own data, and show again what a process needs of it, or of a covered folder."""
         settings = self._node.settings
-        hidden = [{"target": str(path), "tmpfs": True} for path in _places_of(settings.home, mounts)]
+        hidden = [{"target": place, "tmpfs": True} for place in _places_of(settings.home, mounts)]
+        folder = str(self._folder)
         needed = [
-            settings.artifacts,
-            settings.run / "python",
-            self._folder / "home" / container,
-            self._folder / "messages",
-            environment.path,
-            *_program_folders(environment.python),
+            *_always_needed(settings.artifacts, settings.run, environment.path, environment.python),
+            f"{folder}/home/{container}",
+            f"{folder}/messages",
         ]
-        covers = [Path(mount["target"]) for mount in (*mounts, *hidden) if not mount["target"].startswith("/etc/")]
-        shown = [path for path in needed if any(path.is_relative_to(cover) for cover in covers)]
-        return hidden + [{"target": str(path), "source": str(path)} for path in dict.fromkeys(shown)]
+        targets = [mount["target"] for mount in (*mounts, *hidden)]
+        covers = [os.path.normpath(target) for target in targets if not target.startswith("/etc/")]
+        shown = [path for path in needed if any(_is_below(path, cover) for cover in covers)]
+        return hidden + [{"target": path, "source": path} for path in dict.fromkeys(shown)]
 
     def _told(self, event: dict[str, Any] | None) -> None:
         """Take news of the shim."""
@@ -1037,17 +1039,31 @@ class PodWorker:
         self._node.events.record(self._pod, reason, message, type_, field_path=path)
 
 
-def _places_of(home: Path, mounts: Sequence[Mapping[str, Any]]) -> list[Path]:
+# Strings, not paths, in what follows: every start of a container asks some dozens of these questions.
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Say whether a path is a folder or lies in it; both without ``..`` and double slashes."""
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+
+
+def _places_of(home: Path, mounts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where a container would see the platform's home: at its own place, and inside of a mounted folder above it."""
-    real = Path(os.path.realpath(home))
-    above = [mount for mount in mounts if "source" in mount and real.is_relative_to(mount["source"])]
-    return [home, *(Path(mount["target"]) / real.relative_to(mount["source"]) for mount in above)]
+    real = _real(home)
+    above = [mount for mount in mounts if "source" in mount and _is_below(real, os.path.normpath(mount["source"]))]
+    return [str(home), *(f"{mount['target']}/{os.path.relpath(real, mount['source'])}" for mount in above)]
 
 
 @lru_cache(maxsize=64)
-def _program_folders(python: Path) -> tuple[Path, Path]:
-    """Where an environment's interpreter and our own package really lie."""
-    return Path(os.path.realpath(python)).parents[1], Path(os.path.realpath(shallop_pod.__path__[0]))
+def _always_needed(artifacts: Path, run: Path, environment: Path, python: Path) -> tuple[str, ...]:
+    """What every process needs to see; the last two: where its interpreter and our own package really lie."""
+    interpreter, package = os.path.dirname(os.path.dirname(_real(python))), _real(shallop_pod.__path__[0])
+    return str(artifacts), str(run / "python"), str(environment), interpreter, package
+
+
+@lru_cache(maxsize=64)
+def _real(path: str | Path) -> str:
+    return os.path.realpath(path)
 
 
 def _attachable(container: Object) -> dict[str, bool]:

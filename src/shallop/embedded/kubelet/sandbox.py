@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,7 +191,7 @@ class Sandbox:
             attach: ``stdin``, ``tty``, ``once`` of a container that has input or a terminal.
         """
         order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log[0]), "rotate": log[1:]}
-        self._send({**order, "request": asdict(request), "attach": dict(attach or {})})
+        self._send({**order, "request": vars(request), "attach": dict(attach or {})})
 
     async def attach(self, container: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the input and output of a container that was started with ``attach``."""

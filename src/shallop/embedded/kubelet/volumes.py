@@ -39,6 +39,7 @@ _REFERRING = {
     "secretRef": "Secret",
     "secretKeyRef": "Secret",
 }
+_SMALL_BYTES = 16 << 10
 _SUPPORTED = "emptyDir, configMap, secret, projected, downwardAPI, hostPath, persistentVolumeClaim, ephemeral"
 
 
@@ -83,7 +84,11 @@ async def prepare_volumes(
             files = await _files_of(pod, volume, lookup, token, ca_pem, where)
             if files is not None:
                 private = "secret" in volume or "projected" in volume
-                await asyncio.to_thread(_write_files, folder, files, private=private)
+                if sum(len(content) for content, _ in files.values()) <= _SMALL_BYTES:
+                    # A token and a certificate: handing them to a thread takes longer than writing them.
+                    _write_files(folder, files, private=private)
+                else:
+                    await asyncio.to_thread(_write_files, folder, files, private=private)
             found[name] = folder
     return found
 
