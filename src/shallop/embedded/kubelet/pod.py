@@ -970,9 +970,10 @@ class PodWorker:
     async def _clean_up(self) -> None:
         self._stop_probes()
         if self._sandbox is not None:
-            sandbox, self._sandbox = self._sandbox, None
+            sandbox = self._sandbox
             if not (self._recyclable() and await self._node.spares.give_back(self._uid, sandbox, self._kept())):
                 await sandbox.quit()
+            self._sandbox = None
         if self._node.isolation.level == "none":
             await asyncio.to_thread(end_orphans, self._folder)
         if self._engined and self._node.engine is not None:
