@@ -67,6 +67,8 @@ _SETUP_RETRY_S = (1.0, 5.0, 15.0, 60.0, 300.0)
 _STABLE_S = 600.0
 _FIRST_PROBE_S = 0.05
 _KILL_S = 5.0
+# A Pod that runs to its end may be over so soon that nobody needs to hear that it ran: a write less.
+_BRIEF_S = 0.025
 # How often volumes with a size limit are measured.
 _MEASURE_S = 5.0
 _HOOK_S = 600.0
@@ -1011,8 +1013,11 @@ class PodWorker:
         return status
 
     async def _push_status(self) -> None:
+        runs_to_its_end = self._pod["spec"].get("restartPolicy", "Always") != "Always"
         while True:
             await self._dirty.wait()
+            if runs_to_its_end:
+                await asyncio.sleep(_BRIEF_S)
             self._dirty.clear()
             if self._is_over():
                 continue  # the last status is written by _finish
