@@ -185,11 +185,13 @@ class Network:
         (self._settings.run / "network.json").unlink(missing_ok=True)
 
     def allocate(self, uid: str, wanted: str = "") -> str:
-        """Return the address of a Pod; ``wanted`` is the one it has already."""
+        """Return the address of a Pod; ``wanted`` is the one it had before, which may be of another network by now."""
         if uid in self._used:
             return self._used[uid]
         if self._subnet.prefixlen == 32:
             return str(self._subnet[0])
+        if wanted and ipaddress.ip_address(wanted) not in self._subnet:
+            wanted = ""
         taken = set(self._used.values())
         size = self._subnet.num_addresses - 3
         candidates = (str(self._subnet[2 + next(self._next) % size]) for _ in range(size))

@@ -49,6 +49,11 @@ def test_only_ready_endpoints_of_the_named_port_are_used() -> None:
     assert service_of_slice(item) == ("team", "web")
 
 
+def test_a_pod_of_before_gets_an_address_of_the_network_of_now(tmp_path: Path) -> None:
+    network = Network(Settings(home=tmp_path), own_network=False)
+    assert network.allocate("moved", "10.244.36.2").startswith("127.64.")
+
+
 def test_addresses_are_unique_and_kept(tmp_path: Path) -> None:
     network = Network(Settings(home=tmp_path), own_network=False)
     kept = network.allocate("old", "127.64.0.3")
