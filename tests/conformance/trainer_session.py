@@ -7,6 +7,7 @@ import importlib.util
 import io
 import sys
 import time
+import uuid
 from pathlib import Path
 
 from kubeflow.common.types import KubernetesBackendConfig
@@ -179,9 +180,11 @@ def followed(client: TrainerClient) -> str:
     create(client, "trainingruntimes", "own", "plain", {"image": "python:3.11"})
     runtime = client.get_runtime("own")
     assert runtime.kind.value == "TrainingRuntime" and runtime.name in {item.name for item in client.list_runtimes()}
+    # Where Pods share the machine's /tmp, nobody else has this name.
+    end = f"/tmp/end-{uuid.uuid4().hex}"
     script = (
         "import os, sys, time\nfor n in range(3):\n    print(sys.argv[1], os.environ['WORD'], n, flush=True)\n"
-        "while not os.path.exists('/tmp/end'):\n    time.sleep(0.05)\nprint('over', flush=True)"
+        f"while not os.path.exists('{end}'):\n    time.sleep(0.05)\nprint('over', flush=True)"
     )
     pod = PodTemplatePatch(metadata={"labels": {"patched": "yes"}}, spec=PodSpecPatch(node_selector={}))
     replicated = ReplicatedJobPatch("node", JobTemplatePatch(spec=JobSpecPatch(template=pod)))
@@ -204,7 +207,7 @@ def followed(client: TrainerClient) -> str:
         lines.append(line)
         if len(lines) == 3:
             # What comes after this was printed while the log was followed.
-            command = ["python3", "-c", "open('/tmp/end', 'w')"]
+            command = ["python3", "-c", f"open('{end}', 'w')"]
             stream(
                 client.backend.core_api.connect_get_namespaced_pod_exec,
                 running.metadata.name,
