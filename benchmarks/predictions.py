@@ -64,10 +64,10 @@ PEERS = {
 
 
 def main(seconds: float, peers: Sequence[str]) -> None:
-    pythons = {peer: _python_of(PEERS[peer]) for peer in peers}
+    pythons = {peer: python_of(PEERS[peer]) for peer in peers}
     rows = []
     with tempfile.TemporaryDirectory() as folder, running() as status:
-        trainer = _python_of(PEERS["floor"])
+        trainer = python_of(PEERS["floor"])
         subprocess.run([trainer, str(HERE / "iris_servers.py"), "train", f"{folder}/model.joblib"], check=True)
         for name, url in _serve_with_shallop(status, folder):
             rows += _measure(name, url, BODY, seconds)
@@ -78,7 +78,7 @@ def main(seconds: float, peers: Sequence[str]) -> None:
     write("predictions", rows)
 
 
-def _python_of(peer: Peer) -> str:
+def python_of(peer: Peer) -> str:
     folder = ROOT / ".venvs" / f"bench-{peer.environment}"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():

@@ -5,8 +5,8 @@ The agent beside a component: logs its requests and answers as CloudEvents, and 
 in ``parse_options``. It listens on port 9081 and passes everything to the component's port.
 
 Unlike upstream's: a sink that is slow or gone never holds a request up (events are dropped, counted in ``/metrics`` as
-``shallop_agent_events_dropped_total``), requests of different paths are not mixed in a batch, and a batch that fails
-answers with the component's own status and body.
+``shallop_agent_events_dropped_total``), predictions of gRPC are logged too, as JSON, requests of different paths are
+not mixed in a batch, and a batch that fails answers with the component's own status and body.
 
 Source: KServe 0.21 agent; CloudEvents 1.0, binary mode over HTTP.
 """
@@ -29,7 +29,10 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from shallop_pod.grpctap import GrpcTap
 
 from shallop_pod.logstore import Record, StoredLog, StoreOptions, store_for
 from shallop_pod.storage import with_config
@@ -46,6 +49,9 @@ _SETTLE_S, _DRAIN_S = 10.0, 10.0
 _HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "host"))
 # Asked by the kubelet and by monitors, not by users.
 _UNLOGGED = frozenset(("/", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"))
+
+
+_Body = bytes | Callable[[], bytes]
 
 
 class Options(NamedTuple):
@@ -131,20 +137,27 @@ class Logger:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._events: queue.Queue[tuple[dict[str, str], bytes]] = queue.Queue(_QUEUE)
+        self._events: queue.Queue[tuple[dict[str, str], _Body]] = queue.Queue(_QUEUE)
         self._lock = threading.Lock()
         self.dropped = 0
         for _ in range(_SENDERS):
             threading.Thread(target=self._send, daemon=True).start()
 
-    def log(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: bytes) -> None:
-        """Log a message; ``kind`` is request or response, ``headers`` are the request's, names in lower case."""
+    def log(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: _Body) -> None:
+        """
+        Log a message.
+
+        Args:
+            kind: request or response.
+            headers: the request's, names in lower case.
+            body: or what makes it, in another thread; ValueError when it cannot.
+        """
         if self._options.log_mode not in ("all", kind):
             return
         try:
             self._events.put_nowait((self.render(kind, id_, headers, content_type), body))
         except queue.Full:
-            self._drop()
+            self.drop()
 
     def render(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str) -> dict[str, str]:
         """Return the headers of an event."""
@@ -170,22 +183,24 @@ class Logger:
             event["ce-annotations"] = json.dumps(dict(options.annotations))
         return event
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Count an event that cannot be sent."""
         with self._lock:
             self.dropped += 1
 
     def _send(self) -> None:
         while True:
             headers, body = self._events.get()
-            request = urllib.request.Request(self._options.log_url, body, headers)
             try:
+                content = body() if callable(body) else body
+                request = urllib.request.Request(self._options.log_url, content, headers)
                 urllib.request.urlopen(request, timeout=_SINK_TIMEOUT_S).close()
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
                 if not self.dropped:
                     print(f"logger: {self._options.log_url}: {error}", file=sys.stderr, flush=True)
-                self._drop()
+                self.drop()
             finally:
                 self._events.task_done()
 
@@ -494,17 +509,28 @@ class Agent:
             return Answer(response.status, kept_headers, content)
 
     def splice(self, client: socket.socket) -> None:
-        """Carry bytes between a client and the component until both have ended."""
+        """Carry bytes of HTTP/2 between a client and the component until both have ended; predictions are logged."""
+        seen = self._tap()
         try:
             component = socket.create_connection((self._host, self._options.component_port), self._options.timeout_s)
         except OSError:
             return
         with component:
             component.settimeout(None)
-            back = threading.Thread(target=_copy, args=(component, client), daemon=True)
+            back = threading.Thread(
+                target=_copy, args=(component, client, seen.response if seen else None), daemon=True
+            )
             back.start()
-            _copy(client, component)
+            _copy(client, component, seen.request if seen else None)
             back.join()
+
+    def _tap(self) -> GrpcTap | None:
+        if self.logger is None:
+            return None
+        # Imported late: only those who log gRPC need hpack.
+        from shallop_pod.grpctap import GrpcTap
+
+        return GrpcTap(self.logger.log, self.logger.drop)
 
     def _metrics(self, headers: Mapping[str, str]) -> Answer:
         try:
@@ -517,10 +543,12 @@ class Agent:
         return Answer(200, [("Content-Type", "text/plain; version=0.0.4")], body)
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Copy until the source ends, and say so to the target."""
+def _copy(source: socket.socket, target: socket.socket, see: Callable[[bytes], None] | None) -> None:
+    """Copy until the source ends, and say so to the target; ``see`` is shown all of it."""
     try:
         while data := source.recv(1 << 16):
+            if see is not None:
+                see(data)
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)
     except OSError:

@@ -1,9 +1,10 @@
 """
 The router of an InferenceGraph: walks a request through its nodes.
 
-``python3 -m shallop_pod.graphrouter --graph-json GRAPH``. Every POST is a request; a GET such as ``/readyz`` says that
-the router lives. A step is asked at its ``serviceUrl``, which the control plane has filled in. Headers named by the
-regular expressions in ``PROPAGATE_HEADERS`` (comma list) go along; without it those of tracing and authorization.
+``python3 -m shallop_pod.graphrouter --graph-json GRAPH``. Requests come by HTTP/1.1, HTTP/2 or gRPC (``graphhttp2``).
+Every POST is a request; a GET such as ``/readyz`` says that the router lives. A step is asked at its ``serviceUrl``,
+which the control plane has filled in. Headers named by the regular expressions in ``PROPAGATE_HEADERS`` (comma list) go
+along; without it those of tracing and authorization.
 
 An answer of unknown length, such as the words of a language model, is passed on as it comes where no step follows.
 
@@ -205,6 +206,8 @@ def _as_instances(body: bytes) -> bytes:
     value = json.loads(body)
     if isinstance(value, dict) and "predictions" in value:
         value["instances"] = value.pop("predictions")
+    elif isinstance(value, dict) and "outputs" in value:
+        value["inputs"] = value.pop("outputs")
     return json.dumps(value).encode()
 
 
@@ -222,6 +225,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         self.connection.settimeout(self.graph.read_s)
+        line: bytes = self.raw_requestline  # type: ignore[attr-defined]
+        if line == b"PRI * HTTP/2.0\r\n":
+            # Imported late: it takes an event loop and hpack, which requests over HTTP/1.1 do without.
+            from shallop_pod.graphhttp2 import serve_http2
+
+            self.close_connection = True
+            serve_http2(self.graph, self.connection, line + self.rfile.peek())  # type: ignore[attr-defined]
+            return False
         return super().parse_request()
 
     def do_GET(self) -> None:

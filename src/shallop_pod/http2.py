@@ -192,6 +192,12 @@ class Http2:
         self.send_headers(number, headers, end=end)
         return number
 
+    def follow(self, number: int) -> None:
+        """Read the answer of a stream that another end opened, whose connection is read along."""
+        stream = self._streams[number] = _Stream(self._peer_window)
+        stream.sent_all = True
+        self._next = max(self._next, number + 2)
+
     def send_headers(self, number: int, headers: Sequence[Header], *, end: bool) -> None:
         """Send headers, or trailers behind what is queued; nothing where the stream is over."""
         stream = self._streams.get(number)

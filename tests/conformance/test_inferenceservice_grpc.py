@@ -14,6 +14,20 @@ from typing import Any
 import pytest
 
 SESSION = Path(__file__).with_name("grpc_traffic_session.py")
+# Asks a graph once.
+GRAPH_SESSION = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+rows = triton.InferInput("input-0", [1, 4], "FP64")
+rows.set_data_from_numpy(np.array([[5.1, 3.5, 1.4, 0.2]]))
+options = [("grpc.default_authority", sys.argv[2])]
+with triton.InferenceServerClient(sys.argv[1], channel_args=options) as client:
+    assert client.is_server_ready()
+    answer = client.infer("any", [rows])
+    for output in answer.get_response().outputs:
+        print(output.name, answer.as_numpy(output.name))
+"""
 MODELS = Path(__file__).parents[1] / "unit" / "serving" / "models"
 NAMESPACE = "grpc-traffic"
 DEADLINE_S = 60.0
@@ -94,6 +108,15 @@ def test_no_call_fails_while_pods_change(platform: Any, client_env: Callable[[st
     kubectl("wait", "isvc/calls", "--for=condition=Ready", "--timeout=90s")
     address = platform.gateway.removeprefix("http://")
     host = f"calls.{NAMESPACE}.example.com"
+    url = f"http://calls.{NAMESPACE}.svc.cluster.local/v2/models/calls/infer"
+    steps = [{"serviceUrl": url, "name": "first"}, {"serviceUrl": url, "name": "second"}]
+    spec = {"nodes": {"root": {"routerType": "Ensemble", "steps": steps}}}
+    graph = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "InferenceGraph", "metadata": {"name": "both"}}
+    kubectl("apply", "-f", "-", stdin=json.dumps(graph | {"spec": spec}))
+    kubectl("wait", "ig/both", "--for=condition=Ready", "--timeout=90s")
+    command = [str(client_env("tritonclient")), "-c", GRAPH_SESSION, address, f"both.{NAMESPACE}.example.com"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert said.stdout.split() == ["first/output-0", "[0]", "second/output-0", "[0]"], said.stderr
     with traffic([str(client_env("tritonclient")), str(SESSION), address, host, "calls"]) as seen:
         until(lambda: seen.count > 50, "calls are answered")
         killed = next(iter(pods()))

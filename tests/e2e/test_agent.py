@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import http.server
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +18,11 @@ from typing import Any
 
 import pytest
 
-from shallop_pod.http2 import PREFACE
+from shallop_pod.http2 import PREFACE, Http2
+from shallop_pod.modelserver.models import Model
+from shallop_pod.modelserver.openinference import INFER
+from shallop_pod.modelserver.server import ModelServer
+from shallop_pod.protobuf import bytes_field
 
 DEADLINE_S = 30.0
 
@@ -85,6 +91,89 @@ def test_http2_passes_the_agent_as_it_is(shouting: int) -> None:
         while data := client.recv(65536):
             found += data
     assert found == PREFACE.upper() + b"X" * 20_000
+
+
+@contextmanager
+def model_server() -> Iterator[int]:
+    """A server of the model ``m``, which doubles its rows; its port."""
+    loop, port = asyncio.new_event_loop(), free_port()
+    server = ModelServer([Model("m", "sklearn", lambda rows: rows * 2, 2)], inline=True)
+
+    async def serve() -> None:
+        listener = await loop.create_server(server.connect, "127.0.0.1", port)
+        await stopped.wait()
+        listener.close()
+        for connection in list(server.connections):
+            connection.finish_and_close()
+        while server.connections:
+            await asyncio.sleep(0.01)
+
+    stopped = asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
+def sink() -> Iterator[tuple[int, list[Any]]]:
+    """Keep the CloudEvents that come: their type, id and body."""
+    events: list[Any] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            events.append((self.headers["ce-type"].rpartition(".")[2], self.headers["ce-id"], json.loads(body)))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Be quiet."""
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield made.server_address[1], events
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+
+
+def test_predictions_of_grpc_are_logged_while_they_pass_the_agent() -> None:
+    pytest.importorskip("numpy")
+    port = free_port()
+    tensor = bytes_field(1, b"x") + bytes_field(2, b"FP64") + bytes_field(3, b"\x01\x02")
+    request = bytes_field(1, b"m") + bytes_field(5, tensor) + bytes_field(7, struct.pack("<2d", 1.5, 2.0))
+    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", INFER.encode()), (b":authority", b"m")]
+    headers += [(b"content-type", b"application/grpc"), (b"ce-id", b"7")]
+    with model_server() as component, sink() as (sink_port, events):
+        url = f"http://127.0.0.1:{sink_port}"
+        with (
+            process("shallop_pod.agent", port, "--component-port", str(component), "--log-url", url),
+            socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection,
+        ):
+            client, heard = Http2(client=True), []
+            stream = client.open(headers, end=False)
+            client.send_data(stream, b"\0" + len(request).to_bytes(4, "big") + request, end=True)
+            while not any(getattr(event, "end", False) for event in heard):
+                connection.sendall(client.take())
+                heard += client.receive(connection.recv(65536))
+            assert heard[-1].headers == [(b"grpc-status", b"0")]
+            deadline = time.monotonic() + DEADLINE_S
+            while len(events) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    seen = {kind: (id_, body) for kind, id_, body in events}
+    assert seen["request"][0] == seen["response"][0] == "7"
+    assert seen["request"][1]["inputs"][0]["data"] == [1.5, 2.0]
+    assert seen["response"][1]["outputs"][0]["data"] == [3.0, 4.0]
 
 
 def test_a_client_that_sends_half_a_request_to_a_graph_is_dropped_in_time() -> None:

@@ -316,6 +316,91 @@ async def test_a_pod_that_speaks_http1_only_is_told_apart(world: World) -> None:
     assert (code, b"does not speak HTTP/2" in said) == (b"14", True), said
 
 
+def answer_in_chunks(body: bytes) -> bytes:
+    half = len(body) // 2
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:half], body[half:]))
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Kind: chunks\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+def answer_with_length(body: bytes) -> bytes:
+    early = b"HTTP/1.1 100 Continue\r\n\r\n"
+    return early + b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: keep-alive\r\n\r\n%b" % (len(body), body)
+
+
+def answer_until_the_end(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("render", [answer_in_chunks, answer_with_length, answer_until_the_end])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+@pytest.mark.parametrize("length_told", [True, False])
+async def test_what_is_no_grpc_goes_on_by_http1_where_a_pod_speaks_nothing_else(
+    world: World, render: Callable[[bytes], bytes], size: int, length_told: bool
+) -> None:
+    heads: list[bytes] = []
+
+    async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"PRI "):
+            writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        else:
+            heads.append(head)
+            body = b""
+            if b"content-length: " in head:
+                body = await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+            while b"transfer-encoding: chunked" in head:
+                count = int(await reader.readline(), 16)
+                body += await reader.readexactly(count)
+                await reader.readline()
+                if not count:
+                    break
+            writer.write(render(body[::-1]))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(http1, "127.0.0.1", 0)
+    world.serve_at(server.sockets[0].getsockname()[:2])
+    client = await world.client(lambda peer, event: read(peer, event))
+    body = bytes(range(256)) * (size // 256 + 1)
+    for _ in range(2):
+        headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x?y=1"), (b":authority", b"iris:8081")]
+        headers += [(b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"te", b"trailers")]
+        headers += [(b"content-length", b"%d" % len(body))] if length_told else []
+        stream = client.frames.open(headers, end=False)
+        client.frames.send_data(stream, body, end=True)
+        client.flush()
+        assert (await world.answer(client, stream))[0] == body[::-1]
+    server.close()
+    assert len(heads) == 2
+    assert heads[0].startswith(b"POST /x?y=1 HTTP/1.1\r\nhost: iris:8081\r\n")
+    assert b"cookie: a=1; b=2\r\n" in heads[0]
+    assert b"x-added: yes\r\n" in heads[0]
+    assert b"trailers" not in heads[0]
+
+
+def read(peer: Peer, event: Any) -> None:
+    if isinstance(event, Data):
+        peer.frames.acknowledge(event.stream, event.size)
+
+
+async def test_a_pod_of_http1_that_breaks_off_is_reported(world: World) -> None:
+    async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        good = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345"
+        writer.write(b"HTTP/1.1 505 No\r\n\r\n" if head.startswith(b"PRI ") else good)
+        writer.close()
+
+    server = await asyncio.start_server(http1, "127.0.0.1", 0)
+    world.serve_at(server.sockets[0].getsockname()[:2])
+    client = await world.client()
+    headers = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"iris")]
+    stream = client.frames.open(headers, end=True)
+    client.flush()
+    content, code, _ = await world.answer(client, stream)
+    server.close()
+    assert (content, code) == (b"12345", b"reset")
+
+
 async def test_a_call_without_an_answer_runs_into_the_timeout(world: World) -> None:
     world.route(Backend("ns", "app", 80), timeout_s=0.2)
     world.serve_at(await world.pod("a", silent))

@@ -2,8 +2,9 @@
 The proxy for HTTP/2 over cleartext, which gRPC speaks: each stream of a client finds its own Pod.
 
 Streams of all clients share a few connections to each Pod. Content is read from one side as the other side has room
-for it. A stream is sent again only where nothing was done with it (a connection is refused, the Pod says that it did
-not begin), and, where its route allows it, once when a Pod died over a prediction.
+for it. What is no gRPC goes on by HTTP/1.1 to a Pod that speaks nothing else. A stream is sent again only where nothing
+was done with it (a connection is refused, the Pod says that it did not begin), and, where its route allows it, once
+when a Pod died over a prediction.
 
 What a gRPC call cannot have is told by a gRPC status, anything else by a status of HTTP and ``{"error": ...}``.
 """
@@ -19,6 +20,7 @@ from shallop.gateway.http1 import MessageError
 from shallop.gateway.placement import MAX_REPLAY, Placed, Recording
 from shallop.gateway.plan import HOP_HEADERS, Captured, find_route, is_captured, is_repeatable
 from shallop.gateway.routes import Endpoint, fixed_draw
+from shallop.gateway.translation import Http1Stream
 from shallop_pod.http2 import (
     CANCEL,
     INTERNAL_ERROR,
@@ -137,6 +139,7 @@ class _Backend(_Connection):
     def broken(self, error: Http2Error) -> None:
         if not self._heard:
             self._said = "does not speak HTTP/2 without TLS, which gRPC needs"
+            self.gateway.http2.http1_only.add(self.endpoint)
         self.transport.abort()
 
     def retire(self) -> None:
@@ -180,8 +183,15 @@ class Http2Pool:
         self._open: dict[Endpoint, list[_Backend]] = {}
         self._waiting: dict[Endpoint, dict[_Exchange, None]] = {}
         self._opening: dict[Endpoint, asyncio.Task[None]] = {}
+        self._translating: dict[_Exchange, asyncio.Task[None]] = {}
+        # Endpoints that took the preface of HTTP/2 for nonsense.
+        self.http1_only: set[Endpoint] = set()
 
     def ask(self, exchange: _Exchange, endpoint: Endpoint) -> None:
+        if endpoint in self.http1_only and not exchange.is_grpc:
+            task = asyncio.get_running_loop().create_task(self._translate(exchange, endpoint))
+            self._translating[exchange] = task
+            return
         for backend in self._open.get(endpoint, ()):
             if backend.frames.has_room and not backend.transport.is_closing():
                 exchange.attach(backend)
@@ -192,6 +202,21 @@ class Http2Pool:
 
     def cancel(self, exchange: _Exchange, endpoint: Endpoint) -> None:
         self._waiting.get(endpoint, {}).pop(exchange, None)
+        if task := self._translating.pop(exchange, None):
+            task.cancel()
+
+    async def _translate(self, exchange: _Exchange, endpoint: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, stream = await loop.create_connection(lambda: Http1Stream(endpoint, exchange), *endpoint)
+        except (OSError, TimeoutError) as error:
+            self._translating.pop(exchange, None)
+            why = f"backend {endpoint[0]}:{endpoint[1]} cannot be reached: {error or 'timed out'}"
+            exchange.retry(why, endpoint)
+            return
+        self._translating.pop(exchange, None)
+        exchange.attach(stream)
 
     async def _connect(self, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
@@ -218,12 +243,13 @@ class Http2Pool:
 
     def close_except(self, endpoints: Collection[Endpoint]) -> None:
         """Close connections to endpoints that are gone, after the streams under way."""
+        self.http1_only.intersection_update(endpoints)
         for endpoint in [known for known in self._open if known not in endpoints]:
             for backend in list(self._open[endpoint]):
                 backend.retire()
 
     def close(self) -> None:
-        for task in self._opening.values():
+        for task in (*self._opening.values(), *self._translating.values()):
             task.cancel()
         self.close_except(())
 
@@ -238,13 +264,13 @@ class _Exchange(Placed):
         self._stream = request.stream
         self._request = request.headers
         self._headers: list[Header] = []
-        self._grpc = any(n == b"content-type" and v.startswith(b"application/grpc") for n, v in request.headers)
+        self.is_grpc = any(n == b"content-type" and v.startswith(b"application/grpc") for n, v in request.headers)
         self._kept: list[bytes | memoryview] | None = []
         self._kept_size = 0
         self._all_received = request.end
         self._repeatable = False
         self._lost = 0
-        self._backend: _Backend | None = None
+        self._backend: _Backend | Http1Stream | None = None
         self._backend_stream = 0
         self._unread_request = self._unread_answer = 0
         self._code = 0
@@ -310,7 +336,7 @@ class _Exchange(Placed):
     def ask(self, endpoint: Endpoint) -> None:
         self._gateway.http2.ask(self, endpoint)
 
-    def attach(self, backend: _Backend) -> None:
+    def attach(self, backend: _Backend | Http1Stream) -> None:
         """Send the request, as far as it is here, over a connection."""
         assert self._kept is not None
         self._backend = backend
@@ -389,14 +415,20 @@ class _Exchange(Placed):
         else:
             self.fail(503, "the backend takes no more requests, and this one is too large to be sent again")
 
-    def backend_lost(self, backend: _Backend, said: str) -> None:
+    def backend_lost(self, backend: _Backend | Http1Stream, said: str) -> None:
         self._backend = None
-        if self._kept is not None and self._repeatable and self._all_received and not self._lost:
+        if self._kept is not None and isinstance(backend, _Backend) and self._can_be_translated(backend.endpoint):
+            # It read nothing of the request: it stumbled over the preface.
+            self.retry("the backend speaks HTTP/1.1 only")
+        elif self._kept is not None and self._repeatable and self._all_received and not self._lost:
             # Once: a request that kills what reads it must not go round.
             self._lost += 1
             self.retry("the backend closed the connection", backend.endpoint)
         else:
             self.fail(502, f"backend {backend.endpoint[0]}:{backend.endpoint[1]} {said}")
+
+    def _can_be_translated(self, endpoint: Endpoint) -> bool:
+        return not self.is_grpc and endpoint in self._gateway.http2.http1_only
 
     def backend_reset(self, code: int) -> None:
         self._backend = None
@@ -425,7 +457,7 @@ class _Exchange(Placed):
             # Half of an answer can only be cut off.
             frames.reset(self._stream, INTERNAL_ERROR)
             status = 502
-        elif self._grpc:
+        elif self.is_grpc:
             said = quote(message, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"").encode()
             headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
             headers += [(b"grpc-status", b"%d" % _GRPC_OF_HTTP.get(status, 13)), (b"grpc-message", said)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, cast
@@ -59,6 +60,16 @@ class _Head(NamedTuple):
 
 
 _known: dict[bytes, _Head] = {}
+# The last large body: the next one of its size is read into it when nobody has a view of it any more.
+_spare: list[bytearray] = []
+
+
+def _take_buffer(size: int) -> bytearray:
+    spare = _spare.pop() if _spare else b""
+    # Held by the name here and by the call that counts: fresh memory costs as much as reading into it.
+    if isinstance(spare, bytearray) and len(spare) == size and sys.getrefcount(spare) == 2:
+        return spare
+    return bytearray(size)
 
 
 def _parse_head(raw: bytes) -> _Head:
@@ -152,6 +163,8 @@ class Connection(asyncio.BufferedProtocol):
         assert self._head is not None
         if self._filled == self._head.length:
             self._body = None
+            if len(body) <= _FIRST_BUFFER:
+                _spare[:] = [body]
             self._begin(self._head, cast(bytes, body))
         else:
             self._body = bytearray(min(self._head.length, 4 * len(body)))
@@ -223,7 +236,7 @@ class Connection(asyncio.BufferedProtocol):
             if length > _LARGE_BODY:
                 # The rest is read into its place.
                 self._filled = len(self._buffer)
-                self._body = bytearray(max(min(length, _FIRST_BUFFER), self._filled + 1))
+                self._body = _take_buffer(max(min(length, _FIRST_BUFFER), self._filled + 1))
                 self._body[: self._filled] = self._buffer
                 self._buffer.clear()
             return None

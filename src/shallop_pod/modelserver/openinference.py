@@ -26,7 +26,17 @@ from shallop_pod.protobuf import (
     wire_fields,
 )
 
-__all__ = ["INFER", "METHODS", "STREAM_INFER", "Method", "RestAnswer", "RestRequest", "stream_answer"]
+__all__ = [
+    "INFER",
+    "METHODS",
+    "STREAM_INFER",
+    "Method",
+    "RestAnswer",
+    "RestRequest",
+    "read_answer",
+    "stream_answer",
+    "tensor_values",
+]
 
 _SERVICE = "/inference.GRPCInferenceService/"
 INFER, STREAM_INFER = f"{_SERVICE}ModelInfer", f"{_SERVICE}ModelStreamInfer"
@@ -192,6 +202,28 @@ def _contents(datatype: str, parts: Mapping[int, list[tuple[int, Any]]], where: 
         raise ProtocolError(f"{where}: a value does not fit {datatype}: {error}") from error
 
 
+def tensor_values(datatype: str, raw: bytes | memoryview) -> list[Any]:
+    """
+    Return a tensor's values as JSON has them.
+
+    Raises:
+        ProtocolError: the bytes are no whole number of such values, or texts that JSON cannot hold.
+    """
+    if datatype == "BYTES":
+        values, position = [], 0
+        while position < len(raw):
+            size = int.from_bytes(raw[position : position + 4], "little")
+            if position + 4 + size > len(raw):
+                raise ProtocolError(f"an element of {size} bytes goes beyond the tensor's data")
+            values.append(_text(raw[position + 4 : position + 4 + size]))
+            position += 4 + size
+        return values
+    code = "e" if datatype == "FP16" else _CONTENTS.get(datatype, (0, ""))[1]
+    if not code or len(raw) % struct.calcsize(f"<{code}"):
+        raise ProtocolError(f"{len(raw)} bytes are no whole number of values of datatype {datatype!r}")
+    return list(struct.unpack(f"<{len(raw) // struct.calcsize(f'<{code}')}{code}", raw))
+
+
 def _input(message: Any, where: str) -> tuple[dict[str, Any], dict[int, list[tuple[int, Any]]] | None]:
     name, datatype = "", ""
     shape: list[int] = []
@@ -214,6 +246,33 @@ def _input(message: Any, where: str) -> tuple[dict[str, Any], dict[int, list[tup
     if any(size < 0 for size in shape):
         raise ProtocolError(f"{where}.shape: {shape} has a negative size")
     return {"name": name, "shape": shape, "datatype": datatype, "parameters": parameters}, contents
+
+
+def read_answer(message: bytes | memoryview, *, stream: bool = False) -> dict[str, Any]:
+    """
+    Return the V2 response in JSON that a ModelInferResponse stands for.
+
+    Args:
+        stream: it is a ModelStreamInferResponse, whose error is returned as one of REST.
+    """
+    if stream:
+        fields = {number: value for number, _, value in _fields(message)}
+        return {"error": _text(fields[1])} if fields.get(1) else read_answer(fields.get(2, b""))
+    said: dict[str, Any] = {"model_name": "", "model_version": "", "id": ""}
+    outputs: list[tuple[dict[str, Any], dict[int, list[tuple[int, Any]]] | None]] = []
+    raw: list[Any] = []
+    for number, _, value in _fields(message):
+        if number in (1, 2, 3):
+            said[("model_name", "model_version", "id")[number - 1]] = _text(value)
+        elif number == 5:
+            outputs.append(_input(value, f"outputs[{len(outputs)}]"))
+        elif number == 6:
+            raw.append(_content(value))
+    said["outputs"] = []
+    for index, (tensor, contents) in enumerate(outputs):
+        chunk = raw[index] if raw else _contents(tensor["datatype"], contents or {}, f"outputs[{index}]")
+        said["outputs"].append({**tensor, "data": tensor_values(tensor["datatype"], chunk)})
+    return said
 
 
 def _ask_infer(message: bytes | memoryview) -> RestRequest:

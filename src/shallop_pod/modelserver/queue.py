@@ -118,6 +118,8 @@ class ModelQueue:
 
 def _groups(jobs: list[_Job]) -> list[list[_Job]]:
     """Put jobs together whose rows are arrays of one row shape and type, up to a bound of rows."""
+    if len(jobs) == 1:
+        return [jobs]
     groups: dict[Any, list[list[_Job]]] = {}
     for job in jobs:
         rows = job.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -497,6 +498,9 @@ def main(argv: list[str]) -> int:
 def _run_workers(options: Options, how: LoadOptions) -> int:
     board = Board(options.workers)
     shared = _load_all(options, how)[0] if survives_fork(Path(options.folder), how) else None
+    # What is there now stays where it is: a collection in a worker would write to, and so copy, what they share.
+    gc.collect()
+    gc.freeze()
 
     def work(number: int) -> int:
         board.worker = number
