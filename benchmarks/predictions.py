@@ -34,7 +34,7 @@ BODY = json.dumps({"instances": ROWS}).encode()
 V2 = {"name": "x", "shape": [2, 4], "datatype": "FP64", "data": [value for row in ROWS for value in row]}
 CONNECTIONS = (1, 16)
 PATH = "/v1/models/iris:predict"
-SKLEARN = ("scikit-learn==1.9.1", "joblib")
+LIBRARIES = ("scikit-learn==1.9.1", "joblib", "xgboost", "lightgbm")
 
 
 class Peer(NamedTuple):
@@ -47,19 +47,19 @@ class Peer(NamedTuple):
     body: bytes = BODY
 
 
-KSERVE = ("kserve==0.21.0", *SKLEARN, "orjson", "uvloop")
+KSERVE = ("kserve==0.21.0", *LIBRARIES, "orjson", "uvloop")
 PEERS = {
     "kserve": Peer("kserve 0.21 Python server", "kserve", KSERVE),
     "floor": Peer("floor: uvicorn, orjson", "kserve", KSERVE),
     "mlserver": Peer(
         "MLServer 1.7.1",
         "mlserver",
-        ("mlserver==1.7.1", "mlserver-sklearn==1.7.1"),
+        ("mlserver==1.7.1", "mlserver-sklearn==1.7.1", "mlserver-xgboost==1.7.1", "mlserver-lightgbm==1.7.1"),
         "/v2/models/iris/infer",
         json.dumps({"inputs": [V2]}).encode(),
     ),
-    "bentoml": Peer("BentoML", "bentoml", ("bentoml", *SKLEARN)),
-    "ray": Peer("Ray Serve", "ray", ("ray[serve]", *SKLEARN)),
+    "bentoml": Peer("BentoML", "bentoml", ("bentoml", *LIBRARIES)),
+    "ray": Peer("Ray Serve", "ray", ("ray[serve]", *LIBRARIES)),
 }
 
 
@@ -68,12 +68,12 @@ def main(seconds: float, peers: Sequence[str]) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder, running() as status:
         trainer = python_of(PEERS["floor"])
-        subprocess.run([trainer, str(HERE / "iris_servers.py"), "train", f"{folder}/model.joblib"], check=True)
+        subprocess.run([trainer, str(HERE / "model_servers.py"), "train", f"{folder}/model.joblib"], check=True)
         for name, url in _serve_with_shallop(status, folder):
             rows += _measure(name, url, BODY, seconds)
     for kind in peers:
         peer = PEERS[kind]
-        with tempfile.TemporaryDirectory() as folder, _serving(pythons[kind], kind, Path(folder)) as url:
+        with tempfile.TemporaryDirectory() as folder, serving(pythons[kind], kind, Path(folder)) as url:
             rows += _measure(peer.name, url, peer.body, seconds)
     write("predictions", rows)
 
@@ -100,10 +100,10 @@ def _serve_with_shallop(status: dict[str, Any], folder: str) -> list[tuple[str, 
     manifest.write_text(json.dumps(service))
     subprocess.run([SHALLOP, "apply", "-f", str(manifest), "--home", status["home"]], check=True)
     gateway = f"{status['gateway']}/serving/default/iris{PATH}"
-    wait_until(lambda: _answers(gateway), "the InferenceService iris")
+    wait_until(lambda: answers(gateway), "the InferenceService iris")
     found = [("shallop, gateway", gateway)]
     for address in _pod_addresses(Path(status["home"])):
-        if _answers(f"http://{address}:8080{PATH}"):
+        if answers(f"http://{address}:8080{PATH}"):
             found.append(("shallop, Pod", f"http://{address}:8080{PATH}"))
     return found
 
@@ -120,19 +120,24 @@ def _pod_addresses(home: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _serving(python: str, kind: str, folder: Path) -> Iterator[str]:
+def serving(
+    python: str, kind: str, folder: Path, file: str = "model.joblib", model_kind: str = "iris"
+) -> Iterator[str]:
+    """Serve a model of a kind that ``model_servers.py`` knows by a peer; yields the URL of its predictions."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    script, model = str(HERE / "iris_servers.py"), str(folder / "model.joblib")
-    subprocess.run([python, script, "train", model], check=True)
+    script, model = str(HERE / "model_servers.py"), str(folder / file)
+    subprocess.run([python, script, "train", model, model_kind], check=True)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [python, script, kind, model, str(port)], stdout=log, stderr=log, start_new_session=True
         )
     try:
         url, body = f"http://127.0.0.1:{port}{PEERS[kind].path}", PEERS[kind].body
-        wait_until(lambda: _answers(url, body) or process.poll() is not None, f"the {kind} server")
+        if model_kind != "iris":
+            body = render(kind, [[0.0] * 20])
+        wait_until(lambda: answers(url, body) or process.poll() is not None, f"the {kind} server")
         if process.poll() is not None:
             sys.exit(f"the {kind} server ended:\n{(folder / 'log').read_text()[-3000:]}")
         yield url
@@ -145,7 +150,15 @@ def _serving(python: str, kind: str, folder: Path) -> Iterator[str]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answers(url: str, body: bytes = BODY) -> bool:
+def render(kind: str, rows: list[list[float]]) -> bytes:
+    """Return the body of a request for some rows, as a peer takes it."""
+    if PEERS[kind].path == PATH:
+        return json.dumps({"instances": rows}).encode()
+    tensor = {"name": "x", "shape": [len(rows), len(rows[0])], "datatype": "FP64"}
+    return json.dumps({"inputs": [tensor | {"data": [value for row in rows for value in row]}]}).encode()
+
+
+def answers(url: str, body: bytes = BODY) -> bool:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
@@ -157,12 +170,12 @@ def _answers(url: str, body: bytes = BODY) -> bool:
 def _measure(name: str, url: str, body: bytes, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for connections in CONNECTIONS:
-        _load(url, body, connections, 1.0)
-        rows.append({"server": name, "connections": connections, **_load(url, body, connections, seconds)})
+        load(url, body, connections, 1.0)
+        rows.append({"server": name, "connections": connections, **load(url, body, connections, seconds)})
     return rows
 
 
-def _load(url: str, body: bytes, connections: int, seconds: float) -> dict[str, Any]:
+def load(url: str, body: bytes, connections: int, seconds: float) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "load.py"), url, str(connections), str(seconds)]
     done = subprocess.run(command, input=body, capture_output=True, check=True, timeout=seconds + 60)
     result: dict[str, Any] = json.loads(done.stdout)

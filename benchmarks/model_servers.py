@@ -1,9 +1,9 @@
 """
-The peers of ``predictions.py``, each run by an environment of its own.
+The peers of ``predictions.py`` and ``table_models.py``, each run by an environment of its own.
 
-``iris_servers.py train FILE`` writes the model; ``kserve FILE PORT`` serves it with KServe's Python server,
-``floor FILE PORT`` with nothing but uvicorn, orjson and the model; ``mlserver``, ``bentoml`` and ``ray`` with these.
-All are one replica with one worker, on loopback, and send no telemetry.
+``model_servers.py train FILE [KIND]`` writes the model (KIND: iris, forest, xgboost, lightgbm); ``kserve FILE PORT``
+serves it with KServe's Python server, ``floor FILE PORT`` with nothing but uvicorn, orjson and the model; ``mlserver``,
+``bentoml`` and ``ray`` with these. All are one replica with one worker, on loopback, and send no telemetry.
 """
 
 from __future__ import annotations
@@ -18,12 +18,43 @@ from typing import Any
 import joblib
 
 
-def train(file: str) -> None:
+def train(file: str, kind: str = "iris") -> None:
+    import numpy as np
     from sklearn.datasets import load_iris
+    from sklearn.ensemble import RandomForestClassifier
     from sklearn.svm import SVC
 
-    x, y = load_iris(return_X_y=True)
-    joblib.dump(SVC(gamma="scale").fit(x, y), file)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2000, 20))
+    labels = (rows[:, 0] + rows[:, 1] ** 2 > 1).astype(int)
+    if kind == "iris":
+        joblib.dump(SVC(gamma="scale").fit(*load_iris(return_X_y=True)), file)
+    elif kind == "forest":
+        joblib.dump(RandomForestClassifier(100, n_jobs=1, random_state=0).fit(rows, labels), file)
+    elif kind == "xgboost":
+        import xgboost
+
+        xgboost.train({"nthread": 1}, xgboost.DMatrix(rows, labels), 100).save_model(file)
+    else:
+        import lightgbm
+
+        lightgbm.train({"verbose": -1, "num_threads": 1}, lightgbm.Dataset(rows, labels), 100).save_model(file)
+
+
+def load(file: str) -> Any:
+    """Return what predicts, told by the file's suffix, as a user of the library would write it."""
+    if file.endswith(".joblib"):
+        return joblib.load(file).predict
+    if file.endswith(".json"):
+        import numpy as np
+        import xgboost
+
+        booster = xgboost.Booster({"nthread": 1}, model_file=file)
+        return lambda rows: booster.inplace_predict(np.asarray(rows), validate_features=False)
+    import lightgbm
+
+    model = lightgbm.Booster(model_file=file)
+    return lambda rows: model.predict(rows, num_threads=1)
 
 
 def serve_with_kserve(file: str, port: int) -> None:
@@ -32,11 +63,11 @@ def serve_with_kserve(file: str, port: int) -> None:
     class Iris(kserve.Model):
         def __init__(self) -> None:
             super().__init__("iris")
-            self.model = joblib.load(file)
+            self.model = load(file)
             self.ready = True
 
         def predict(self, payload: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
-            return {"predictions": self.model.predict(payload["instances"]).tolist()}
+            return {"predictions": self.model(payload["instances"]).tolist()}
 
     server = kserve.ModelServer(http_port=port, enable_grpc=False, workers=1, access_log_format=None)
     server.start([Iris()])
@@ -46,7 +77,7 @@ def serve_floor(file: str, port: int) -> None:
     import orjson
     import uvicorn
 
-    model = joblib.load(file)
+    predict = load(file)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -57,7 +88,7 @@ def serve_floor(file: str, port: int) -> None:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        answer = {"predictions": model.predict(orjson.loads(body)["instances"]).tolist()} if body else {}
+        answer = {"predictions": predict(orjson.loads(body)["instances"]).tolist()} if body else {}
         content = orjson.dumps(answer)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -71,7 +102,12 @@ def serve_with_mlserver(file: str, port: int) -> None:
     ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
     settings = {"host": "127.0.0.1", "parallel_workers": 0, "debug": False, **ports}
     (folder / "settings.json").write_text(json.dumps(settings))
-    model = {"name": "iris", "implementation": "mlserver_sklearn.SKLearnModel", "parameters": {"uri": file}}
+    runtimes = {
+        ".joblib": "mlserver_sklearn.SKLearnModel",
+        ".json": "mlserver_xgboost.XGBoostModel",
+        ".txt": "mlserver_lightgbm.LightGBMModel",
+    }
+    model = {"name": "iris", "implementation": runtimes[Path(file).suffix], "parameters": {"uri": file}}
     (folder / "model-settings.json").write_text(json.dumps(model))
     command = Path(sys.executable).parent / "mlserver"
     os.execv(command, [str(command), "start", str(folder)])
@@ -79,18 +115,25 @@ def serve_with_mlserver(file: str, port: int) -> None:
 
 def serve_with_bentoml(file: str, port: int) -> None:
     source = """
-import os, joblib, bentoml
+import os, sys, bentoml
+sys.path.insert(0, os.environ["HERE"])
+from model_servers import load
 @bentoml.service(workers=1)
 class Iris:
     def __init__(self) -> None:
-        self.model = joblib.load(os.environ["MODEL"])
+        self.model = load(os.environ["MODEL"])
     @bentoml.api(route="/v1/models/iris:predict")
-    def predict(self, instances: list[list[float]]) -> dict[str, list[int]]:
-        return {"predictions": self.model.predict(instances).tolist()}
+    def predict(self, instances: list[list[float]]) -> dict[str, list[float]]:
+        return {"predictions": self.model(instances).tolist()}
 """
     folder = Path(file).parent
     (folder / "iris_service.py").write_text(source)
-    os.environ |= {"MODEL": file, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder / "bentoml")}
+    os.environ |= {
+        "MODEL": file,
+        "HERE": str(Path(__file__).parent),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(folder / "bentoml"),
+    }
     command = Path(sys.executable).parent / "bentoml"
     arguments = ["serve", "iris_service:Iris", "--host", "127.0.0.1", "--port", str(port), "--working-dir", str(folder)]
     os.execv(command, [str(command), *arguments])
@@ -109,11 +152,11 @@ def serve_with_ray(file: str, port: int) -> None:
     @serve.deployment(ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=100)
     class Iris:
         def __init__(self) -> None:
-            self.model = joblib.load(file)
+            self.model = load(file)
 
         async def __call__(self, request: Any) -> dict[str, Any]:
             body = await request.json()
-            return {"predictions": self.model.predict(body["instances"]).tolist()}
+            return {"predictions": self.model(body["instances"]).tolist()}
 
     serve.run(Iris.bind(), route_prefix="/", name="iris")
     signal.sigwait({signal.SIGTERM})
@@ -138,6 +181,6 @@ SERVERS = {
 
 if __name__ == "__main__":
     if sys.argv[1] == "train":
-        train(sys.argv[2])
+        train(*sys.argv[2:])
     else:
         SERVERS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
