@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,13 +80,22 @@ async def disturb(client: RemoteClient, folder: str, until: float, done: Counter
         await asyncio.sleep(2)
 
 
+async def watch_memory(pid: int, until: float, seconds: float, samples: list[float]) -> None:
+    """Take the memory of the control plane at the quarters of the time."""
+    loop = asyncio.get_running_loop()
+    for left in (0.75, 0.5, 0.25, 0.0):
+        await asyncio.sleep(until - left * seconds - loop.time())
+        samples.append(pss_mib(pid))
+
+
 async def soak(instance: Instance, seconds: float) -> list[dict[str, Any]]:
     peak = await measure(instance.gateway + PATH, BODY, CONNECTIONS, 3)
     before, begun = pss_mib(instance.pid), time.perf_counter()
     until = asyncio.get_running_loop().time() + seconds
-    seen, done = Counter[str](), Counter[str]()
+    seen, done, samples = Counter[str](), Counter[str](), list[float]()
     async with RemoteClient(load_kubeconfig(str(instance.home / "kubeconfig"))) as client, asyncio.TaskGroup() as tasks:
         tasks.create_task(disturb(client, instance.folder, until, done))
+        tasks.create_task(watch_memory(instance.pid, until, seconds, samples))
         for _ in range(CONNECTIONS):
             tasks.create_task(ask(instance.gateway, peak["per_s"] / 2 / CONNECTIONS, until, seen))
     elapsed = time.perf_counter() - begun
@@ -97,7 +107,10 @@ async def soak(instance: Instance, seconds: float) -> list[dict[str, Any]]:
         {"what": "predictions per second", "value": round(good / elapsed)},
         {"what": "failed requests", "value": seen.total()},
         *({"what": what, "value": count} for what, count in done.items()),
-        {"what": "growth of the control plane (MiB)", "value": round(pss_mib(instance.pid) - before, 1)},
+        *(
+            {"what": f"growth of the control plane, quarter {number} (MiB)", "value": round(after - since, 1)}
+            for number, (since, after) in enumerate(pairwise([before, *samples]), 1)
+        ),
     ]
 
 
