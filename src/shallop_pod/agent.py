@@ -29,6 +29,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -218,15 +219,26 @@ class StoredLogger:
         self._options = options
         folder = "/".join(part for part in (options.namespace, options.service, options.component) if part)
         self._log = StoredLog(store, folder, store_for(store.url, with_config(os.environ)))
+        self._makers, self._room = ThreadPoolExecutor(1), threading.Semaphore(_QUEUE)
 
     @property
     def dropped(self) -> int:
         return self._log.dropped
 
-    def log(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: bytes) -> None:
+    def drop(self) -> None:
+        """As ``Logger.drop``."""
+        self._log.drop(1)
+
+    def log(self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: _Body) -> None:
         """As ``Logger.log``."""
         options = self._options
         if options.log_mode not in ("all", kind):
+            return
+        if callable(body):
+            if self._room.acquire(blocking=False):
+                self._makers.submit(self._make, kind, id_, headers, content_type, body)
+            else:
+                self.drop()
             return
         record = Record(
             url=options.log_url,
@@ -244,8 +256,19 @@ class StoredLogger:
         )
         self._log.add(record)
 
+    def _make(
+        self, kind: str, id_: str, headers: Mapping[str, str], content_type: str, body: Callable[[], bytes]
+    ) -> None:
+        try:
+            self.log(kind, id_, headers, content_type, body())
+        except ValueError:
+            self.drop()
+        finally:
+            self._room.release()
+
     def drain(self, seconds: float) -> None:
         """As ``Logger.drain``."""
+        self._makers.shutdown()
         self._log.drain(seconds)
 
 

@@ -155,7 +155,7 @@ class StoredLog:
         try:
             self._records.put_nowait(record)
         except queue.Full:
-            self._drop(1)
+            self.drop(1)
 
     def drain(self, seconds: float) -> None:
         """Store what was taken so far and take no more; waits so long at most."""
@@ -165,7 +165,8 @@ class StoredLog:
             return
         self._thread.join(seconds)
 
-    def _drop(self, count: int) -> None:
+    def drop(self, count: int) -> None:
+        """Count records that cannot be stored."""
         with self._lock:
             self.dropped += count
 
@@ -207,7 +208,7 @@ class StoredLog:
         except Exception as error:
             if not self.dropped:
                 print(f"logger: {self._options.url}: {error}", file=sys.stderr, flush=True)
-            self._drop(len(records))
+            self.drop(len(records))
 
     def _marshalled(self, records: Sequence[Record]) -> tuple[bytes, str]:
         if not self._options.marshaller_url:
