@@ -35,7 +35,7 @@ __all__ = ["Change", "ObjectsStore", "Stored", "Subscription", "encode_object"]
 log = logging.getLogger(__name__)
 
 # History kept for watches: all of the last KEEP_S seconds, at least KEEP_REVISIONS, at most MAX_REVISIONS and MAX_BYTES
-# of JSON (the newest _DECODED of them decoded, too, which takes about seven times as much).
+# of JSON (the newest _DECODED of them decoded, too, which takes about six times as much).
 KEEP_REVISIONS = 10_000
 MAX_REVISIONS = 60_000
 MAX_BYTES = 64 << 20
