@@ -16,7 +16,7 @@ from shallop.embedded.apiserver.verbs import Page
 from shallop.errors import BadRequestError
 from shallop.kube.objects import Object
 
-__all__ = ["Answer", "encode_event", "encode_list", "encode_one", "negotiated"]
+__all__ = ["Answer", "encode_event", "encode_list", "encode_one", "encode_stored", "negotiated"]
 
 GZIP_OVER = 128 * 1024
 Headers = list[tuple[bytes, bytes]]
@@ -75,6 +75,18 @@ def encode_one(resource: Resource, obj: Object, form: Form, include: str, now: d
     return negotiated(obj, form, status)
 
 
+def encode_stored(resource: Resource, stored: Stored, form: Form, include: str, now: datetime) -> Answer:
+    """Encode one object as it is stored, or what that is in another version or form."""
+    if form.is_json and stored.raw.startswith(_prefix(resource)):
+        return Answer(stored.raw)
+    return encode_one(resource, conversion.view(resource, stored), form, include, now)
+
+
+def _prefix(resource: Resource) -> bytes:
+    """How the JSON of an object begins that is stored in the version of ``resource``."""
+    return f'{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'.encode()
+
+
 def encode_list(resource: Resource, page: Page, form: Form, include: str, now: datetime) -> Answer:
     """Encode one page of objects."""
     metadata: Object = {"resourceVersion": page.revision}
@@ -108,7 +120,7 @@ def encode_list(resource: Resource, page: Page, form: Form, include: str, now: d
 
 
 def _items(resource: Resource, items: list[Stored]) -> list[bytes]:
-    prefix = f'{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'.encode()
+    prefix = _prefix(resource)
     size = len(prefix)
     result = []
     for stored in items:
@@ -148,10 +160,8 @@ def encode_event(
         elif form.as_:
             obj = printing.render_partial(obj, form.version)
         return head + encode_object(obj) + b"}\n"
-    if not form.as_:
-        prefix = f'{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'.encode()
-        if stored.raw.startswith(prefix):
-            return head + stored.raw + b"}\n"
+    if not form.as_ and stored.raw.startswith(_prefix(resource)):
+        return head + stored.raw + b"}\n"
     obj = conversion.view(resource, stored)
     if form.as_ == "Table":
         table = printing.render_table(resource, [obj], form.version, _include(include), now, columns=first)

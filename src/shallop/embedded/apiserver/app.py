@@ -382,8 +382,8 @@ class App:
             found = await metrics.read_metrics(self.node, self._verbs, self._registry, resource, namespace, name, query)
             return answers.negotiated(found, form)
         if verb == "get":
-            obj = await self._verbs.read(resource, namespace, name, request.first("resourceVersion"))
-            return answers.encode_one(resource, obj, form, include, now)
+            stored = await self._verbs.read_stored(resource, namespace, name, request.first("resourceVersion"))
+            return answers.encode_stored(resource, stored, form, include, now)
         if verb == "list":
             if parse_bool(request.first("sendInitialEvents")):
                 problem = FieldError.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")
@@ -411,8 +411,10 @@ class App:
                 written = await self._verbs.create(resource, namespace, body.value, options)
             else:
                 written = await self._verbs.update(resource, namespace, name, body.value, options)
-        answer = answers.encode_one(resource, written.object, form, include, now, 201 if written.created else 200)
-        return answer
+        status = 201 if written.created else 200
+        if written.raw and form.is_json:
+            return Answer(written.raw, status)
+        return answers.encode_one(resource, written.object, form, include, now, status)
 
     async def _body(self, request: Request, resource: Resource) -> bodies.Body:
         content_type = request.headers.get(b"content-type", "")

@@ -22,6 +22,11 @@ class Form(NamedTuple):
     yaml: bool = False
     discovery: str = ""
 
+    @property
+    def is_json(self) -> bool:
+        """Whether the object itself is wanted, as it is."""
+        return not self.as_ and not self.yaml
+
 
 _JSON = Form()
 

@@ -59,10 +59,11 @@ class Page(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The object after a write, and whether the write created it."""
+    """The object after a write, whether the write created it, and its JSON where that is known."""
 
     object: Object
     created: bool = False
+    raw: bytes = b""
 
 
 class DeleteOptions(NamedTuple):
@@ -115,10 +116,16 @@ class Verbs:
         """Read an object of a built-in kind."""
         return conversion.to_version(resource, self.get_stored(resource, namespace, name).object)
 
-    async def read(self, resource: Resource, namespace: str, name: str, resource_version: str = "") -> Object:
+    async def read(self, resource: Resource, namespace: str, name: str) -> Object:
+        return await self.converter.view(resource, self.get_stored(resource, namespace, name))
+
+    async def read_stored(self, resource: Resource, namespace: str, name: str, resource_version: str) -> Stored:
+        """As ``read``, for ``conversion.view``: what is stored may be what is shown."""
         if resource_version:
             self._check_version(resource_version)
-        return await self.converter.view(resource, self.get_stored(resource, namespace, name))
+        stored = self.get_stored(resource, namespace, name)
+        await self.converter.prepare(resource, [stored])
+        return stored
 
     def get_stored(self, resource: Resource, namespace: str, name: str) -> Stored:
         stored = self.store.get(resource.storage, namespace, name)
@@ -236,8 +243,9 @@ class Verbs:
                 return Written(obj, created=True)
             name = obj["metadata"]["name"]
             written = await self.converter.to_storage(resource, obj)
-            await self.store.put(resource.storage, namespace, name, written)
-        return Written(await self.converter.to_version(resource, written), created=True)
+            stored = await self.store.put(resource.storage, namespace, name, written)
+        shown = await self.converter.to_version(resource, written)
+        return Written(shown, created=True, raw=stored.raw if shown is written else b"")
 
     def _allocating(self, resource: Resource) -> AbstractAsyncContextManager[None]:
         """Held from the choice of an address until it is stored: no two Services may get the same."""
@@ -409,8 +417,9 @@ class Verbs:
             stored = await self.store.remove(resource.storage, namespace, name, last)
             gone = new | {"metadata": new["metadata"] | {"resourceVersion": str(stored.revision)}}
             return Written(gone)
-        await self.store.put(resource.storage, namespace, name, obj)
-        return Written(await self.converter.to_version(resource, obj))
+        stored = await self.store.put(resource.storage, namespace, name, obj)
+        shown = await self.converter.to_version(resource, obj)
+        return Written(shown, raw=stored.raw if shown is obj else b"")
 
     async def patch(
         self,

@@ -38,9 +38,7 @@ _VERSIONS = ("v1", "v1beta1")
 
 
 class Webhooks:
-    """
-    Calls the webhooks that match a write.
-    """
+    """Calls the webhooks that match a write."""
 
     def __init__(self, store: ObjectsStore, registry: Registry, caller: WebhookCaller, converter: Converter) -> None:
         self._store = store
