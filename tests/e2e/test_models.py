@@ -249,6 +249,7 @@ def is_server_of(pid: int, pod: str) -> bool:
     [
         ("unpicklable", b"this is no pickle", "model.joblib"),
         ("empty-folder", None, "no model file"),
+        ("changed", b"another model", "checksum mismatch"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_says_why(
@@ -259,7 +260,8 @@ def test_a_model_that_cannot_be_loaded_says_why(
     (folder / "README.txt").write_text("a folder")
     if content is not None:
         (folder / "model.joblib").write_bytes(content)
-    declare(platform, name, str(folder))
+    declared = f"file://{folder}/model.joblib#sha256={'0' * 64}"
+    declare(platform, name, declared if name == "changed" else str(folder))
     platform.kubectl("wait", f"inferenceservice/{name}", "--for=condition=Ready=False", "--timeout=90s")
     query = "jsonpath={.status.conditions[?(@.type=='Ready')].message} {.status.modelStatus.lastFailureInfo.message}"
     command = ("get", "inferenceservice", name, "-o", query)
