@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -55,6 +56,7 @@ _USED_FILE = "shallop-used"
 _LAYOUT = 1
 # Of the hundreds of architectures of transformers a Pod uses one; Python compiles it when it is first imported.
 _NOT_COMPILED = "/tests?/|/transformers/models/"
+_EXECUTOR = ("shallop_pod.launcher", "kfp.dsl.executor_main")
 _PRELOADS = {
     "numpy": "numpy",
     "pandas": "pandas",
@@ -375,6 +377,30 @@ class Environments:
         """The folder of all environments."""
         return self._root
 
+    def last_used_for_steps(self, within_s: float, here: str = "") -> Environment | None:
+        """
+        Return the environment that steps of pipelines used last, if that is not longer ago; blocking.
+
+        Those with large libraries to import do not count. The one with the key ``here`` comes before all that other
+        homes may have used since.
+        """
+        newest, found = time.time() - within_s, None
+        for path in self._root.glob("*/" + _USED_FILE):
+            try:
+                used = path.stat().st_mtime if path.parent.name != here else math.inf
+                if used <= newest:
+                    continue
+                info = json.loads((path.parent / _INFO_FILE).read_text())
+            except (OSError, ValueError):
+                continue
+            spec = EnvironmentSpec(info["image"], info["python"], info["interpreter"], tuple(info["requirements"]))
+            preload = _preload_of(spec, frozenset(_package_of(line) for line in info["packages"]))
+            if preload == _EXECUTOR:
+                folder = path.parent
+                newest = used
+                found = Environment(folder.name, folder, folder / "bin" / "python", info["digest"], preload, spec)
+        return found
+
     # --- the cache as a whole; blocking, for the command line and for the node's start ---
 
     def list_all(self) -> list[EnvironmentInfo]:
@@ -429,7 +455,7 @@ def _preload_of(spec: EnvironmentSpec, installed: frozenset[str]) -> tuple[str, 
     asked = {_package_of(requirement) for requirement in (*spec.requirements, *spec.no_deps)}
     modules = [module for package, module in _PRELOADS.items() if package in asked and package in installed]
     if "kfp" in asked and "kfp" in installed:
-        modules = ["shallop_pod.launcher", "kfp.dsl.executor_main", *modules]
+        modules = [*_EXECUTOR, *modules]
     return tuple(dict.fromkeys([*modules, *spec.preload]))
 
 

@@ -60,6 +60,9 @@ _CLEAN_UP_S = 3600.0
 # Use is measured over this time, or since the last question when that was so many seconds ago.
 _WINDOW_S = 0.5
 _FRESH_S = (5.0, 60.0)
+# After a start: how long nothing is made in advance, and how lately an environment must have been used to be worth it.
+_QUIET_S = 1.0
+_RECENT_S = 7 * 24 * 3600.0
 # Any image without packages: shims and ordinary programs are forked from its fork-server.
 _BASE_IMAGE = "debian"
 
@@ -125,6 +128,7 @@ class Node:
                 await self.spares.end_all()
                 group.create_task(self.spares.run(), name="spare sandboxes")
                 await asyncio.to_thread(self.environments.sweep)
+                group.create_task(self._prewarm(), name="first fork-server")
                 group.create_task(self._heartbeat(), name="node heartbeat")
                 group.create_task(self._keep_house(), name="node housekeeping")
         finally:
@@ -149,6 +153,7 @@ class Node:
         # What is in memory ends with what used it; nothing of ours stays mounted.
         for folder in folders:
             await asyncio.to_thread(unmount_memory, folder)
+        await self.zygotes.settle()
         self.zygotes.stop()
         if self.network.own_network:
             self.network.remove()
@@ -253,6 +258,23 @@ class Node:
                 await self._end_sandbox(folder)
                 await asyncio.to_thread(remove_pod_folder, folder)
         await asyncio.to_thread(self.groups.adopt, known)
+
+    async def _prewarm(self) -> None:
+        """
+        Start the fork-server that the first step of a pipeline will need: its imports are most of what that waits for.
+
+        It ends when it is idle, as any. Where others were asked for at once it would only be in their way.
+        """
+        await asyncio.sleep(_QUIET_S)
+        if self.zygotes.count > 1:
+            return
+        here = self.zygotes.last_with_imports()
+        environment = await asyncio.to_thread(self.environments.last_used_for_steps, _RECENT_S, here)
+        if environment is not None:
+            try:
+                await self.zygotes.socket(environment)
+            except NodeError as error:
+                log.warning("no fork-server in advance: %s", error)
 
     async def base(self) -> Environment:
         """Return the environment without packages."""

@@ -7,6 +7,7 @@ that a process and its exit code do not depend on the control plane.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -30,6 +31,7 @@ from shallop_pod.zygote import connect
 __all__ = ["Zygotes", "link_pod_package"]
 
 _START_TIMEOUT_S = 120.0
+_LAST_FILE = "last-with-imports"
 
 
 def link_pod_package(settings: Settings) -> Path:
@@ -120,6 +122,7 @@ class Zygotes:
         self._idle_s = idle_s
         self._zygotes: OrderedDict[str, _Zygote] = OrderedDict()
         self._starting: dict[str, anyio.Lock] = {}
+        self._starts: set[asyncio.Future[_Zygote]] = set()
         self._stamp = _code_stamp()
 
     @classmethod
@@ -145,17 +148,39 @@ class Zygotes:
                 if zygote is not None:
                     zygote.forget()
                 path = self._folder / f"{key[:16]}-{self._stamp}.sock"
-                zygote = self._adopt(path) or await self._start(environment, path)
+                zygote = self._adopt(path) or await self._start_whole(environment, path)
                 self._zygotes[key] = zygote
             self._zygotes.move_to_end(key)
         self._end_oldest()
         return zygote.path
 
+    @property
+    def count(self) -> int:
+        """How many were asked for and not ended for lack of room."""
+        return len(self._zygotes)
+
+    def last_with_imports(self) -> str:
+        """Return the key of the environment whose fork-server with imports was started last in this home."""
+        try:
+            return (self._folder / _LAST_FILE).read_text()
+        except OSError:
+            return ""
+
+    async def settle(self) -> None:
+        """Wait for those that are being started: ``stop`` finds only those that listen."""
+        await asyncio.gather(*self._starts, return_exceptions=True)
+
     def stop(self) -> None:
-        """End all; one whose processes still run ends after the last of them."""
+        """End all, those of an earlier process too; one whose processes still run ends after the last of them."""
+        told = set()
         for zygote in self._zygotes.values():
             zygote.end()
+            told.add(zygote.path)
         self._zygotes.clear()
+        for path in set(self._folder.glob("*.sock")) - told:
+            with contextlib.suppress(ProcessLookupError):  # it ends by itself just now
+                if (left := self._adopt(path)) is not None:
+                    left.end()
 
     def _adopt(self, path: Path) -> _Zygote | None:
         pid = _pid_at(path)
@@ -164,6 +189,13 @@ class Zygotes:
     def _end_oldest(self) -> None:
         while len(self._zygotes) > self._limit:
             self._zygotes.popitem(last=False)[1].end()
+
+    async def _start_whole(self, environment: Environment, path: Path) -> _Zygote:
+        """Start one to the end, though the caller be cancelled: see ``settle``."""
+        start = asyncio.ensure_future(self._start(environment, path))
+        self._starts.add(start)
+        start.add_done_callback(self._starts.discard)
+        return await asyncio.shield(start)
 
     async def _start(self, environment: Environment, path: Path) -> _Zygote:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -182,6 +214,9 @@ class Zygotes:
                 f"image '{environment.spec.image}': the fork-server of {environment.path} did not start: {text}. "
                 f"Remove the environment ('shallop env remove {environment.key}'), it will be built again."
             )
+        if environment.preload:
+            with contextlib.suppress(OSError):  # a note for the next start, no more
+                (self._folder / _LAST_FILE).write_text(environment.key)
         return zygote
 
     def _spawn(self, environment: Environment, path: Path, log: Path) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -213,3 +216,33 @@ def test_an_index_that_is_away_is_told_from_one_in_trouble(text: str, network: b
 @pytest.mark.parametrize("text", ["", "\n"])
 def test_a_silent_failure_is_said(text: str) -> None:
     assert essential_lines(text) == "uv ended without a message."
+
+
+def test_the_environment_that_steps_used_last_is_found(tmp_path: Path) -> None:
+    now = time.time()
+    lines = {
+        "a": ["kfp==2.16.0"],
+        "b": ["kfp==2.17.0"],
+        "c": ["numpy==2.0"],
+        "d": ["kfp==1.0"],
+        "e": ["kfp==1", "numpy==2.0"],
+    }
+    for age, (key, packages) in enumerate(lines.items()):
+        folder = tmp_path / "envs" / key
+        folder.mkdir(parents=True)
+        info = {"image": "python", "python": "3.11", "interpreter": "/usr/bin/python3", "digest": "sha256:0"}
+        requirements = [*packages, "left --no-deps"]
+        (folder / "shallop-environment.json").write_text(
+            json.dumps(info | {"packages": packages, "requirements": requirements})
+        )
+        (folder / "shallop-used").touch()
+        os.utime(folder / "shallop-used", (now - 100 * age,) * 2)
+    (tmp_path / "envs" / "d" / "shallop-environment.json").write_text("{")
+    os.utime(tmp_path / "envs" / "a" / "shallop-used", (now - 500,) * 2)
+    found = environments(tmp_path).last_used_for_steps(3600.0)
+    assert found is not None
+    assert (found.key, found.preload) == ("b", ("shallop_pod.launcher", "kfp.dsl.executor_main"))
+    assert environments(tmp_path).last_used_for_steps(50.0) is None
+    used_here = environments(tmp_path).last_used_for_steps(50.0, "a")
+    assert used_here is not None and used_here.key == "a"
+    assert environments(tmp_path / "none").last_used_for_steps(3600.0) is None
