@@ -391,10 +391,10 @@ class Environments:
                 if used <= newest:
                     continue
                 info = json.loads((path.parent / _INFO_FILE).read_text())
-            except (OSError, ValueError):
+                spec = EnvironmentSpec(info["image"], info["python"], info["interpreter"], tuple(info["requirements"]))
+                preload = _preload_of(spec, frozenset(_package_of(line) for line in info["packages"]))
+            except (OSError, ValueError, KeyError):
                 continue
-            spec = EnvironmentSpec(info["image"], info["python"], info["interpreter"], tuple(info["requirements"]))
-            preload = _preload_of(spec, frozenset(_package_of(line) for line in info["packages"]))
             if preload == _EXECUTOR:
                 folder = path.parent
                 newest = used

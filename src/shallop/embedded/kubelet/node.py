@@ -273,7 +273,7 @@ class Node:
         if environment is not None:
             try:
                 await self.zygotes.socket(environment)
-            except NodeError as error:
+            except (NodeError, OSError) as error:
                 log.warning("no fork-server in advance: %s", error)
 
     async def base(self) -> Environment:
