@@ -9,17 +9,34 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, Sequence  # noqa: UP035  environments may be Python 3.9
+from contextlib import contextmanager
+from typing import Any, Iterator, Sequence, Tuple  # noqa: UP035  environments may be Python 3.9
 
-__all__ = ["main"]
+__all__ = ["main", "meet"]
 
 _PATIENCE_S = 120.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Meet the others as ``MASTER_ADDR``, ``MASTER_PORT``, ``RANK`` and ``WORLD_SIZE`` say; print what came."""
+    """Meet the others, print what came from them."""
     import numpy
     from xgboost import collective
+
+    with meet() as (rank, world):
+        total = collective.allreduce(numpy.array([float(rank)]), collective.Op.SUM)
+        word = collective.broadcast("hello from 0" if rank == 0 else None, 0)
+        print(f"rank {rank} of {world}: sum of ranks {total[0]:.0f}, heard {word!r}", flush=True)
+    return 0
+
+
+@contextmanager
+def meet() -> Iterator[Tuple[int, int]]:  # noqa: UP006
+    """
+    Join the processes of an XGBoostJob as ``MASTER_ADDR``, ``MASTER_PORT``, ``RANK`` and ``WORLD_SIZE`` say.
+
+    Returns:
+        Rank and number of processes; the first one is the tracker of all as well, and leaves last.
+    """
     from xgboost.tracker import RabitTracker
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -30,14 +47,11 @@ def main(argv: Sequence[str]) -> int:
         tracker.start()
     connection = _connect(host, port, rank)
     try:
-        total = collective.allreduce(numpy.array([float(rank)]), collective.Op.SUM)
-        word = collective.broadcast("hello from 0" if rank == 0 else None, 0)
-        print(f"rank {rank} of {world}: sum of ranks {total[0]:.0f}, heard {word!r}", flush=True)
+        yield rank, world
     finally:
         connection.__exit__(None, None, None)
     if tracker is not None:
         tracker.wait_for()
-    return 0
 
 
 def _connect(host: str, port: int, rank: int) -> Any:

@@ -83,13 +83,25 @@ def test_all_examples_of_upstream_are_accepted(platform: Any, kubectl: str, shar
 
 
 @pytest.mark.timeout(600)
-def test_an_example_of_xgboost_runs_unchanged(platform: Any, namespace: str, shared: Path) -> None:
-    folder = shared / "specs" / "trainer" / "legacy-v1" / "examples" / "xgboost" / "smoke-dist"
-    platform.kubectl("-n", namespace, "apply", "-f", str(folder / "xgboostjob_v1alpha1_rabit_test.yaml"))
-    job = "xgboostjob/xgboost-dist-test"
-    assert condition(platform, namespace, job, "Succeeded", "Failed")["reason"] == "XGBoostJobSucceeded"
-    log = platform.kubectl("-n", namespace, "logs", "xgboost-dist-test-master-0")
-    assert "rank 0 of 3: sum of ranks 3" in log
+def test_examples_of_xgboost_and_jax_run_unchanged(platform: Any, namespace: str, shared: Path) -> None:
+    folder = shared / "specs" / "trainer" / "legacy-v1" / "examples"
+    # Its manifest names a namespace.
+    platform.kubectl("create", "namespace", "kubeflow", check=False)
+    examples = [
+        ("smoke-dist/xgboostjob_v1alpha1_rabit_test", "xgboost-dist-test", "rank 0 of 3: sum of ranks 3"),
+        ("xgboostjob", "xgboost-dist-iris-test-train", "trained by 3 processes; accuracy 0.9"),
+    ]
+    for name, _, _ in examples:
+        platform.kubectl("-n", namespace, "apply", "-f", str(folder / "xgboost" / f"{name}.yaml"))
+    platform.kubectl("apply", "-f", str(folder / "jax" / "cpu-demo" / "demo.yaml"))
+    for _, job, word in examples:
+        ended = condition(platform, namespace, f"xgboostjob/{job}", "Succeeded", "Failed")
+        assert ended["reason"] == "XGBoostJobSucceeded", ended
+        assert word in platform.kubectl("-n", namespace, "logs", f"{job}-master-0")
+    ended = condition(platform, "kubeflow", "jaxjob/jaxjob-simple", "Succeeded", "Failed")
+    assert ended["reason"] == "JAXJobSucceeded", ended
+    assert "sum over all devices: 2" in platform.kubectl("-n", "kubeflow", "logs", "jaxjob-simple-worker-0")
+    platform.kubectl("delete", "-f", str(folder / "jax" / "cpu-demo" / "demo.yaml"), "--wait=false")
 
 
 @pytest.mark.timeout(600)

@@ -189,11 +189,12 @@ def _strings(item: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
 
 
 def stand_in(argv: Sequence[str], programs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return what runs in place of a program that is no Python and only in the real image."""
-    stands = programs.get(argv[0])
-    if stands is None:
-        return list(argv)
-    return [*stands[:-1], *argv[1:]] if stands[-1:] == ("$@",) else list(stands)
+    """Return what runs in place of a program that only the real image has; programs are named by their first words."""
+    for name, stands in programs.items():
+        words = name.split()
+        if list(argv[: len(words)]) == words:
+            return [*stands[:-1], *argv[len(words) :]] if tuple(stands[-1:]) == ("$@",) else list(stands)
+    return list(argv)
 
 
 def read_requirements(path: Path) -> tuple[str, ...]:

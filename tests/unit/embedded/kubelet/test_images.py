@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shallop.embedded.kubelet.images import ImageTable, add_image, read_requirements, remove_image
+from shallop.embedded.kubelet.images import ImageTable, add_image, read_requirements, remove_image, stand_in
 from shallop.errors import ImageResolutionError, SettingsError
 
 FIXTURES = Path(__file__).parents[4] / ".." / "shared" / "fixtures" / "kfp"
@@ -116,3 +116,10 @@ def test_every_image_of_the_compiled_pipelines_is_known(tmp_path: Path) -> None:
                 image = executor.get("container", {}).get("image", "python")
                 if not image.startswith("argostub/"):  # these are not run: the engine creates the claim itself
                     images.find(image)
+
+
+def test_programs_of_an_image_are_stood_in_for_by_their_first_words() -> None:
+    programs = {"/bin/served": ("python3", "-m", "own", "$@"), "python3 train.py": ("python3", "-m", "psum")}
+    assert stand_in(["/bin/served", "--port=1"], programs) == ["python3", "-m", "own", "--port=1"]
+    assert stand_in(["python3", "train.py", "--fast"], programs) == ["python3", "-m", "psum"]
+    assert stand_in(["python3", "other.py"], programs) == ["python3", "other.py"]
