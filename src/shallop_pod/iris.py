@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--n_estimators", type=int, default=10)
     parser.add_argument("--learning_rate", type=float, default=0.1)
     parser.add_argument("--early_stopping_rounds", type=int, default=0)
-    parser.add_argument("--model_path", required=True)
+    parser.add_argument("--model_path", default="")
     parser.add_argument("--model_storage_type", default="local")
     parser.add_argument("--oss_param", default="")
     options = parser.parse_args(argv)
@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--model_storage_type: only 'local' is there; give --model_path in a mounted claim")
     if options.job_type == "Train":
         _train(options)
+    elif not options.model_path:
+        parser.error("--model_path: required to predict")
     else:
         _predict(options)
     return 0
@@ -58,10 +60,12 @@ def _train(options: argparse.Namespace) -> None:
         own = xgboost.DMatrix(rows[rank::world], kinds[rank::world])
         booster = xgboost.train(parameters, own, num_boost_round=options.n_estimators)
     if rank == 0:
+        print(f"trained by {world} processes; accuracy {_accuracy(booster):.3f}", flush=True)
+    if rank == 0 and options.model_path:
         os.makedirs(os.path.dirname(options.model_path) or ".", exist_ok=True)
         booster.save_model(options.model_path + ".json")
         os.replace(options.model_path + ".json", options.model_path)
-        print(f"trained by {world} processes; accuracy {_accuracy(booster):.3f}; model in {options.model_path}")
+        print(f"the model is in {options.model_path}", flush=True)
 
 
 def _predict(options: argparse.Namespace) -> None:
