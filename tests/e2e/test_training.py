@@ -22,6 +22,29 @@ while not os.path.exists(folder + "/end"):
     time.sleep(0.05)
 """
 
+# Reports what may not be reported, then what may; prints the answers.
+REPORTING = """
+import json, os, time, urllib.error, urllib.request
+own = os.environ["KUBEFLOW_TRAINER_SERVER_URL"]
+with open(os.environ["KUBEFLOW_TRAINER_SERVER_TOKEN"]) as file:
+    token = file.read()
+def send(status, url=own, token=token):
+    headers = {"Authorization": "Bearer " + token, "Content-Type": "application/json"}
+    try:
+        body = json.dumps({"trainerStatus": status}).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+metric = {"name": "loss", "value": "0.5"}
+good = {"progressPercentage": 40, "metrics": [metric], "lastUpdatedTime": "2026-01-01T00:00:00Z"}
+other = own.replace("/trainjobs/reports/", "/trainjobs/other/")
+print(json.dumps([
+    send({**good, "progressPercentage": 140}), send({**good, "metrics": [metric] * 257}),
+    send({"progressPercentage": 1}), send("half"), send(good, url=other), send(good, token="x"), send(good),
+]))
+"""
+
 
 def until(check: Callable[[], Any], what: str) -> Any:
     deadline = time.monotonic() + DEADLINE_S
@@ -115,6 +138,21 @@ def test_a_training_that_needs_more_memory_than_it_may_have_says_so(platform: An
         assert "MemoryLimitIgnored" in events, "the limit was neither kept nor said to be ignored"
         pytest.skip("this machine has no control groups for limits of memory")
     assert "exit code 137: out of memory; raise its memory limit" in ended["message"], ended
+
+
+@pytest.mark.timeout(600)
+def test_what_pods_report_of_their_progress_is_checked(platform: Any, namespace: str) -> None:
+    job = train_job("reports", "plain", ["python3", "-c", REPORTING])
+    platform.kubectl("-n", namespace, "apply", "-f", "-", stdin=job)
+    assert condition(platform, namespace, "trainjob/reports", "Complete", "Failed")["type"] == "Complete"
+    log = platform.kubectl("-n", namespace, "logs", "-l", "jobset.sigs.k8s.io/jobset-name=reports")
+    assert json.loads(log) == [422, 422, 422, 400, 403, 403, 200]
+    status = json.loads(platform.kubectl("-n", namespace, "get", "trainjob", "reports", "-o", "json"))["status"]
+    assert status["trainerStatus"] == {
+        "progressPercentage": 40,
+        "metrics": [{"name": "loss", "value": "0.5"}],
+        "lastUpdatedTime": "2026-01-01T00:00:00Z",
+    }
 
 
 @pytest.mark.timeout(600)
