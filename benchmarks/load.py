@@ -35,7 +35,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         head, separator, body = self.buffer.partition(b"\r\n\r\n")
-        if not separator or len(body) < content_length(head):
+        if not separator or not is_whole(head, body):
             return
         now = time.perf_counter()
         if not head.startswith(b"HTTP/1.1 200"):
@@ -52,6 +52,12 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
             self.done.set_exception(error or ConnectionError("the server closed the connection"))
+
+
+def is_whole(head: bytes, body: bytes) -> bool:
+    if b"transfer-encoding: chunked" in head.lower():
+        return body.endswith(b"0\r\n\r\n")
+    return len(body) >= content_length(head)
 
 
 def content_length(head: bytes) -> int:

@@ -172,12 +172,15 @@ def _measure(name: str, url: str, body: bytes, seconds: float) -> list[dict[str,
     for connections in CONNECTIONS:
         load(url, body, connections, 1.0)
         rows.append({"server": name, "connections": connections, **load(url, body, connections, seconds)})
+        print(rows[-1], flush=True)
     return rows
 
 
 def load(url: str, body: bytes, connections: int, seconds: float) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "load.py"), url, str(connections), str(seconds)]
-    done = subprocess.run(command, input=body, capture_output=True, check=True, timeout=seconds + 60)
+    done = subprocess.run(command, input=body, capture_output=True, check=False, timeout=seconds + 60)
+    if done.returncode:
+        return {"failed": done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]}
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
