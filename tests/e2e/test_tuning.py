@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,80 @@ def test_the_examples_of_katib_are_judged_as_katib_judges_them(cluster: Cluster,
     assert len(accepted) == len(examples) - len(refused), text
 
 
+PIPELINE = {
+    "pipelineInfo": {"name": "measure"},
+    "schemaVersion": "2.1.0",
+    "root": {
+        "inputDefinitions": {"parameters": {"rate": {"parameterType": "NUMBER_DOUBLE"}}},
+        "dag": {
+            "tasks": {
+                "measure": {
+                    "componentRef": {"name": "comp"},
+                    "taskInfo": {"name": "measure"},
+                    "inputs": {"parameters": {"rate": {"componentInputParameter": "rate"}}},
+                }
+            }
+        },
+    },
+    "components": {
+        "comp": {
+            "executorLabel": "exec",
+            "inputDefinitions": {"parameters": {"rate": {"parameterType": "NUMBER_DOUBLE"}}},
+            "outputDefinitions": {"artifacts": {"loss": {"artifactType": {"schemaTitle": "system.Artifact"}}}},
+        }
+    },
+    "deploymentSpec": {
+        "executors": {
+            "exec": {
+                "container": {
+                    "image": "alpine",
+                    "command": ["sh", "-c", 'mkdir -p "$(dirname "$1")" && echo "$0" > "$1"'],
+                    "args": ["{{$.inputs.parameters['rate']}}", "{{$.outputs.artifacts['loss'].path}}"],
+                }
+            }
+        }
+    },
+}
+RUN_PIPELINE = """
+import json, os, sys, time, urllib.request
+def call(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    url = os.environ["KF_PIPELINES_ENDPOINT"] + "/apis/v2beta1" + path
+    with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"})) as answer:
+        return answer.read()
+spec = json.load(open("/pipeline/pipeline.json"))
+config = {"parameters": {"rate": float(sys.argv[1])}}
+run = json.loads(call("/runs", {"display_name": sys.argv[2], "pipeline_spec": spec, "runtime_config": config}))
+deadline = time.monotonic() + 60
+while run.get("state") not in ("SUCCEEDED", "FAILED"):
+    assert time.monotonic() < deadline, run
+    time.sleep(0.05)
+    run = json.loads(call("/runs/" + run["run_id"]))
+assert run["state"] == "SUCCEEDED", run
+(artifact,) = json.loads(call("/artifacts?run_id=" + run["run_id"]))["artifacts"]
+print("loss=" + call("/artifacts/" + str(artifact["artifact_id"]) + ":download").decode())
+"""
+
+
+def test_a_trial_may_be_a_run_of_a_pipeline(cluster: Cluster) -> None:
+    files = {"pipeline.json": json.dumps(PIPELINE), "trial.py": RUN_PIPELINE}
+    metadata = {"name": "measure", "namespace": "tuning-e2e"}
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files})
+    run = job("python3", "/pipeline/trial.py", "${trialParameters.x}", "${trialParameters.name}")
+    pod = run["spec"]["template"]["spec"]
+    pod["volumes"] = [{"name": "pipeline", "configMap": {"name": "measure"}}]
+    pod["containers"][0]["volumeMounts"] = [{"name": "pipeline", "mountPath": "/pipeline"}]
+    body = experiment("pipelines", run)
+    body["spec"]["trialTemplate"]["trialParameters"].append({"name": "name", "reference": "${trialSpec.Name}"})
+    cluster.apply(body)
+    cluster.ended("pipelines")
+    for trial in cluster.trials("pipelines"):
+        assert float(observed(trial)["latest"]) == pytest.approx(value_of(trial))
+    with urllib.request.urlopen(f"{cluster.platform.web}/apis/v2beta1/runs?page_size=100", timeout=30) as answer:
+        runs = {found["display_name"]: found["state"] for found in json.load(answer)["runs"]}
+    assert {runs.get(trial["metadata"]["name"]) for trial in cluster.trials("pipelines")} == {"SUCCEEDED"}
+
+
 def test_a_trial_that_falls_behind_is_stopped_early(cluster: Cluster) -> None:
     """The first trial is good; the next ones report worse values and would then wait for ever."""
     script = (
@@ -421,6 +496,50 @@ def test_an_optimization_job_names_the_best_train_job(cluster: Cluster) -> None:
     assert "Grid search requires all parameters to be Categorical" in answer
 
 
+def grid_of_train_jobs(log: str) -> dict[str, Any]:
+    script = (
+        "import os, time; name = os.environ['NAME']; open('/runs/' + name, 'a').write('x'); time.sleep(0.3); "
+        "print('score=' + str(int(os.environ['KUBEFLOW_TRAINER_OPT_A']) * int(os.environ['KUBEFLOW_TRAINER_OPT_B'])))"
+    )
+    field = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/jobset-name']"}}
+    pod = {
+        "volumes": [{"name": "runs", "hostPath": {"path": log}}],
+        "containers": [{"name": "node", "volumeMounts": [{"name": "runs", "mountPath": "/runs"}]}],
+    }
+    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    patch = {
+        "manager": "example.com/test",
+        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
+    }
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "OptimizationJob",
+        "metadata": {"name": "grid", "namespace": "tuning-e2e"},
+        "spec": {
+            "objectives": [{"metric": "score", "direction": "Maximize"}],
+            "searchAlgorithm": {"grid": {}},
+            "parameters": [
+                {"name": "a", "searchSpace": {"categorical": {"choices": ["1", "2", "3"]}}},
+                {"name": "b", "searchSpace": {"categorical": {"choices": ["10", "20"]}}},
+            ],
+            "numTrials": 10,
+            "parallelTrials": 2,
+            "trainJobTemplate": {
+                "metadata": {"labels": {"team": "blue"}},
+                "spec": {
+                    "runtimeRef": {"name": "plain"},
+                    "trainer": {
+                        "image": "python:3.11",
+                        "command": ["python3", "-c", script],
+                        "env": [{"name": "NAME", "valueFrom": field}],
+                    },
+                    "runtimePatches": [patch],
+                },
+            },
+        },
+    }
+
+
 def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) -> None:
     own_platform.up()
     cluster = Cluster(own_platform)
@@ -433,14 +552,23 @@ def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) 
     pod["containers"][0]["volumeMounts"] = [{"name": "runs", "mountPath": "/runs"}]
     body = experiment("killed", run, algorithm={"algorithmName": "tpe"}, maxTrialCount=8)
     body["spec"]["trialTemplate"]["trialParameters"].append({"name": "name", "reference": "${trialSpec.Name}"})
-    cluster.apply(body)
-    for count in (2, 5):
+    cluster.apply(body, grid_of_train_jobs(str(log)))
+    for count in (3, 7):
         wait_for(f"{count} runs", lambda n=count: len(list(log.iterdir())) >= n)  # type: ignore[misc]
         own_platform.kill()
         own_platform.up()
     found = cluster.ended("killed")
     assert found["status"]["trialsSucceeded"] == 8, found["status"]
     assert len(cluster.trials("killed")) == 8
-    assert {path.name: path.read_text() for path in log.iterdir()} == {
-        trial["metadata"]["name"]: "x" for trial in cluster.trials("killed")
-    }
+    best = wait_for(
+        "the OptimizationJob", lambda: (cluster.get("optimizationjob", "grid").get("status") or {}).get("result")
+    )
+    assert {one["name"]: one["value"] for one in best["parameters"]} == {"a": "3", "b": "20"}, best
+    text = cluster.kubectl("get", "trainjobs.trainer.kubeflow.org", "-n", "tuning-e2e", "-o", "json")
+    jobs = json.loads(text)["items"]
+    assert len(jobs) == 6
+    assert all(job["metadata"]["labels"]["team"] == "blue" for job in jobs)
+    names = [trial["metadata"]["name"] for trial in cluster.trials("killed")] + [
+        job["metadata"]["name"] for job in jobs
+    ]
+    assert {path.name: path.read_text() for path in log.iterdir()} == dict.fromkeys(names, "x")
