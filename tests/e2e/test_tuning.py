@@ -561,7 +561,8 @@ def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) 
     assert found["status"]["trialsSucceeded"] == 8, found["status"]
     assert len(cluster.trials("killed")) == 8
     best = wait_for(
-        "the OptimizationJob", lambda: (cluster.get("optimizationjob", "grid").get("status") or {}).get("result")
+        "the OptimizationJob",
+        lambda: (cluster.get("optimizationjobs.trainer.kubeflow.org", "grid").get("status") or {}).get("result"),
     )
     assert {one["name"]: one["value"] for one in best["parameters"]} == {"a": "3", "b": "20"}, best
     text = cluster.kubectl("get", "trainjobs.trainer.kubeflow.org", "-n", "tuning-e2e", "-o", "json")
