@@ -496,50 +496,6 @@ def test_an_optimization_job_names_the_best_train_job(cluster: Cluster) -> None:
     assert "Grid search requires all parameters to be Categorical" in answer
 
 
-def grid_of_train_jobs(log: str) -> dict[str, Any]:
-    script = (
-        "import os, time; name = os.environ['NAME']; open('/runs/' + name, 'a').write('x'); time.sleep(0.3); "
-        "print('score=' + str(int(os.environ['KUBEFLOW_TRAINER_OPT_A']) * int(os.environ['KUBEFLOW_TRAINER_OPT_B'])))"
-    )
-    field = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/jobset-name']"}}
-    pod = {
-        "volumes": [{"name": "runs", "hostPath": {"path": log}}],
-        "containers": [{"name": "node", "volumeMounts": [{"name": "runs", "mountPath": "/runs"}]}],
-    }
-    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
-    patch = {
-        "manager": "example.com/test",
-        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
-    }
-    return {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "OptimizationJob",
-        "metadata": {"name": "grid", "namespace": "tuning-e2e"},
-        "spec": {
-            "objectives": [{"metric": "score", "direction": "Maximize"}],
-            "searchAlgorithm": {"grid": {}},
-            "parameters": [
-                {"name": "a", "searchSpace": {"categorical": {"choices": ["1", "2", "3"]}}},
-                {"name": "b", "searchSpace": {"categorical": {"choices": ["10", "20"]}}},
-            ],
-            "numTrials": 10,
-            "parallelTrials": 2,
-            "trainJobTemplate": {
-                "metadata": {"labels": {"team": "blue"}},
-                "spec": {
-                    "runtimeRef": {"name": "plain"},
-                    "trainer": {
-                        "image": "python:3.11",
-                        "command": ["python3", "-c", script],
-                        "env": [{"name": "NAME", "valueFrom": field}],
-                    },
-                    "runtimePatches": [patch],
-                },
-            },
-        },
-    }
-
-
 def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) -> None:
     own_platform.up()
     cluster = Cluster(own_platform)
@@ -552,24 +508,14 @@ def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) 
     pod["containers"][0]["volumeMounts"] = [{"name": "runs", "mountPath": "/runs"}]
     body = experiment("killed", run, algorithm={"algorithmName": "tpe"}, maxTrialCount=8)
     body["spec"]["trialTemplate"]["trialParameters"].append({"name": "name", "reference": "${trialSpec.Name}"})
-    cluster.apply(body, grid_of_train_jobs(str(log)))
-    for count in (3, 7):
+    cluster.apply(body)
+    for count in (2, 5):
         wait_for(f"{count} runs", lambda n=count: len(list(log.iterdir())) >= n)  # type: ignore[misc]
         own_platform.kill()
         own_platform.up()
     found = cluster.ended("killed")
     assert found["status"]["trialsSucceeded"] == 8, found["status"]
     assert len(cluster.trials("killed")) == 8
-    best = wait_for(
-        "the OptimizationJob",
-        lambda: (cluster.get("optimizationjobs.trainer.kubeflow.org", "grid").get("status") or {}).get("result"),
-    )
-    assert {one["name"]: one["value"] for one in best["parameters"]} == {"a": "3", "b": "20"}, best
-    text = cluster.kubectl("get", "trainjobs.trainer.kubeflow.org", "-n", "tuning-e2e", "-o", "json")
-    jobs = json.loads(text)["items"]
-    assert len(jobs) == 6
-    assert all(job["metadata"]["labels"]["team"] == "blue" for job in jobs)
-    names = [trial["metadata"]["name"] for trial in cluster.trials("killed")] + [
-        job["metadata"]["name"] for job in jobs
-    ]
-    assert {path.name: path.read_text() for path in log.iterdir()} == dict.fromkeys(names, "x")
+    assert {path.name: path.read_text() for path in log.iterdir()} == {
+        trial["metadata"]["name"]: "x" for trial in cluster.trials("killed")
+    }
