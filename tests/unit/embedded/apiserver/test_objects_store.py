@@ -162,6 +162,7 @@ def test_a_long_log_that_a_killed_process_left_is_moved(tmp_path: Path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(objects_store, "_CHECKPOINT_PAGES", 1_000_000)
         run(tmp_path / "objects.db", killed)
+    monkeypatch.setattr(objects_store, "_CHECKPOINT_PAGES", 500)
     run(tmp_path / "left-objects.db", started)
 
 
