@@ -89,7 +89,7 @@ def legacy_key(client: KServeClient, uri: str) -> None:
     try:
         client.create(bad, namespace=NAMESPACE)
     except RuntimeError as error:
-        assert "spec.predictor.model.storageUri" in str(error), error
+        assert "spec.predictor.sklearn.storageUri" in str(error), error
     else:
         raise AssertionError("a bad URI was accepted")
 
