@@ -38,17 +38,17 @@ def test_an_image_is_found_that_is_taken_for_another_and_always_the_same(platfor
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": "digits"},
+        "metadata": {"name": "explained"},
         "spec": {"predictor": {"sklearn": model}, "explainer": {"art": art}},
     }
     platform.kubectl("apply", "-f", "-", stdin=json.dumps(service))
-    platform.kubectl("wait", "isvc/digits", "--for=condition=Ready", "--timeout=120s")
-    url = platform.kubectl("get", "isvc", "digits", "-o", "jsonpath={.status.url}")
+    platform.kubectl("wait", "isvc/explained", "--for=condition=Ready", "--timeout=120s")
+    url = platform.kubectl("get", "isvc", "explained", "-o", "jsonpath={.status.url}")
     for image, label in zip(made["images"], made["labels"], strict=True):
         # Flat, as the predictor takes it, and as the picture that it is.
         square = [image[start : start + 8] for start in range(0, 64, 8)]
         answers = [
-            post(f"{url}/v1/models/digits:explain", {"instances": [given, [label]]})["explanations"]
+            post(f"{url}/v1/models/explained:explain", {"instances": [given, [label]]})["explanations"]
             for given in (image, square, square)
         ]
         assert answers[1] == answers[2]
@@ -56,9 +56,9 @@ def test_an_image_is_found_that_is_taken_for_another_and_always_the_same(platfor
             pixels = flatten(found["adversarial_example"])
             assert found["prediction"] == label
             assert max(abs(a - b) for a, b in zip(pixels, image, strict=True)) <= 0.5 + 1e-6
-            scores = post(f"{url}/v1/models/digits:predict", {"instances": [pixels]})["predictions"][0]
+            scores = post(f"{url}/v1/models/explained:predict", {"instances": [pixels]})["predictions"][0]
             assert scores.index(max(scores)) == found["adversarial_prediction"] != label
-    platform.kubectl("delete", "isvc", "digits", "--wait=false")
+    platform.kubectl("delete", "isvc", "explained", "--wait=false")
 
 
 def flatten(value: Any) -> list[float]:

@@ -119,3 +119,26 @@ def test_no_request_fails_while_pods_are_deleted_scaled_and_replaced(
         time.sleep(1)
     print(f"failures: deletion {deleted}, rollout {rolled - deleted}, scaling {len(failures) - rolled}")
     assert failures == []
+
+
+def test_a_service_whose_name_is_taken_says_so(platform: Any) -> None:
+    namespace = "taken-names"
+    platform.kubectl("create", "namespace", namespace)
+    owner = platform.kubectl("create", "configmap", "owner", "-n", namespace, "-o", "json")
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "controller": True}
+    metadata = {"name": "iris-predictor", "namespace": namespace}
+    metadata |= {"ownerReferences": [reference | {"uid": json.loads(owner)["metadata"]["uid"]}]}
+    taken = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}}
+    platform.kubectl("apply", "-f", "-", stdin=json.dumps(taken))
+    service = json.loads(inference_service("iris", str(MODELS)))
+    service["metadata"]["namespace"] = namespace
+    platform.kubectl("apply", "-f", "-", stdin=json.dumps(service))
+
+    def said() -> str:
+        path = "jsonpath={.items[*].message}"
+        return str(
+            platform.kubectl("get", "events", "-n", namespace, "--field-selector=reason=ReconcileError", "-o", path)
+        )
+
+    until(lambda: "ConfigMap/owner" in said(), "it says whose the Service is")
+    platform.kubectl("delete", "namespace", namespace, "--wait=false")

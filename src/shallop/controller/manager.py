@@ -188,6 +188,9 @@ class Manager:
             return
         except ApiError as error:
             log.warning("%s %s: %s; retry in %.2f s", kind.kind, key, error, queue.retry(key))
+            if obj is not None and error.code < 500:
+                # The server does not like what is wanted: whoever declared it should see why nothing happens.
+                self.events.record(obj, "ReconcileError", str(error), "Warning")
             return
         except Exception:
             # One object's failure must not end the controller of all the others.
