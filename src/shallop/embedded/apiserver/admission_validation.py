@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from shallop.embedded.apiserver.admission_matching import REQUEST_VARIABLES, condition_problem
-from shallop.embedded.apiserver.mutating_policies import mutation_problem
+from shallop.embedded.apiserver.mutating_policies import MUTATIONS, mutation_problem
 from shallop.embedded.apiserver.policies import POLICY_VARIABLES
 from shallop.errors import FieldError
 from shallop.kube.objects import Object
@@ -219,19 +219,18 @@ def validate_mutating_policy(obj: Object, old: Object | None) -> list[FieldError
 
 
 def _validate_mutation(mutation: Object, path: str) -> Iterator[FieldError]:
-    kinds = {"ApplyConfiguration": "applyConfiguration", "JSONPatch": "jsonPatch"}
     patch_type = mutation.get("patchType", "")
     if not patch_type:
         yield FieldError.required(f"{path}.patchType")
         return
-    if patch_type not in kinds:
-        yield FieldError.not_supported(f"{path}.patchType", patch_type, tuple(kinds))
+    if patch_type not in MUTATIONS:
+        yield FieldError.not_supported(f"{path}.patchType", patch_type, tuple(MUTATIONS))
         return
-    for kind, key in kinds.items():
+    for kind, key in MUTATIONS.items():
         if kind != patch_type and mutation.get(key):
             text = f"{key} is not allowed when patchType is {patch_type}"
             yield FieldError.invalid(f"{path}.{key}", "", text)
-    key = kinds[patch_type]
+    key = MUTATIONS[patch_type]
     expression = (mutation.get(key) or {}).get("expression") or ""
     if not expression.strip():
         yield FieldError.required(f"{path}.{key}.expression", "expression is not specified")

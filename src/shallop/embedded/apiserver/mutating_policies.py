@@ -21,10 +21,11 @@ from shallop.errors import BadRequestError, InvalidError
 from shallop.kube.objects import Object
 from shallop.kube.patch import json_patch
 
-__all__ = ["MutatingPolicies", "mutation_problem"]
+__all__ = ["MUTATIONS", "MutatingPolicies", "mutation_problem"]
 
 _UNTYPED = Schema()
-_EXPRESSIONS = {"ApplyConfiguration": "applyConfiguration", "JSONPatch": "jsonPatch"}
+# ``patchType`` of a mutation -> the field with its expression.
+MUTATIONS = {"ApplyConfiguration": "applyConfiguration", "JSONPatch": "jsonPatch"}
 
 
 class MutatingPolicies:
@@ -95,7 +96,7 @@ class MutatingPolicies:
 
 def _mutated(mutation: Object, review: Review, values: dict[str, Any]) -> Object:
     patch_type = mutation.get("patchType", "")
-    expression = (mutation.get(_EXPRESSIONS[patch_type]) or {}).get("expression", "")
+    expression = (mutation.get(MUTATIONS[patch_type]) or {}).get("expression", "")
     try:
         change = to_json(_compiled(expression, patch_type).evaluate(**values))
     except CelError as error:

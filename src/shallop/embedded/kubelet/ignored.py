@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shallop.embedded.kubelet.memory_volumes import in_memory
 from shallop.kube.objects import Object
 
 __all__ = ["ignored_fields"]
@@ -46,7 +47,7 @@ def ignored_fields(pod: Object, *, memory_volumes: bool) -> Iterator[str]:
     yield from _set_fields("spec", spec, _POD_FIELDS)
     yield from _set_fields("spec.securityContext", spec.get("securityContext") or {}, _SECURITY_FIELDS)
     if not memory_volumes:
-        yield from _volumes_in_memory(spec)
+        yield from _volumes_in_memory(pod)
     for kind in ("initContainers", "containers"):
         for container in spec.get(kind) or ():
             where = f"spec.{kind}[{container['name']}]"
@@ -60,8 +61,9 @@ def ignored_fields(pod: Object, *, memory_volumes: bool) -> Iterator[str]:
                 yield f"{where}.ports: hostPort is not served: {why}; reach the Pod by its address or a Service"
 
 
-def _volumes_in_memory(spec: Mapping[str, Any]) -> Iterator[str]:
+def _volumes_in_memory(pod: Object) -> Iterator[str]:
     """Yield where a volume of medium Memory is used as anything but /dev/shm, which is in memory anyway."""
+    spec, memory = pod["spec"], in_memory(pod)
     elsewhere = {
         mount["name"]
         for kind in ("initContainers", "containers")
@@ -70,7 +72,7 @@ def _volumes_in_memory(spec: Mapping[str, Any]) -> Iterator[str]:
         if mount["mountPath"].rstrip("/") != "/dev/shm"
     }
     for index, volume in enumerate(spec.get("volumes") or ()):
-        if (volume.get("emptyDir") or {}).get("medium") == "Memory" and volume["name"] in elsewhere:
+        if volume["name"] in memory & elsewhere:
             yield f"spec.volumes[{index}].emptyDir.medium has no effect: the volume is kept on disk"
 
 

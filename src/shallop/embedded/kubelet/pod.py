@@ -592,11 +592,13 @@ class PodWorker:
         container = self._specs[record.name]
         kind = "initContainers" if record.init else "containers"
         mounts = container_mounts(container, self._volumes, env, f"spec.{kind}[{record.name}]")
-        # Every container has a /dev/shm in memory; a volume of this kind is declared to make it large enough.
-        # Where that is no tmpfs of its own, the container's is the one in memory.
-        shared = {m["mountPath"] for m in container.get("volumeMounts") or () if m["name"] in in_memory(self._pod)}
-        shared = set() if self._node.may_mount else shared
-        mounts = [mount for mount in mounts if mount["target"] != "/dev/shm" or "/dev/shm" not in shared]
+        if not self._node.may_mount:
+            # Every container has a /dev/shm in memory; a volume of this kind is declared to make it large enough.
+            # Here that is no tmpfs of its own, so the container's is the one in memory.
+            memory = in_memory(self._pod)
+            declared = container.get("volumeMounts") or ()
+            if any(mount["mountPath"] == "/dev/shm" and mount["name"] in memory for mount in declared):
+                mounts = [mount for mount in mounts if mount["target"] != "/dev/shm"]
         taken = {mount["target"].rstrip("/") for mount in mounts}
         for target in _PRIVATE:
             folder = f"{self._folder}/private/{record.name}/{target.strip('/').replace('/', '-')}"

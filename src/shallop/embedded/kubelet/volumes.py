@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shallop.embedded.kubelet.containerenv import Lookup, expand, field_value, resource_value
-from shallop.embedded.kubelet.memory_volumes import mount_memory, size_of
+from shallop.embedded.kubelet.memory_volumes import in_memory, mount_memory, size_of
 from shallop.errors import NodeError
 from shallop.kube.objects import Object, parse_quantity
 from shallop.settings import Settings
@@ -66,6 +66,7 @@ async def prepare_volumes(
     """
     root = settings.pods / pod["metadata"]["uid"] / "volumes"
     root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    memory = in_memory(pod) if may_mount else set()
     found = {}
     for position, volume in enumerate(pod["spec"].get("volumes") or ()):
         name, where = volume["name"], f"spec.volumes[{position}]"
@@ -79,7 +80,7 @@ async def prepare_volumes(
             found[name] = _claim(pod, settings, lookup, f"{pod['metadata']['name']}-{name}", where)
         else:
             folder.mkdir(mode=0o777, exist_ok=True)
-            if may_mount and (volume.get("emptyDir") or {}).get("medium") == "Memory":
+            if name in memory:
                 await asyncio.to_thread(mount_memory, folder, size_of(pod, name))
             files = await _files_of(pod, volume, lookup, token, ca_pem, where)
             if files is not None:
