@@ -174,6 +174,7 @@ class Platform:
         node = Node(services)
         services = replace(services, cannot_run=node.cannot_run, environment_of=node.environment_of)
         server.node = node
+        server.verbs.placing = workloads.PLACING
         for part in self._parts:
             for gvk, mutate in (part.admission(services) if part.admission else {}).items():
                 server.registry.mutating.setdefault(gvk, []).append(mutate)

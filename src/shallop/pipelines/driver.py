@@ -149,7 +149,7 @@ class Driver:
         self.signals.reschedule()
 
     async def _end_strays(self, run_id: str) -> None:
-        """Stop a Pod that was created just before a crash which lost the decision, where another one was taken since."""
+        """Stop a Pod that was created just before a crash lost the decision, when the run went another way since."""
         for pod in self.pods.store.list():
             if is_of_run(pod) and labels_of(pod)[RUN_LABEL] == run_id and not (is_over(pod) or is_deleting(pod)):
                 await self.delete_pod(key_of(pod))
