@@ -123,12 +123,16 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset_dir", default=DATASET)
     options = parser.parse_args(argv)
 
+    import torch
     import transformers
     from peft import LoraConfig, get_peft_model
 
     arguments = known_fields(
         json.loads(options.training_parameters), transformers.TrainingArguments.__dataclass_fields__
     )
+    if not torch.cuda.is_available():
+        # Unless told so, the library would let each process of several train by itself.
+        arguments["use_cpu"] = True
     training = transformers.TrainingArguments(**arguments)
     folder = _model_folder(options.model_uri, options.model_dir)
     labels = {"num_labels": int(options.num_labels)} if options.num_labels.isdigit() else {}
