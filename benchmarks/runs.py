@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from instance import running, write
+from instance import running, stamp, write
 
 TASKS = (100, 1000, 10_000)
 STORED = 10_000
@@ -163,6 +163,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
     server.ended(server.submit(fan_out(1, cached=True)))  # whose outputs all of "cached" have
     for shape in shapes:
         for count in sizes:
+            stored = int(server.call("/runs?page_size=1").get("total_size", 0))
             cpu, begun, before = server.cpu_s(), time.perf_counter(), server.rss_mib()
             run_id = server.submit(SHAPES[shape](count))
             created = time.perf_counter() - begun
@@ -180,6 +181,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
                 {
                     "what": f"{shape} of {count}",
                     "tasks": count,
+                    "runs_stored": stored,
                     "seconds": round(seconds, 2),
                     "ms_per_task": round(seconds * 1000 / count, 2),
                     "control_plane_cpu_ms": round(cpu * 1000 / count, 2),
@@ -190,6 +192,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
                     "rss_before": before,
                     "rss_peak": peak,
                     "rss_end": server.rss_mib(),
+                    **stamp(),
                 }
             )
             print(rows[-1], flush=True)
