@@ -5,7 +5,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,24 @@ def pipelines(package: str) -> None:
     bad = Path(package).with_name("bad.yaml")
     bad.write_text("a: 1\n")
     refused(lambda: client._upload_api.upload_pipeline(str(bad), name="bad"), 400, "schemaVersion")
+
+
+def pipelines_from_a_url(package: str) -> None:
+    """The server fetches the package itself."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(Path(package).parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        base, api = f"http://127.0.0.1:{files.server_port}", client._pipelines_api
+        url = {"pipeline_url": f"{base}/{Path(package).name}"}
+        body = {"pipeline": {"display_name": "by-url"}, "pipeline_version": {"package_url": url}}
+        made = api.pipeline_service_create_pipeline_and_version(body)
+        second = api.pipeline_service_create_pipeline_version(made.pipeline_id, {"name": "v2", "package_url": url})
+        nowhere = {"name": "v3", "package_url": {"pipeline_url": f"{base}/nowhere.yaml"}}
+        refused(lambda: api.pipeline_service_create_pipeline_version(made.pipeline_id, nowhere), 400, "pipeline_url")
+        files.shutdown()
+    assert second.pipeline_spec["pipelineInfo"]["name"] == "counting"
+    versions = client.list_pipeline_versions(made.pipeline_id).pipeline_versions
+    assert {one.package_url.pipeline_url for one in versions} == set(url.values())
 
 
 def runs() -> None:
@@ -268,6 +289,7 @@ with tempfile.TemporaryDirectory() as folder:
     compiler.Compiler().compile(counting, package)
     experiments()
     pipelines(package)
+    pipelines_from_a_url(package)
     runs()
     ends()
     schedules(package)
