@@ -82,7 +82,7 @@ def rivals(runtime: Object, others: Iterable[Object]) -> list[FieldError]:
             if all(spoken) and not spoken[0] & spoken[1]:
                 continue
             if mine is not None and mine in _chosen_formats(other):
-                detail = f"ClusterServingRuntime or ServingRuntime {other['metadata']['name']} has it for {mine[0]} too"
+                detail = f"{runtime['kind']} {other['metadata']['name']} has it for {mine[0]} too"
                 path = f"spec.supportedModelFormats[{index}].priority"
                 errors.append(FieldError.invalid(path, mine[2], f"{detail}: neither could be chosen over the other"))
     return errors
