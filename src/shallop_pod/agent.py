@@ -35,12 +35,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from shallop_pod.grpctap import GrpcTap
 
+from shallop_pod.httpbody import BodyError, read_body
 from shallop_pod.logstore import Record, StoredLog, StoreOptions, store_for
 from shallop_pod.storage import with_config
 
 __all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
 
-_MAX_BODY = 512 * 2**20
 _QUEUE = 1000
 _SENDERS = 2
 _SINK_TIMEOUT_S = 10.0
@@ -614,15 +614,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             super().handle()
 
     def _handle(self) -> None:
-        length = self.headers.get("Content-Length") or "0"
-        if not length.isdigit() or int(length) > _MAX_BODY or "Transfer-Encoding" in self.headers:
+        try:
+            body = read_body(self.headers, self.rfile)
+        except BodyError as error:
             self.close_connection = True
-            self._send(
-                _error(411 if "Transfer-Encoding" in self.headers else 413, "send a Content-Length up to 512 MiB")
-            )
+            self._send(_error(error.status, str(error)))
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self._send(self.agent.handle(self.command, self.path, headers, self.rfile.read(int(length))))
+        self._send(self.agent.handle(self.command, self.path, headers, body))
 
     do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_HEAD = _handle
 

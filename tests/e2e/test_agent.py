@@ -210,6 +210,26 @@ def test_predictions_of_grpc_are_logged_into_files_and_pass_a_batcher(tmp_path: 
     assert bodies["response"]["outputs"][0]["data"] == [3.0, 4.0]
 
 
+def test_bodies_may_come_in_chunks_and_broken_ones_are_refused() -> None:
+    pytest.importorskip("numpy")
+    port, path = free_port(), "/v1/models/m:predict"
+    good = json.dumps({"instances": [[1.0, 2.0]]}).encode()
+    with (
+        model_server() as component,
+        process(
+            "shallop_pod.agent", port, "--component-port", str(component), "--enable-batcher", "--max-latency", "5"
+        ),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+        for _ in range(2):
+            connection.request("POST", path, iter([good[:7], good[7:]]), encode_chunked=True)
+            assert json.load(connection.getresponse())["predictions"] == [[2.0, 4.0]]
+        connection.close()
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client:
+            client.sendall(b"POST %s HTTP/1.1\r\nhost: m\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" % path.encode())
+            assert client.recv(65536).split(b" ")[1] == b"400"
+
+
 def test_calls_of_grpc_and_requests_of_rest_are_one_batch() -> None:
     pytest.importorskip("numpy")
     port, asked = free_port(), list[int]()
