@@ -1,4 +1,4 @@
-"""Run an ordinary program as a container's process: ``execute.main(argv)``; as PID 1 it reaps and passes signals on."""
+"""Run a program as a container's process: ``execute.main(argv)``; as PID 1 it reaps and passes signals on."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ import os
 import signal
 import sys
 import termios
-from typing import NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
+from typing import Callable, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
-__all__ = ["main"]
+from shallop_pod.zygote import run_to_end
+
+__all__ = ["main", "run_below"]
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int | None:
     """Become ``argv[0]``; exit code 127 when there is no such program, 126 when it may not be executed."""
+    return run_below(lambda: _replace(argv))
+
+
+def run_below(program: Callable[[], int | None]) -> int | None:
+    """Run ``program``, in a child where this process is PID 1; return its exit code."""
     if os.getpid() != 1:
-        _replace(argv)
+        return program()
     # The kernel drops signals that PID 1 has no handler for: a plain "sleep" could not be stopped.
     pid = os.fork()
     if pid == 0:
-        _replace(argv)
+        os._exit(run_to_end(program))
     for number in _PASSED_ON:
         signal.signal(number, lambda received, _frame: os.kill(pid, received))
     while True:

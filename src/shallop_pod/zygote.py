@@ -2,9 +2,9 @@
 The fork-server of one environment: a process starts by a fork, not by an interpreter start.
 
 Started by the node as ``<environment>/bin/python -m shallop_pod.zygote --socket PATH [--preload MODULE]...
-[--idle-s S] [--ready-fd N] [--nicer STEPS]``. It leaves its parent (forks once), imports the preload list, then listens
-on a Unix socket (0600, same user only) and says so on the ready descriptor. Any local process may ask it: the control
-plane, or the shim of a Pod. It goes on when the control plane is killed.
+[--idle-s S] [--ready-fd N]``. It leaves its parent (forks once), imports the preload list, then listens on a Unix
+socket (0600, same user only) and says so on the ready descriptor. Any local process may ask it: the control plane, or
+the shim of a Pod. It goes on when the control plane is killed.
 
 Asking (blocking, standard library; :func:`spawn` does it)::
 
@@ -66,7 +66,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
-__all__ = ["Child", "Exit", "Request", "ZygoteError", "connect", "listen", "main", "spawn"]
+__all__ = ["Child", "Exit", "Request", "ZygoteError", "connect", "listen", "main", "run_to_end", "spawn"]
 
 _HEADER = struct.Struct("!I")
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -536,7 +536,9 @@ def _wait_for_request(pid: int, entrance: Any, inlet: socket.socket, control: so
         except Exception as error:
             _refuse(connection, f"isolation: {error}")
         _send(connection, {"pid": pid})
-        code = _run(request) if _prepare(request) else 128
+        code = 128
+        if _prepare(request):
+            code = run_to_end(lambda: importlib.import_module(request.module).main(list(request.argv)))
     except BaseException:  # nothing may unwind into the zygote's own stack
         traceback.print_exc()
     finally:
@@ -577,18 +579,10 @@ def _clean(*kept: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
-    _weigh_session()
     os.umask(0o022)
     edges = [2, *sorted(kept), _highest_descriptor() + 1]
     for before, after in zip(edges, edges[1:]):  # noqa: B905, RUF007
         os.closerange(before + 1, after)
-
-
-def _weigh_session() -> None:
-    """Let a new session of Linux, among which it shares cores first, weigh what its processes do."""
-    if (nice := os.getpriority(os.PRIO_PROCESS, 0)) > 0:
-        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as session:
-            session.write(str(nice))
 
 
 def _take_streams(stdio: Sequence[int]) -> None:
@@ -683,14 +677,20 @@ def _size_thread_pools(env: dict[str, str]) -> None:
             set_threads(ctypes.c_int(int(wanted)))
 
 
-def _run(request: Request) -> int:
-    """Run ``main`` and end as an interpreter ends, except for freeing memory that the kernel frees faster."""
-    code = _exit_code_of(lambda: importlib.import_module(request.module).main(list(request.argv)))
+def run_to_end(function: Callable[[], Any]) -> int:
+    """
+    Run ``function`` and end as an interpreter ends, except for freeing memory that the kernel frees faster.
+
+    Returns:
+        The exit code that its result, SystemExit or exception means.
+    """
+    code = _exit_code_of(function)
     for ending in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             ending()
         except BaseException:
             traceback.print_exc()
+    _flush()
     return code
 
 
@@ -726,6 +726,7 @@ def _flush() -> None:
 _OWN_MODULES = (
     "shallop_pod.isolation",
     "shallop_pod.execute",
+    "shallop_pod.interpreter",
     "shallop_pod.shim",
     "shallop_pod.netlink",
     "shallop_pod.rehearsal",
@@ -761,13 +762,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--preload", action="append", default=[])
     parser.add_argument("--idle-s", type=float, default=600.0)
     parser.add_argument("--ready-fd", type=int, default=-1)
-    parser.add_argument("--nicer", type=int, default=0, help="steps of niceness, added to what is inherited")
     options = parser.parse_args(argv)
     if os.fork():
         os._exit(0)  # nobody's child: no zombie for who started us, no end when that ends
     os.setsid()
-    os.nice(options.nicer)
-    _weigh_session()
     _preload(options.preload)
     if (threads := _count_threads()) > 1:
         print(f"zygote: {threads} threads run after preloading; forks may hang", file=sys.stderr, flush=True)

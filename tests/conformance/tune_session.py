@@ -86,7 +86,13 @@ def main(kubeconfig: str, namespace: str) -> None:
     assert float(best.metrics[0].min) == min(losses.values()), (best, losses)
     logs = list(client.get_job_logs(name))
     assert any(f"loss={min(losses.values())}" in line for line in logs), logs
-    assert {event.reason for event in client.get_job_events(name)} >= {"TrialSucceeded", "ExperimentMaxTrialsReached"}
+    deadline = time.monotonic() + 30
+    while not {event.reason for event in client.get_job_events(name)} >= {
+        "TrialSucceeded",
+        "ExperimentMaxTrialsReached",
+    }:
+        assert time.monotonic() < deadline, client.get_job_events(name)
+        time.sleep(0.1)
     assert [job.name for job in client.list_jobs()] == [name]
     search_in_other_ways(client, runtime)
     client.delete_job(name)

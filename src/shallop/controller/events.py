@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import hashlib
 import logging
 from collections import OrderedDict
@@ -19,6 +20,8 @@ __all__ = ["EventRecorder"]
 log = logging.getLogger(__name__)
 _EVENT = Gvk("v1", "Event")
 _REMEMBERED = 2048
+# What happened is of more hurry than telling of it: what is recorded meanwhile shares a commit.
+_DELAY_S = 0.05
 
 
 class EventRecorder:
@@ -34,6 +37,7 @@ class EventRecorder:
         self._host = host
         self._now = now
         self._counts: OrderedDict[str, int] = OrderedDict()
+        self._waiting: list[tuple[Object, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}
 
@@ -52,15 +56,25 @@ class EventRecorder:
         self._counts[name] = count
         while len(self._counts) > _REMEMBERED:
             self._counts.popitem(last=False)
-        task = asyncio.get_running_loop().create_task(self._write(event, count, self._last.get(name)))
-        self._last[name] = task
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._finish(name, done))
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(_DELAY_S, self._begin)
+        self._waiting.append((event, count))
 
     async def flush(self) -> None:
-        """Wait until everything recorded so far is written."""
+        """Write what has been recorded so far, now, and wait for it."""
+        self._begin()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self) -> None:
+        waiting = self._waiting[:]
+        self._waiting.clear()
+        for event, count in waiting:
+            name = event["metadata"]["name"]
+            task = asyncio.get_running_loop().create_task(self._write(event, count, self._last.get(name)))
+            self._last[name] = task
+            self._tasks.add(task)
+            task.add_done_callback(functools.partial(self._finish, name))
 
     def _finish(self, name: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -18,8 +18,6 @@ __all__ = ["Database", "Migration"]
 T = TypeVar("T")
 Migration = Callable[[sa.Connection], None]
 
-# Two pages that show 10,000 tasks each read for 0.4 s: lists must not wait for them.
-_READERS = 4
 _metadata = sa.MetaData()
 _applied = sa.Table(
     "applied_migrations",
@@ -48,7 +46,7 @@ class Database:
             sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._writer = ThreadPoolExecutor(1, "rows-writer")
-        self._readers = ThreadPoolExecutor(_READERS, "rows-reader")
+        self._readers = ThreadPoolExecutor(2, "rows-reader")
 
     async def write(self, fn: Callable[[sa.Connection], T]) -> T:
         """Run ``fn`` in a transaction of the writer thread; rolled back when it raises."""

@@ -29,6 +29,7 @@ __all__ = [
     "read_metrics",
     "remove_metrics",
     "shared_directory",
+    "size_bytes",
 ]
 
 
@@ -92,6 +93,21 @@ def read_metrics(settings: Settings, trial: Mapping[str, Any], pods: Sequence[Ob
     if kind == "TensorFlowEvent":
         return [Collected("events", read_events(folder, names))]
     return []
+
+
+def size_bytes(settings: Settings, trial: Mapping[str, Any], pods: Sequence[Object]) -> int:
+    """Return about how much ``read_metrics`` would read; blocks on files."""
+    metadata, container = trial["metadata"], trial["spec"]["primaryContainerName"]
+    folders = [log_folder(settings, pod) / container for pod in pods]
+    folders.append(metrics_folder(settings, metadata["namespace"], metadata["name"]))
+    return sum(_size_bytes(path) for folder in folders for path in folder.rglob("*"))
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # a log that is renamed now
 
 
 def _logs(settings: Settings, pod: Object, container: str) -> Iterator[tuple[int, Path]]:

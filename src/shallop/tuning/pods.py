@@ -31,6 +31,8 @@ __all__ = ["POD", "pod_admission", "rejoin", "render_pod"]
 POD = Gvk("v1", "Pod")
 _DEPTH = 6
 _LOG_OF = "log-of.shallop.dev/"
+# Trials are many of a kind: the node forks their Python programs from an interpreter that runs already.
+_WARM = "start.shallop.dev/warm"
 _WRAPPED = ("StdOut", "File", "TensorFlowEvent")
 # What a shell would do something with, beyond quotes.
 _SHELL = re.compile(r"[$`|&;<>(){}*?\[\]~!#\n\\]")
@@ -90,7 +92,8 @@ def render_pod(pod: Object, trial: Object, settings: Settings, checkpoints: str 
     labels = labels_of(pod) | labels_of(trial) | {TRIAL_LABEL: name}
     if experiment := experiment_of(trial):
         labels[EXPERIMENT_LABEL] = experiment
-    metadata = {**pod["metadata"], "labels": labels}
+    annotations = {_WARM: "true", **(pod["metadata"].get("annotations") or {})}
+    metadata = {**pod["metadata"], "labels": labels, "annotations": annotations}
     variable = {"name": "KATIB_TRIAL_NAME", "value": name}
     containers = [
         {**container, "env": [*(container.get("env") or ()), variable]} for container in pod["spec"]["containers"]
@@ -106,8 +109,7 @@ def render_pod(pod: Object, trial: Object, settings: Settings, checkpoints: str 
     if kind in _WRAPPED:
         primary.update(rejoin(primary.get("command") or (), primary.get("args") or ()))
         shown = "metrics-logger-and-collector" if kind != "TensorFlowEvent" else "metrics-collector"
-        annotations = {**(metadata.get("annotations") or {}), _LOG_OF + shown: primary["name"]}
-        metadata["annotations"] = annotations
+        annotations[_LOG_OF + shown] = primary["name"]
     if custom := (collector.get("collector") or {}).get("customCollector"):
         containers.append({**custom, "env": [*(custom.get("env") or ()), variable]})
         pod_spec["shareProcessNamespace"] = True

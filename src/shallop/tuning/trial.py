@@ -9,16 +9,17 @@ reached in its order; a trial has succeeded when its run has and the objective w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from shallop.controller import Column, Context, Kind, Resource, Result
+from shallop.controller import Column, Context, Kind, Resource, Result, Watch
 from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
 from shallop.kube.objects import Gvk, Key, Object, format_time, gvk_of, is_deleting, labels_of, owner_reference
+from shallop.settings import Settings
 from shallop.tuning import tables
 from shallop.tuning.checkpoints import needs_checkpoint, prepare_checkpoint, remove_checkpoint
-from shallop.tuning.collect import READ, last_lines, read_metrics, remove_metrics
+from shallop.tuning.collect import READ, Collected, last_lines, read_metrics, remove_metrics, size_bytes
 from shallop.tuning.conditions import has, status_patch, with_condition
 from shallop.tuning.earlystopping import asha_stops, rules_fire, settings_of
 from shallop.tuning.gjson import GjsonError, Match, evaluate
@@ -34,13 +35,27 @@ __all__ = ["trial_kind"]
 _POD = Gvk("v1", "Pod")
 _LOOK_S = 1.0
 _SCRAPE_S = 0.2
+_SHORT_BYTES = 256 << 10
 # A trial that is over before it has run for so long is never shown as one that runs.
 _SHOWN_S = 0.5
+# How long the run of a trial that is over stays: the next trial begins first.
+_LINGER_S = 0.1
 _OVER = ("Succeeded", "Failed", "Killed", "MetricsUnavailable", "EarlyStopped")
 
 
 def is_over(trial: Mapping[str, Any]) -> bool:
     return any(has(trial.get("status") or {}, type_) for type_ in _OVER)
+
+
+class Found(NamedTuple):
+    """What was read of Pods that had ended, so that nothing will be added."""
+
+    pods: frozenset[str]
+    reports: list[Report]
+
+
+def _uids(pods: Sequence[Object]) -> frozenset[str]:
+    return frozenset(pod["metadata"]["uid"] for pod in pods)
 
 
 class Looks:
@@ -49,6 +64,20 @@ class Looks:
     def __init__(self) -> None:
         self._at: dict[str, datetime] = {}
         self._began: dict[str, datetime] = {}
+        self._ended: dict[str, datetime] = {}
+        self._found: dict[str, Found] = {}
+
+    def found(self, trial: Object, pods: Sequence[Object]) -> list[Report] | None:
+        """Return what was read when all these Pods had ended; None when it was not."""
+        found = self._found.get(trial["metadata"]["uid"])
+        return found.reports if found is not None and found.pods == _uids(pods) else None
+
+    def keep_found(self, trial: Object, pods: Sequence[Object], reports: list[Report]) -> None:
+        self._found[trial["metadata"]["uid"]] = Found(_uids(pods), reports)
+
+    def linger_s(self, trial: Object, now: datetime) -> float:
+        """Return seconds until the run of a trial that is over should go."""
+        return _LINGER_S - (now - self._ended.setdefault(trial["metadata"]["uid"], now)).total_seconds()
 
     def unshown_s(self, trial: Object, now: datetime) -> float:
         """Return seconds until a trial that has just been started is worth being shown as one that runs."""
@@ -64,14 +93,17 @@ class Looks:
         self._at[trial["metadata"]["uid"]] = now
 
     def forget(self, trial: Object) -> None:
-        self._at.pop(trial["metadata"]["uid"], None)
-        self._began.pop(trial["metadata"]["uid"], None)
+        for known in self._all():
+            known.pop(trial["metadata"]["uid"], None)
 
     def keep(self, uids: Set[str]) -> None:
         """Forget the trials that are no longer there."""
-        for times in (self._at, self._began):
-            for uid in set(times) - uids:
-                del times[uid]
+        for known in self._all():
+            for uid in set(known) - uids:
+                del known[uid]
+
+    def _all(self) -> tuple[dict[str, Any], ...]:
+        return self._at, self._began, self._ended, self._found
 
 
 async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
@@ -80,6 +112,8 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
     if is_deleting(raw):
         return Result()
     if is_over(raw):
+        if (linger_s := looks.linger_s(raw, ctx.now())) > 0:
+            return Result(linger_s)
         looks.forget(raw)
         await _clean_up(ctx, raw)
         return Result()
@@ -96,20 +130,26 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
         )
         return Result()
     left_s = looks.left_s(raw, ctx.now())
-    if failed is None and succeeded is None:
+    pods = _pods(ctx, raw, run)
+    # What has ended writes no more: it is read while the run finds out that it has ended, too.
+    ended = bool(pods) and all(_is_terminal(pod) for pod in pods) and _collector(raw) in READ
+    if failed is None and succeeded is None and not (ended and looks.found(raw, pods) is None):
         unshown_s = looks.unshown_s(raw, ctx.now())
         if unshown_s <= 0:
             raw = await _mark_running(ctx, raw)
         if left_s > 0:
             return Result(min(left_s, unshown_s) if unshown_s > 0 else left_s)
     looks.done(raw, ctx.now())
-    pods = _pods(ctx, raw, run)
-    reports = await _collect(ctx, raw, pods)
+    reports = looks.found(raw, pods) if ended else None
+    if reports is None:
+        reports = await _collect(ctx, raw, pods)
+        if ended:
+            looks.keep_found(raw, pods, reports)
     if failed is not None:
         await _end(ctx, raw, "Failed", "TrialFailed", await _why(ctx, raw, pods, failed), reports)
     elif succeeded is not None:
         await _succeed(ctx, raw, succeeded, reports)
-    elif await _is_stopped(ctx, raw, reports):
+    elif not ended and await _is_stopped(ctx, raw, reports):
         await _end(ctx, raw, "EarlyStopped", "TrialEarlyStopped", "Trial is early stopped", reports)
     else:
         return Result(looks.left_s(raw, ctx.now()))
@@ -202,6 +242,16 @@ def _pods(ctx: Context, trial: Object, run: Object) -> list[Object]:
     return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
 
+def _trials_of(pod: Object) -> Iterable[Key]:
+    """Return the Trial that should look at a Pod now, because it has ended."""
+    name = labels_of(pod).get(TRIAL_LABEL)
+    return [Key(pod["metadata"]["namespace"], name)] if name and _is_terminal(pod) and not is_deleting(pod) else []
+
+
+def _is_terminal(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 async def _collect(ctx: Context, trial: Object, pods: list[Object]) -> list[Report]:
     """Store what can be read now; return everything that is known of the trial."""
     name = trial["metadata"]["name"]
@@ -210,16 +260,29 @@ async def _collect(ctx: Context, trial: Object, pods: list[Object]) -> list[Repo
         for source, reports in collected:
             await ctx.database.write(lambda c, s=source, r=reports: tables.append_reports(c, name, s, r))  # type: ignore[misc]
     elif _collector(trial) in READ:
+        # A log of usual length is read by the thread that stores what it holds: each hand-over costs a moment.
+        short = await ctx.database.write(lambda c: _read_into(c, ctx.settings, trial, pods, _SHORT_BYTES))
+        if short is not None:
+            return short
         collected = await asyncio.to_thread(read_metrics, ctx.settings, trial, pods)
-        if any(reports for _, reports in collected):
-
-            def store(connection: Any) -> list[Report]:
-                for source, reports in collected:
-                    tables.add_reports(connection, name, source, reports)
-                return tables.reports_of(connection, name)
-
-            return await ctx.database.write(store)
+        return await ctx.database.write(lambda c: _store(c, name, collected))
     return await ctx.database.read(lambda connection: tables.reports_of(connection, name))
+
+
+def _read_into(
+    connection: Any, settings: Settings, trial: Object, pods: Sequence[Object], most_bytes: int
+) -> list[Report] | None:
+    """Read and store what a trial has measured; None, and nothing read, when there is more than ``most_bytes``."""
+    if size_bytes(settings, trial, pods) > most_bytes:
+        return None
+    return _store(connection, trial["metadata"]["name"], read_metrics(settings, trial, pods))
+
+
+def _store(connection: Any, trial: str, collected: Sequence[Collected]) -> list[Report]:
+    """Store what was read; return everything that is known of the trial."""
+    for source, reports in collected:
+        tables.add_reports(connection, trial, source, reports)
+    return tables.reports_of(connection, trial)
 
 
 async def _why(ctx: Context, trial: Object, pods: list[Object], failed: Match) -> str:
@@ -333,5 +396,6 @@ def trial_kind() -> Kind:
         ),
         reconcile=lambda ctx, trial: reconcile(ctx, trial, looks),
         on_gone=lambda ctx, key: gone(ctx, key, looks),
+        watches=(Watch(_POD, _trials_of),),
         workers=8,
     )

@@ -64,7 +64,8 @@ def test_files_of_the_primary_container_are_on_this_machine() -> None:
     assert main["command"] == ["python3", "a.py", "x y"]
     assert "volumeMounts" not in side
     assert found["spec"]["volumes"][0]["hostPath"]["path"] == "/home/x/tuning/team/t-1"
-    assert found["metadata"]["annotations"] == {"log-of.shallop.dev/metrics-logger-and-collector": "main"}
+    log_of = {"log-of.shallop.dev/metrics-logger-and-collector": "main"}
+    assert found["metadata"]["annotations"] == log_of | {"start.shallop.dev/warm": "true"}
 
 
 def test_a_custom_collector_shares_the_folder() -> None:

@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 _POD = Gvk("v1", "Pod")
 REQUIREMENTS = "environment.shallop.dev/requirements"
 ISOLATION = "shallop.dev/isolation"
+# Of Pods that are many of a kind: their Python programs run in forked processes, see shallop_pod.interpreter.
+WARM = "start.shallop.dev/warm"
 _BACK_OFF_S = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 _SETUP_RETRY_S = (1.0, 5.0, 15.0, 60.0, 300.0)
 # A container that ran this long starts its back-off anew.
@@ -490,6 +492,9 @@ class PodWorker:
         program, option, module = [*request.argv, "", ""][:3]
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
+            plain = False
+        elif program in ("python3", "python") and annotations_of(self._pod).get(WARM) == "true":
+            request = replace(request, module="shallop_pod.interpreter")
             plain = False
         self._launch(record, None if plain else environment, request)
 

@@ -15,7 +15,6 @@ import pytest
 
 from shallop.controller import Kind, Manager, Watch
 from shallop.embedded.apiserver import ApiServer
-from shallop.embedded.apiserver.verbs import Verbs
 from shallop.embedded.workloads import PART
 from shallop.embedded.workloads.daemonset import DaemonSets
 from shallop.embedded.workloads.garbage import GarbageCollector
@@ -58,7 +57,6 @@ class World:
         self.manager = manager
         self.behave: Callable[[Object], dict[str, Any] | None] = run_for_ever
         self.dead: asyncio.Event | None = None
-        self.verbs: Verbs
 
     def gvk(self, kind: str) -> Gvk:
         return Gvk(KINDS.get(kind, "v1"), kind)
@@ -72,6 +70,8 @@ class World:
         return await self.client.get(self.gvk(kind), name, namespace)
 
     async def list(self, kind: str, selector: str = "", namespace: str = "default") -> list[Object]:
+        if kind == "Event":
+            await self.manager.events.flush()
         return (await self.client.list(self.gvk(kind), namespace, label_selector=selector)).items
 
     async def patch(self, kind: str, name: str, patch: Any, namespace: str = "default", **more: Any) -> Object:
@@ -198,7 +198,7 @@ NODE = {
 }
 
 
-def fresh_kinds(scheduler: Scheduler) -> list[Kind]:
+def fresh_kinds() -> list[Kind]:
     """The kinds of the part, with controllers that remember nothing, as after a start."""
     controllers: dict[str, Any] = {
         "ReplicaSet": ReplicaSets(),
@@ -206,7 +206,7 @@ def fresh_kinds(scheduler: Scheduler) -> list[Kind]:
         "DaemonSet": DaemonSets(),
         "Job": Jobs(),
         "JobSet": JobSets(),
-        "Pod": scheduler,
+        "Pod": Scheduler(),
         "HorizontalPodAutoscaler": Autoscalers(),
     }
     kinds = []
@@ -244,10 +244,8 @@ async def open_world(
     dying = None if writes is None else DyingClient(client, writes)
     if dying is not None:
         for_controllers = cast(Client, dying)
-    server.verbs.placing = scheduler = Scheduler()
-    manager = Manager(for_controllers, settings, database, fresh_kinds(scheduler))
+    manager = Manager(for_controllers, settings, database, fresh_kinds())
     world = World(client, settings, manager)
-    world.verbs = server.verbs
     world.dead = None if dying is None else dying.dead
     for obj in (*PART.objects, NODE):
         with suppress(AlreadyExistsError):
