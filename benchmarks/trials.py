@@ -1,8 +1,10 @@
 """
 Experiments on a fresh instance: 100 trials of 0.1 s two at a time, and the CPU that 1,000 trials cost.
 
-Beside them the same trials by Ray Tune and by Optuna alone, each in an environment of its own, which is made with uv on
-the first run, in ``--environments`` (not measured). The floor is the same processes without anything around them.
+Run: ``python benchmarks/trials.py [short|many|peers...]``; without names all of them. Peers do the same trials: Optuna
+alone, and Ray Tune with a fifth of them, within a time, each in an environment of its own, which is made with uv on the
+first run, in ``--environments`` (not measured). The floor is the same processes without anything around them.
+``slot_ms`` is how long one of the two places was taken by a trial.
 """
 
 from __future__ import annotations
@@ -77,55 +79,76 @@ def bare(script: str, trials: int, parallel: int) -> float:
     return time.perf_counter() - start
 
 
-PEERS = (Peer("ray_tune.py", ("ray[tune]",)), Peer("optuna_alone.py", ("optuna",)))
+PEERS = (Peer("optuna_alone.py", ("optuna",)), Peer("ray_tune.py", ("ray[tune]",)))
+PEER_S = 200
+
+
+def short() -> list[dict[str, Any]]:
+    """Run 100 short trials, each time beside the bare processes."""
+    rows = []
+    with instance.running() as status:
+        run(status, experiment("warm", NOTHING, 4, 2))
+        for repeat in range(3):
+            seconds, cpu = run(status, experiment(f"sleep-{repeat}", SLEEP, 100, 2))
+            floor = bare(SLEEP, 100, 2)
+            rows.append(
+                {
+                    "case": "100 trials of 0.1 s, 2 parallel",
+                    "seconds": seconds,
+                    "slot_ms": 20 * seconds,
+                    "floor_sleep_s": 5.0,
+                    "floor_processes_s": floor,
+                    "over_floor_percent": 100 * (seconds / floor - 1),
+                    "control_plane_cpu_ms_per_trial": 10 * cpu,
+                }
+            )
+    return rows
+
+
+def many() -> list[dict[str, Any]]:
+    with instance.running() as status:
+        run(status, experiment("warm", NOTHING, 4, 2))
+        seconds, cpu = run(status, experiment("many", NOTHING, 1000, 4))
+    floor = bare(NOTHING, 1000, 4)
+    case = "1,000 trials that do nothing, 4 parallel"
+    return [{"case": case, "seconds": seconds, "floor_processes_s": floor, "control_plane_cpu_ms_per_trial": cpu}]
 
 
 def peers(environments: Path, trials: int, seconds: float) -> list[dict[str, Any]]:
-    """Run the same trials by others."""
+    """Run the same trials by others; who fails or is too slow has a row that says so."""
     rows = []
     for peer in PEERS:
         command = [python_of(peer, environments), str(SCRIPTS / peer.script), str(trials), str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        if done.returncode:
-            sys.exit(f"{peer.script}: {done.stderr[-2000:]}")
-        for row in json.loads(done.stdout.splitlines()[-1]):
-            case = f"{trials} trials of {seconds} s, 2 parallel: {row['peer']}"
-            rows.append({"case": case, "seconds": row["seconds"], "floor_sleep_s": trials * seconds / 2})
+        problem = ""
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PEER_S)
+            output, problem = done.stdout, done.stderr[-300:] if done.returncode else ""
+        except subprocess.TimeoutExpired as error:
+            output, problem = (error.stdout or b"").decode(), f"not within {PEER_S} s"
+        for line in output.splitlines():
+            if line.startswith("{"):
+                row = json.loads(line)
+                case = f"{row['trials']} trials of {seconds} s, 2 parallel: {row['peer']}"
+                rows.append({"case": case, "seconds": row["seconds"], "slot_ms": 2000 * row["seconds"] / row["trials"]})
+        if problem:
+            rows.append({"case": f"trials of {seconds} s: {peer.script}", "error": problem})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="short|many|peers")
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "shallop-peers")
-    environments = parser.parse_args().environments
-    for peer in PEERS:
-        python_of(peer, environments)
+    options = parser.parse_args()
+    parts = options.parts or ["short", "many", "peers"]
     rows = []
-    with instance.running() as status:
-        run(status, experiment("warm", NOTHING, 4, 2))
-        for repeat in range(2):
-            seconds, cpu = run(status, experiment(f"sleep-{repeat}", SLEEP, 100, 2))
-            rows.append(
-                {
-                    "case": "100 trials of 0.1 s, 2 parallel",
-                    "seconds": seconds,
-                    "floor_sleep_s": 5.0,
-                    "floor_processes_s": (floor := bare(SLEEP, 100, 2)),
-                    "over_floor_percent": 100 * (seconds / floor - 1),
-                    "control_plane_cpu_ms_per_trial": 1000 * cpu / 100,
-                }
-            )
-        seconds, cpu = run(status, experiment("many", NOTHING, 1000, 4))
-        rows.append(
-            {
-                "case": "1,000 trials that do nothing, 4 parallel",
-                "seconds": seconds,
-                "floor_processes_s": bare(NOTHING, 1000, 4),
-                "control_plane_cpu_ms_per_trial": cpu,
-            }
-        )
-    rows += peers(environments, 100, 0.1)
-    instance.write("trials", rows)
+    if "peers" in parts:
+        rows += peers(options.environments, 100, 0.1)
+    if "short" in parts:
+        rows += short()
+    if "many" in parts:
+        rows += many()
+    instance.write("trials", rows, key="case")
 
 
 if __name__ == "__main__":
