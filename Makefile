@@ -4,7 +4,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := .venv/bin
 
-.PHONY: setup demo test check lock clean
+.PHONY: setup demo test check prepared lock clean
 
 setup:
 	@$(PYTHON) scripts/setup.py runtime
@@ -21,10 +21,15 @@ check:
 	$(VENV)/mypy
 	$(VENV)/lint-imports
 
-test: check
+# Environments are built while unit tests run: a machine has more than one core.
+test:
+	@$(PYTHON) scripts/setup.py dev
+	@$(MAKE) --no-print-directory -j 2 check prepared
+	@$(VENV)/python scripts/warm.py >.venvs/warm.log 2>&1 & trap "kill $$! 2>/dev/null" EXIT; $(VENV)/pytest $(PYTEST_ARGS)
+
+prepared:
 	@$(VENV)/python scripts/build_web.py
 	@$(PYTHON) scripts/setup.py demo registry-v1alpha3 kserve
-	$(VENV)/pytest $(PYTEST_ARGS)
 
 lock:
 	@$(PYTHON) scripts/setup.py dev

@@ -67,7 +67,7 @@ def write(name: str, rows: list[dict[str, Any]], *, key: str = "") -> None:
 
     Args:
         key: a column that tells rows apart: those in the file of which none is measured now stay. Each row then has
-            its own time and load.
+            its own time and load: those that :func:`stamp` gave it, else those of now.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, *([_show(row.get(column, "")) for column in columns] for row in rows)]
@@ -83,11 +83,16 @@ def write(name: str, rows: list[dict[str, Any]], *, key: str = "") -> None:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     if key:
-        rows = [row | {"at": document["at"], "load": round(document["load"], 1)} for row in rows]
+        rows = [row if "load" in row else row | stamp() for row in rows]
         known = json.loads(path.read_text())["results"] if path.exists() else []
         names = {row[key] for row in rows}
         rows = [row for row in known if row[key] not in names] + rows
     path.write_text(json.dumps({**document, "results": rows}, indent=2) + "\n")
+
+
+def stamp() -> dict[str, Any]:
+    """Return when a row was measured, and how busy the machine was in the minute before, its own load included."""
+    return {"at": datetime.now(UTC).isoformat(timespec="seconds"), "load": round(os.getloadavg()[0], 1)}
 
 
 def _show(value: Any) -> str:

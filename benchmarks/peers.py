@@ -5,9 +5,10 @@ Run: ``python benchmarks/peers.py [NAME...]``; without names all of them. Each r
 made with uv in ``--environments`` on the first run (a few minutes; not measured). The shapes are a chain of 20 and of
 100 steps and a fan-out of 100; a step adds one to a number. ``isolation`` says what a step runs in: rows without a
 process of their own for each step measure less. A shape is run twice and the faster counts; a runner that needs more
-than 0.6 s per step is spared the long shapes. All of them listen on loopback only, with telemetry off. The floor is a
-fork of a process that has the same modules imported. Results are in ``results/peers.json``: rows that are measured
-replace those of the same runner, and each says how busy the machine was.
+than 0.6 s per step is spared the long shapes, and one that needs more than 2.5 s gets a chain of 5 only. All of them
+listen on loopback only, with telemetry off. The floor is a fork of a process that has the same modules imported.
+Results are in ``results/peers.json``: rows that are measured replace those of the same runner, and each says how busy
+the machine was.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instance import ROOT, running, write
+from instance import ROOT, running, stamp, write
 
 UV = str(ROOT / ".venv" / "bin" / "uv")
 SCRIPTS = Path(__file__).with_name("peers")
@@ -101,6 +102,7 @@ def main() -> None:
                 rows.append(measure(PEERS[name], python, status["web"]))
         else:
             rows.append(measure(PEERS[name], python, *PEERS[name].arguments))
+        rows[-1] |= stamp()
         print(rows[-1], flush=True)
     write("peers", rows, key="runner")
 

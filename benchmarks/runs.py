@@ -12,6 +12,7 @@ that are measured replace those of the same ``what``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -24,7 +25,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from instance import running, write
+from instance import running, stamp, write
+
+from shallop.priority import take_precedence
 
 TASKS = (100, 1000, 10_000)
 STORED = 10_000
@@ -147,6 +150,13 @@ def _pipeline(name: str, tasks: Any) -> Any:
     }
 
 
+def go_first() -> None:
+    """Go before other programs, where the system allows it: how long this one waits for a core is no one's answer."""
+    with contextlib.suppress(PermissionError):
+        os.setsid()
+    take_precedence()
+
+
 def _percentile(samples: list[float], share: float) -> float:
     ordered = sorted(samples)
     return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 2)
@@ -163,6 +173,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
     server.ended(server.submit(fan_out(1, cached=True)))  # whose outputs all of "cached" have
     for shape in shapes:
         for count in sizes:
+            stored = int(server.call("/runs?page_size=1").get("total_size", 0))
             cpu, begun, before = server.cpu_s(), time.perf_counter(), server.rss_mib()
             run_id = server.submit(SHAPES[shape](count))
             created = time.perf_counter() - begun
@@ -180,6 +191,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
                 {
                     "what": f"{shape} of {count}",
                     "tasks": count,
+                    "runs_stored": stored,
                     "seconds": round(seconds, 2),
                     "ms_per_task": round(seconds * 1000 / count, 2),
                     "control_plane_cpu_ms": round(cpu * 1000 / count, 2),
@@ -190,6 +202,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
                     "rss_before": before,
                     "rss_peak": peak,
                     "rss_end": server.rss_mib(),
+                    **stamp(),
                 }
             )
             print(rows[-1], flush=True)
@@ -298,6 +311,7 @@ def main() -> None:
     rows: list[Row] = []
     with running() as status:
         server = Server(status)
+        go_first()  # not before the server has started: it would inherit that
         for name in options.loads or loads:
             rows += loads[name](server)
     write("runs", rows, key="what")

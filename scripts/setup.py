@@ -8,12 +8,15 @@ A finished environment is left alone until its lock changes.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -28,8 +31,18 @@ def main(names: list[str]) -> int:
         print(f"shallop needs Python 3.11 or newer; this is {OWN}. Run make with PYTHON=/path/to/python3.11.")
         return 1
     for name in names or ["runtime"]:
-        _prepare(name)
+        with _alone(name):
+            _prepare(name)
     return 0
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Let others that prepare the same environment wait."""
+    TOOLS.parent.mkdir(exist_ok=True)
+    with open(TOOLS.parent / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _prepare(name: str) -> None:
@@ -69,10 +82,11 @@ def _pyproject(own: bool) -> bytes:
 def _uv() -> str:
     """Return uv: our own one, installed with pip from the hashes in the lock."""
     path = TOOLS / "bin" / "uv"
-    if not path.exists():
-        _run([sys.executable, "-m", "venv", str(TOOLS)])
-        pip = [str(TOOLS / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
-        _run([*pip, "-r", str(ROOT / "requirements" / "tools.txt")])
+    with _alone("tools"):
+        if not path.exists():
+            _run([sys.executable, "-m", "venv", str(TOOLS)])
+            pip = [str(TOOLS / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
+            _run([*pip, "-r", str(ROOT / "requirements" / "tools.txt")])
     return str(path)
 
 

@@ -40,6 +40,10 @@ def chain_2() -> object:
     return _chain(2)
 
 
+def chain_5() -> object:
+    return _chain(5)
+
+
 def chain_20() -> object:
     return _chain(20)
 
@@ -61,5 +65,5 @@ def run(made: object) -> float:
 
 
 if __name__ == "__main__":
-    chains = {2: chain_2, 20: chain_20, 100: chain_100}
+    chains = {2: chain_2, 5: chain_5, 20: chain_20, 100: chain_100}
     timing.report("Dagster", "process", {"chain": lambda n: run(chains[n]), "fan-out": lambda _: run(fan_out_100)})

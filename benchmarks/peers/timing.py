@@ -10,13 +10,15 @@ from collections.abc import Callable
 SHAPES = (("chain", 20), ("chain", 100), ("fan-out", 100))
 # A runner that needs more than this per step in the short chain is spared the long shapes.
 _TOO_SLOW_S = 0.6
+# One that needs more than this for a step when it is warm gets a chain of 5 and no more.
+_MUCH_TOO_SLOW_S = 2.5
 # A shape that took longer is not run a second time: a moment of noise is small beside it.
 _AGAIN_S = 20.0
 
 
 def report(name: str, isolation: str, run: dict[str, Callable[[int], float]]) -> None:
     """
-    Run each shape twice, after a short one that warms up, and report the faster.
+    Run each shape twice, after short ones that warm up, and report the faster.
 
     Args:
         isolation: what a step runs in: ``process`` of its own, or ``none``.
@@ -26,8 +28,8 @@ def report(name: str, isolation: str, run: dict[str, Callable[[int], float]]) ->
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         try:
             run["chain"](2)
-            slow = False
-            for shape, steps in SHAPES:
+            slow = run["chain"](2) / 2 > _MUCH_TOO_SLOW_S
+            for shape, steps in (("chain", 5),) if slow else SHAPES:
                 if slow and steps > 20:
                     continue
                 seconds = run[shape](steps)

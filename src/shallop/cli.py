@@ -140,7 +140,7 @@ def _add_up(commands: _Commands, common: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--multi-user",
         action="store_true",
-        help="callers of the pipelines API need a token of the Kubernetes API; RBAC says which namespaces they see",
+        help="callers of pipelines and the registry need a token of the Kubernetes API; RBAC says what they see",
     )
     up.add_argument(
         "--proxy-secret-file",

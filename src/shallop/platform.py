@@ -34,6 +34,7 @@ from shallop.errors import SettingsError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, labels_of
 from shallop.memory import give_back
+from shallop.priority import take_precedence
 from shallop.settings import Settings
 from shallop.store.database import Database
 from shallop.webserver import OriginGuard, Server, TokenCookie, bind
@@ -70,6 +71,7 @@ _COLLECT_AFTER = (5000, 20, 20)
 def run(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM (Pods stop too) or SIGHUP (Pods go on); returns the exit code."""
     lock = instance.Lock(settings)
+    take_precedence()
     sys.setswitchinterval(_SWITCH_S)
     # A watch is a connection: a thousand of them are more than most systems allow a program at first.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -172,6 +174,7 @@ class Platform:
         node = Node(services)
         services = replace(services, cannot_run=node.cannot_run, environment_of=node.environment_of)
         server.node = node
+        server.verbs.placing = workloads.PLACING
         for part in self._parts:
             for gvk, mutate in (part.admission(services) if part.admission else {}).items():
                 server.registry.mutating.setdefault(gvk, []).append(mutate)

@@ -38,7 +38,7 @@ class Settings:
         bare: whether only Kubernetes itself runs: API, built-in controllers and node, as a small cluster for tests.
         gateway_base: URL of the gateway where it is not ``gateway_port`` of this machine; empty = there is none, models
             are reached by their Services.
-        multi_user: whether callers of the pipelines API need a token, and see the namespaces that RBAC lets them.
+        multi_user: whether callers of the pipelines and registry APIs need a token, and see what RBAC lets them.
         proxy_secret_file: with ``multi_user``: a file with the secret by which a proxy in front proves that those whom
             it names in the header ``kubeflow-userid`` have signed in; empty = that header is not believed.
         synchronous: ``normal`` (a killed process loses nothing) or ``full`` (a power cut loses nothing either: every

@@ -35,12 +35,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from shallop_pod.grpctap import GrpcTap
 
+from shallop_pod.httpbody import BodyError, read_body
 from shallop_pod.logstore import Record, StoredLog, StoreOptions, store_for
 from shallop_pod.storage import with_config
 
 __all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
 
-_MAX_BODY = 512 * 2**20
 _QUEUE = 1000
 _SENDERS = 2
 _SINK_TIMEOUT_S = 10.0
@@ -73,6 +73,7 @@ class Options(NamedTuple):
     batch_latency_s: float
     timeout_s: float
     store: StoreOptions | None = None
+    batch_grpc: bool = False
 
 
 class Answer(NamedTuple):
@@ -104,6 +105,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--enable-batcher", action="store_true")
     parser.add_argument("--max-batchsize", type=int, default=32)
     parser.add_argument("--max-latency", type=int, default=5000, help="milliseconds")
+    parser.add_argument("--batch-grpc", action="store_true", help="the component answers calls of gRPC by REST, too")
     parser.add_argument("--timeout", type=float, default=600, help="of one request to the component, seconds")
     given = parser.parse_args(argv)
     stored = StoreOptions(
@@ -130,6 +132,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         batch_latency_s=given.max_latency / 1000,
         timeout_s=given.timeout,
         store=stored if given.log_url.startswith(("file://", "s3://")) else None,
+        batch_grpc=given.enable_batcher and given.batch_grpc,
     )
 
 
@@ -308,7 +311,7 @@ class Batcher:
         if rows is None:
             return None
         kind = [(tensor["name"], tensor["datatype"], tensor["shape"][1:]) for tensor in payload["inputs"]]
-        other = {key: value for key, value in payload.items() if key not in ("id", "inputs")}
+        other = {key: value for key, value in payload.items() if key not in ("id", "inputs") and value}
         return self._join(json.dumps([path, kind, other]), path, headers, payload, rows, _V2)
 
     def _join(
@@ -531,7 +534,17 @@ class Agent:
             kept_headers = [(k, v) for k, v in response.getheaders() if k.lower() not in (*_HOP, "content-length")]
             return Answer(response.status, kept_headers, content)
 
-    def splice(self, client: socket.socket) -> None:
+    def serve_http2(self, client: socket.socket) -> None:
+        """Serve a client of HTTP/2 until it leaves: by batches, or as it is."""
+        if not self._options.batch_grpc:
+            self._splice(client)
+            return
+        # Imported late: only those who batch gRPC need hpack.
+        from shallop_pod.agenthttp2 import serve_http2
+
+        serve_http2(self, client)
+
+    def _splice(self, client: socket.socket) -> None:
         """Carry bytes of HTTP/2 between a client and the component until both have ended; predictions are logged."""
         seen = self._tap()
         try:
@@ -589,27 +602,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     agent: Agent
 
     def handle(self) -> None:
-        """Answer requests of HTTP/1.1; what speaks HTTP/2, as gRPC does, is passed on as it is."""
+        """Answer requests of HTTP/1.1, and those of HTTP/2, which are passed on as they are unless gRPC is batched."""
         try:
             http2 = self.connection.recv(3, socket.MSG_PEEK | socket.MSG_WAITALL) == b"PRI"
         except OSError:
             return
         if http2:
             self.close_connection = True
-            self.agent.splice(self.connection)
+            self.agent.serve_http2(self.connection)
         else:
             super().handle()
 
     def _handle(self) -> None:
-        length = self.headers.get("Content-Length") or "0"
-        if not length.isdigit() or int(length) > _MAX_BODY or "Transfer-Encoding" in self.headers:
+        try:
+            body = read_body(self.headers, self.rfile)
+        except BodyError as error:
             self.close_connection = True
-            self._send(
-                _error(411 if "Transfer-Encoding" in self.headers else 413, "send a Content-Length up to 512 MiB")
-            )
+            self._send(_error(error.status, str(error)))
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self._send(self.agent.handle(self.command, self.path, headers, self.rfile.read(int(length))))
+        self._send(self.agent.handle(self.command, self.path, headers, body))
 
     do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_HEAD = _handle
 

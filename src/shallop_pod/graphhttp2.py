@@ -14,7 +14,7 @@ import contextlib
 import json
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, Sequence  # noqa: UP035  environments may be Python 3.9
+from typing import TYPE_CHECKING, Any, Callable, Protocol, Sequence  # noqa: UP035  environments may be Python 3.9
 
 from shallop_pod.modelserver.http2server import Http2Connection
 from shallop_pod.modelserver.openinference import tensor_values
@@ -23,7 +23,7 @@ from shallop_pod.modelserver.protocol import ProtocolError, dumps
 if TYPE_CHECKING:
     from shallop_pod.graphrouter import Answer, Graph
 
-__all__ = ["serve_http2"]
+__all__ = ["as_inference", "serve_application", "serve_http2", "until_left", "with_data"]
 
 
 def serve_http2(graph: Graph, connection: socket.socket, data: bytes) -> None:
@@ -33,17 +33,46 @@ def serve_http2(graph: Graph, connection: socket.socket, data: bytes) -> None:
     Args:
         data: what was read of its connection, from the preface on.
     """
-    asyncio.run(_serve(graph, connection, data))
+    serve_application(lambda: _Application(graph), connection, data)
 
 
-async def _serve(graph: Graph, connection: socket.socket, data: bytes) -> None:
-    application = _Application(graph)
+class OneConnection(Protocol):
+    """The part of a server that answers one client; ``connections`` and ``left`` are as ``until_left`` makes them."""
+
+    connections: set[Any]
+    left: asyncio.Event
+
+    def dispatch(
+        self,
+        connection: Any,
+        method: str,
+        path: str,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        tensors: Sequence[bytes | memoryview] | None = None,
+    ) -> None:
+        """Answer a request, in the event loop's thread or later."""
+
+
+def serve_application(make: Callable[[], OneConnection], connection: socket.socket, data: bytes) -> None:
+    """Answer a client in an event loop of its own until it leaves; ``make`` is called in the loop."""
+    asyncio.run(_serve(make, connection, data))
+
+
+async def _serve(make: Callable[[], OneConnection], connection: socket.socket, data: bytes) -> None:
+    application = make()
     made = Http2Connection(application)
     loop = asyncio.get_running_loop()
     connection.setblocking(False)
     transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, connection.dup())
     made.start(transport, data)
     await application.left.wait()
+
+
+def until_left() -> tuple[asyncio.Event, set[Any]]:
+    """Return an event and the set of one connection; the event is set when that is over."""
+    left = asyncio.Event()
+    return left, _Connections(left)
 
 
 class _Connections(set[Any]):
@@ -64,8 +93,7 @@ class _Application:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._loop = asyncio.get_running_loop()
-        self.left = asyncio.Event()
-        self.connections: set[Any] = _Connections(self.left)
+        self.left, self.connections = until_left()
 
     def dispatch(
         self,

@@ -28,11 +28,11 @@ import urllib.parse
 from typing import Any, Iterator, Mapping, NamedTuple, Optional  # noqa: UP035  environments may be Python 3.9
 
 from shallop_pod.conditions import exists
+from shallop_pod.httpbody import BodyError, read_body
 
 __all__ = ["Answer", "Graph", "main"]
 
 _HEADERS = "authorization,x-request-id,x-b3-.*,traceparent,tracestate"
-_MAX_BODY = 512 * 2**20
 _LAME_DUCK_S = 0.5
 
 
@@ -239,12 +239,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(Answer(200, b'{"status":"alive"}'))
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length")
-        if length is None or not length.isdigit() or int(length) > _MAX_BODY:
+        try:
+            body = read_body(self.headers, self.rfile)
+        except BodyError as error:
             self.close_connection = True
-            self._send(_failed(411 if length is None else 413, "send a Content-Length of at most 512 MiB"))
+            self._send(_failed(error.status, str(error)))
             return
-        self._send(self.graph.answer(self.rfile.read(int(length)), dict(self.headers.items())))
+        self._send(self.graph.answer(body, dict(self.headers.items())))
 
     def _send(self, answer: Answer) -> None:
         self.connection.settimeout(self.graph.write_s)

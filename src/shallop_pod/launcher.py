@@ -44,6 +44,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -67,6 +68,7 @@ PAUSED = "SHALLOP_TASK_PAUSED"
 
 _RESULT = "result.json"
 _MESSAGE_LINES = 12
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of IPython, in what a notebook raises
 
 
 class TaskError(Exception):
@@ -226,7 +228,7 @@ def _run_function(component: PythonComponent) -> None:
     except BaseException as error:
         traceback.print_exc()
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip().splitlines()
-        raise TaskError(1, "\n".join(lines[-_MESSAGE_LINES:])) from error
+        raise TaskError(1, _COLOURS.sub("", "\n".join(lines[-_MESSAGE_LINES:]))) from error
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what follows is short and must not be torn
         for stream in (sys.stdout, sys.stderr):

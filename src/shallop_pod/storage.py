@@ -46,6 +46,7 @@ __all__ = ["StorageError", "fail", "fetch", "main", "parse_registry_uri", "resol
 
 _REGISTRY = "model-registry://"
 _REGISTRY_SERVICE = "model-registry-service"
+_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 _PVC_MOUNT = "/mnt/pvc"
 _TIMEOUT_S = 30.0
 _ATTEMPTS = 5
@@ -93,7 +94,8 @@ def fetch(source: str, target: str, environ: Mapping[str, str]) -> None:
     """
     if source.startswith(_REGISTRY):
         base_url, rest = _registry_of(source, environ)
-        source = resolve_registry_uri(rest, lambda path, query: _get_json(base_url, path, query))
+        headers = _registry_headers(base_url, environ)
+        source = resolve_registry_uri(rest, lambda path, query: _get_json(base_url, path, query, headers))
     os.makedirs(target, exist_ok=True)
     incoming = tempfile.mkdtemp(prefix=".incoming-", dir=target)
     try:
@@ -487,10 +489,19 @@ def _first(page: dict[str, Any] | None) -> dict[str, Any] | None:
     return items[0] if items else None
 
 
-def _get_json(base_url: str, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+def _registry_headers(base_url: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return headers that say who asks the registry of this Pod's own platform; other registries get no token."""
+    headers = {"Accept": "application/json"}
+    if base_url == environ.get("MODEL_REGISTRY_BASE_URL", "").rstrip("/"):
+        with contextlib.suppress(OSError), open(_TOKEN) as file:
+            headers["Authorization"] = f"Bearer {file.read().strip()}"
+    return headers
+
+
+def _get_json(base_url: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> dict[str, Any] | None:
     url = f"{base_url}/api/model_registry/v1alpha3/{path}?{urllib.parse.urlencode(query)}"
     try:
-        with _open(urllib.request.Request(url, headers={"Accept": "application/json"})) as response:
+        with _open(urllib.request.Request(url, headers=dict(headers))) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
     except StorageError as error:

@@ -2,9 +2,9 @@
 The fork-server of one environment: a process starts by a fork, not by an interpreter start.
 
 Started by the node as ``<environment>/bin/python -m shallop_pod.zygote --socket PATH [--preload MODULE]...
-[--idle-s S] [--ready-fd N]``. It leaves its parent (forks once), imports the preload list, then listens on a Unix
-socket (0600, same user only) and says so on the ready descriptor. Any local process may ask it: the control plane, or
-the shim of a Pod. It goes on when the control plane is killed.
+[--idle-s S] [--ready-fd N] [--nicer STEPS]``. It leaves its parent (forks once), imports the preload list, then listens
+on a Unix socket (0600, same user only) and says so on the ready descriptor. Any local process may ask it: the control
+plane, or the shim of a Pod. It goes on when the control plane is killed.
 
 Asking (blocking, standard library; :func:`spawn` does it)::
 
@@ -579,10 +579,18 @@ def _clean(*kept: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
+    _weigh_session()
     os.umask(0o022)
     edges = [2, *sorted(kept), _highest_descriptor() + 1]
     for before, after in zip(edges, edges[1:]):  # noqa: B905, RUF007
         os.closerange(before + 1, after)
+
+
+def _weigh_session() -> None:
+    """Let a new session of Linux, among which it shares cores first, weigh what its processes do."""
+    if (nice := os.getpriority(os.PRIO_PROCESS, 0)) > 0:
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as session:
+            session.write(str(nice))
 
 
 def _take_streams(stdio: Sequence[int]) -> None:
@@ -762,10 +770,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--preload", action="append", default=[])
     parser.add_argument("--idle-s", type=float, default=600.0)
     parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--nicer", type=int, default=0, help="steps of niceness, added to what is inherited")
     options = parser.parse_args(argv)
     if os.fork():
         os._exit(0)  # nobody's child: no zombie for who started us, no end when that ends
     os.setsid()
+    os.nice(options.nicer)
+    _weigh_session()
     _preload(options.preload)
     if (threads := _count_threads()) > 1:
         print(f"zygote: {threads} threads run after preloading; forks may hang", file=sys.stderr, flush=True)

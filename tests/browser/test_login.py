@@ -144,6 +144,10 @@ def test_people_log_in_and_see_their_namespaces(page: Page, team: dict[str, str]
     page.goto(f"/#/runs/details/{team['team-b']}")
     expect(page.get_by_text("may not get runs").first).to_be_visible()
 
+    # The registry is one for all namespaces, and anna has no right to it.
+    page.goto("/#/models")
+    expect(page.get_by_text("may not get services").first).to_be_visible()
+
     # A page that may change nothing: another port of this machine is the same site to a browser.
     refused = page.context.request.post(f"/apis/v2beta1/runs/{team['team-a']}:archive")
     assert refused.status == 401

@@ -5,12 +5,17 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import kfp
+from click.testing import CliRunner
 from kfp import compiler, dsl
+from kfp.cli.cli import cli as kfp_command
 from kfp.dsl import Dataset, Input, Output
 from kfp_server_api import ApiException
 
@@ -111,6 +116,24 @@ def pipelines(package: str) -> None:
     refused(lambda: client._upload_api.upload_pipeline(str(bad), name="bad"), 400, "schemaVersion")
 
 
+def pipelines_from_a_url(package: str) -> None:
+    """The server fetches the package itself."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(Path(package).parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        base, api = f"http://127.0.0.1:{files.server_port}", client._pipelines_api
+        url = {"pipeline_url": f"{base}/{Path(package).name}"}
+        body = {"pipeline": {"display_name": "by-url"}, "pipeline_version": {"package_url": url}}
+        made = api.pipeline_service_create_pipeline_and_version(body)
+        second = api.pipeline_service_create_pipeline_version(made.pipeline_id, {"name": "v2", "package_url": url})
+        nowhere = {"name": "v3", "package_url": {"pipeline_url": f"{base}/nowhere.yaml"}}
+        refused(lambda: api.pipeline_service_create_pipeline_version(made.pipeline_id, nowhere), 400, "pipeline_url")
+        files.shutdown()
+    assert second.pipeline_spec["pipelineInfo"]["name"] == "counting"
+    versions = client.list_pipeline_versions(made.pipeline_id).pipeline_versions
+    assert {one.package_url.pipeline_url for one in versions} == set(url.values())
+
+
 def runs() -> None:
     first = client.create_run_from_pipeline_func(counting, arguments={"rows": 5}, enable_caching=True)
     assert wait(first.run_id).state == "SUCCEEDED"
@@ -193,38 +216,72 @@ def schedules(package: str) -> None:
 
 
 def kfp_cli(*arguments: str) -> str:
-    command = [str(Path(sys.executable).with_name("kfp")), "--endpoint", URL, "--output", "json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, (arguments, done.stdout[-2000:], done.stderr[-2000:])
-    return done.stdout
+    """Run a command in this process, with yes to its questions: an interpreter for each would take seconds."""
+    done = CliRunner().invoke(kfp_command, ["--endpoint", URL, "--output", "json", *arguments], input="y\n", obj={})
+    assert done.exit_code == 0, (arguments, done.output[-2000:], done.exception)
+    return str(done.output)
 
 
 def cli(package: str) -> None:
-    kfp_cli("experiment", "create", "from-cli")
+    """Every command that speaks with a server, once."""
+    program = [str(Path(sys.executable).with_name("kfp")), "--endpoint", URL, "--output", "json", "experiment"]
+    subprocess.run([*program, "create", "from-cli"], capture_output=True, timeout=120, check=True)
     assert "from-cli" in kfp_cli("experiment", "list")
-    kfp_cli("pipeline", "create", "-p", "cli", package)
+    experiment = client.get_experiment(experiment_name="from-cli").experiment_id
+    assert json.loads(kfp_cli("experiment", "get", experiment))["display_name"] == "from-cli"
+    cli_pipelines(package)
+    cli_runs(package, experiment)
+    cli_recurring_runs(package, experiment)
+    kfp_cli("experiment", "archive", "--experiment-name", "from-cli")
+    assert client.get_experiment(experiment).storage_state == "ARCHIVED"
+    kfp_cli("experiment", "unarchive", "--experiment-id", experiment)
+    assert client.get_experiment(experiment).storage_state == "AVAILABLE"
+    kfp_cli("experiment", "delete", experiment)
+    refused(lambda: client.get_experiment(experiment), 404, "no experiment")
+
+
+def cli_pipelines(package: str) -> None:
+    kfp_cli("pipeline", "create", "-p", "cli", "-d", "made by hand", package)
     assert "cli" in kfp_cli("pipeline", "list")
+    pipeline = str(client.get_pipeline_id("cli"))
+    assert "made by hand" in kfp_cli("pipeline", "get", pipeline)
+    kfp_cli("pipeline", "create-version", "-v", "second", "-n", "cli", package)
+    versions = client.list_pipeline_versions(pipeline).pipeline_versions
+    assert "second" in kfp_cli("pipeline", "list-versions", pipeline)
+    assert versions[0].display_name in kfp_cli("pipeline", "get-version", pipeline, versions[0].pipeline_version_id)
+    for version in versions:
+        kfp_cli("pipeline", "delete-version", pipeline, version.pipeline_version_id)
+    kfp_cli("pipeline", "delete", pipeline)
+    refused(lambda: client.get_pipeline(pipeline), 404, "no pipeline")
+
+
+def cli_runs(package: str, experiment: str) -> None:
     kfp_cli("run", "create", "-e", "from-cli", "-r", "cli-run", "-f", package, "--watch", "rows=6")
-    assert "cli-run" in kfp_cli("run", "list")
-    kfp_cli(
-        "recurring-run",
-        "create",
-        "--experiment-name",
-        "from-cli",
-        "--job-name",
-        "cli-job",
-        "--interval-second",
-        "3600",
-        "--max-concurrency",
-        "1",
-        "--pipeline-package-path",
-        package,
-    )
-    assert "cli-job" in kfp_cli("recurring-run", "list", "-e", kfp_cli_id("from-cli"))
+    assert "cli-run" in kfp_cli("run", "list", "-e", experiment)
+    (run,) = client.list_runs(experiment_id=experiment).runs
+    assert run.state == "SUCCEEDED"
+    assert run.run_id in kfp_cli("run", "get", run.run_id)
+    kfp_cli("run", "archive", run.run_id)
+    assert client.get_run(run.run_id).storage_state == "ARCHIVED"
+    kfp_cli("run", "unarchive", run.run_id)
+    assert client.get_run(run.run_id).storage_state == "AVAILABLE"
+    kfp_cli("run", "delete", run.run_id)
+    refused(lambda: client.get_run(run.run_id), 404, "no run")
 
 
-def kfp_cli_id(experiment: str) -> str:
-    return str(client.get_experiment(experiment_name=experiment).experiment_id)
+def cli_recurring_runs(package: str, experiment: str) -> None:
+    options = {"experiment-name": "from-cli", "job-name": "cli-job", "interval-second": "3600", "max-concurrency": "1"}
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    kfp_cli("recurring-run", "create", *given, "--pipeline-package-path", package)
+    assert "cli-job" in kfp_cli("recurring-run", "list", "-e", experiment)
+    (job,) = client.list_recurring_runs(experiment_id=experiment).recurring_runs
+    assert "cli-job" in kfp_cli("recurring-run", "get", job.recurring_run_id)
+    kfp_cli("recurring-run", "disable", job.recurring_run_id)
+    assert client.get_recurring_run(job.recurring_run_id).status == "DISABLED"
+    kfp_cli("recurring-run", "enable", job.recurring_run_id)
+    assert client.get_recurring_run(job.recurring_run_id).status == "ENABLED"
+    kfp_cli("recurring-run", "delete", job.recurring_run_id)
+    refused(lambda: client.get_recurring_run(job.recurring_run_id), 404, "no recurring run")
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -232,6 +289,7 @@ with tempfile.TemporaryDirectory() as folder:
     compiler.Compiler().compile(counting, package)
     experiments()
     pipelines(package)
+    pipelines_from_a_url(package)
     runs()
     ends()
     schedules(package)

@@ -429,6 +429,37 @@ def nan():
     no_number()
 
 
+# ---- notebooks
+
+
+def code(source: str, *tags: str) -> dict:
+    return {"cell_type": "code", "execution_count": None, "metadata": {"tags": tags}, "outputs": [], "source": source}
+
+
+CELLS = [
+    code("rows, path = 1, ''", "parameters"),
+    code("squares = [row * row for row in range(rows)]\nassert rows != 13, 'thirteen'"),
+    code("from pathlib import Path\nPath(path).write_text(' '.join(map(str, squares)))"),
+]
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+(FOLDER / "study.ipynb").write_text(
+    json.dumps({"cells": CELLS, "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 4})
+)
+
+
+@dsl.notebook_component(notebook_path=str(FOLDER / "study.ipynb"), base_image=IMAGE)
+def study(rows: int, table: Output[Dataset]) -> str:
+    dsl.run_notebook(rows=rows, path=table.path)
+    with open(table.path) as file:
+        return file.read()
+
+
+@dsl.pipeline(name="notebook")
+def notebook():
+    study(rows=4).set_display_name("four")
+    study(rows=13).set_display_name("thirteen")
+
+
 PIPELINES = {
     "values": (values, VALUES),
     "flow": (flow, {}),
@@ -457,6 +488,7 @@ PIPELINES = {
     "brief": (brief, {}),
     "timed": (timed, {}),
     "nan": (nan, {}),
+    "notebook": (notebook, {}),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
 import http.server
 import json
@@ -12,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shallop_pod.http2 import PREFACE, Http2
+from shallop_pod.http2 import PREFACE, Data, Http2
 from shallop_pod.modelserver.models import Model
 from shallop_pod.modelserver.openinference import INFER
 from shallop_pod.modelserver.server import ModelServer
@@ -94,10 +96,16 @@ def test_http2_passes_the_agent_as_it_is(shouting: int) -> None:
 
 
 @contextmanager
-def model_server() -> Iterator[int]:
-    """A server of the model ``m``, which doubles its rows; its port."""
+def model_server(asked: list[int] | None = None) -> Iterator[int]:
+    """A server of the model ``m``, which doubles its rows and adds how many to ``asked``; its port."""
     loop, port = asyncio.new_event_loop(), free_port()
-    server = ModelServer([Model("m", "sklearn", lambda rows: rows * 2, 2)], inline=True)
+
+    def double(rows: Any) -> Any:
+        if asked is not None:
+            asked.append(len(rows))
+        return rows * 2
+
+    server = ModelServer([Model("m", "sklearn", double, 2)], inline=True)
 
     async def serve() -> None:
         listener = await loop.create_server(server.connect, "127.0.0.1", port)
@@ -146,34 +154,107 @@ def sink() -> Iterator[tuple[int, list[Any]]]:
         made.server_close()
 
 
+def ask_by_grpc(port: int) -> None:
+    """Ask the model ``m`` for the double of two numbers."""
+    tensor = bytes_field(1, b"x") + bytes_field(2, b"FP64") + bytes_field(3, b"\x01\x02")
+    request = bytes_field(1, b"m") + bytes_field(5, tensor) + bytes_field(7, struct.pack("<2d", 1.5, 2.0))
+    head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", INFER.encode()), (b":authority", b"m")]
+    head += [(b"content-type", b"application/grpc"), (b"ce-id", b"7")]
+    with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection:
+        client, heard = Http2(client=True), []
+        stream = client.open(head, end=False)
+        client.send_data(stream, b"\0" + len(request).to_bytes(4, "big") + request, end=True)
+        while not any(getattr(event, "end", False) for event in heard):
+            connection.sendall(client.take())
+            heard += client.receive(connection.recv(65536))
+        assert heard[-1].headers == [(b"grpc-status", b"0")]
+        content = b"".join(bytes(event.data) for event in heard if isinstance(event, Data))
+        assert struct.pack("<2d", 3.0, 4.0) in content
+
+
+def until(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_predictions_of_grpc_are_logged_while_they_pass_the_agent() -> None:
     pytest.importorskip("numpy")
     port = free_port()
-    tensor = bytes_field(1, b"x") + bytes_field(2, b"FP64") + bytes_field(3, b"\x01\x02")
-    request = bytes_field(1, b"m") + bytes_field(5, tensor) + bytes_field(7, struct.pack("<2d", 1.5, 2.0))
-    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", INFER.encode()), (b":authority", b"m")]
-    headers += [(b"content-type", b"application/grpc"), (b"ce-id", b"7")]
     with model_server() as component, sink() as (sink_port, events):
         url = f"http://127.0.0.1:{sink_port}"
-        with (
-            process("shallop_pod.agent", port, "--component-port", str(component), "--log-url", url),
-            socket.create_connection(("127.0.0.1", port), DEADLINE_S) as connection,
-        ):
-            client, heard = Http2(client=True), []
-            stream = client.open(headers, end=False)
-            client.send_data(stream, b"\0" + len(request).to_bytes(4, "big") + request, end=True)
-            while not any(getattr(event, "end", False) for event in heard):
-                connection.sendall(client.take())
-                heard += client.receive(connection.recv(65536))
-            assert heard[-1].headers == [(b"grpc-status", b"0")]
-            deadline = time.monotonic() + DEADLINE_S
-            while len(events) < 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        with process("shallop_pod.agent", port, "--component-port", str(component), "--log-url", url):
+            ask_by_grpc(port)
+            until(lambda: len(events) == 2)
     seen = {kind: (id_, body) for kind, id_, body in events}
     assert seen["request"][0] == seen["response"][0] == "7"
     assert seen["request"][1]["inputs"][0]["data"] == [1.5, 2.0]
     assert seen["response"][1]["outputs"][0]["data"] == [3.0, 4.0]
+
+
+def test_predictions_of_grpc_are_logged_into_files_and_pass_a_batcher(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    port, store = free_port(), ("--log-url", f"file://{tmp_path}", "--log-store-path", "audit")
+    named = ("--namespace", "team", "--inference-service", "m", "--enable-batcher")
+    folder = tmp_path / "team" / "m" / "predictor" / "audit"
+    with (
+        model_server() as component,
+        process("shallop_pod.agent", port, "--component-port", str(component), *store, *named),
+    ):
+        ask_by_grpc(port)
+        until(lambda: len(list(folder.glob("7-*.json"))) == 2)
+    found = {kind: json.loads((folder / f"7-{kind}.json").read_text()) for kind in ("request", "response")}
+    bodies = {kind: json.loads(base64.b64decode(record["bytes"])) for kind, record in found.items()}
+    assert bodies["request"]["inputs"][0]["data"] == [1.5, 2.0]
+    assert bodies["response"]["outputs"][0]["data"] == [3.0, 4.0]
+
+
+def test_bodies_may_come_in_chunks_and_broken_ones_are_refused() -> None:
+    pytest.importorskip("numpy")
+    port, path = free_port(), "/v1/models/m:predict"
+    good = json.dumps({"instances": [[1.0, 2.0]]}).encode()
+    with (
+        model_server() as component,
+        process(
+            "shallop_pod.agent", port, "--component-port", str(component), "--enable-batcher", "--max-latency", "5"
+        ),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+        for _ in range(2):
+            connection.request("POST", path, iter([good[:7], good[7:]]), encode_chunked=True)
+            assert json.load(connection.getresponse())["predictions"] == [[2.0, 4.0]]
+        connection.close()
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client:
+            client.sendall(b"POST %s HTTP/1.1\r\nhost: m\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" % path.encode())
+            assert client.recv(65536).split(b" ")[1] == b"400"
+
+
+def test_calls_of_grpc_and_requests_of_rest_are_one_batch() -> None:
+    pytest.importorskip("numpy")
+    port, asked = free_port(), list[int]()
+    # Nobody is answered before there are four rows: two of REST, two of gRPC.
+    batcher = ("--enable-batcher", "--batch-grpc", "--max-batchsize", "4", "--max-latency", "60000")
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [5.0, 6.0]}
+    answers: list[Any] = []
+
+    def ask_by_rest() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+        connection.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
+        answers.append(json.load(connection.getresponse())["outputs"][0]["data"])
+        connection.close()
+
+    with (
+        model_server(asked) as component,
+        process("shallop_pod.agent", port, "--component-port", str(component), *batcher),
+    ):
+        threads = [threading.Thread(target=call) for call in (ask_by_rest, lambda: ask_by_grpc(port)) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert answers == [[10.0, 12.0]] * 2
+    assert asked == [4]
 
 
 def test_a_client_that_sends_half_a_request_to_a_graph_is_dropped_in_time() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
+import struct
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +17,9 @@ from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import Backend, Route, RouteTable
 from shallop_pod.http2 import Data, Event, GoAway, Header, Headers, Http2
 from shallop_pod.modelserver.models import Model
+from shallop_pod.modelserver.openinference import INFER
 from shallop_pod.modelserver.server import ModelServer
+from shallop_pod.protobuf import bytes_field
 
 np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.anyio
@@ -330,9 +335,20 @@ async def test_requests_sent_ahead_without_reading_do_not_fill_the_memory(world:
     writer.close()
 
 
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 @pytest.mark.parametrize("where", ["model server", "gateway"])
-async def test_hundreds_of_idle_connections_take_nothing_from_others(world: World, where: str) -> None:
-    count = min(300, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+async def test_thousands_of_idle_connections_take_nothing_from_others_and_leave_nothing(
+    world: World, where: str
+) -> None:
+    await world.predicts(where)
+    world.gateway.close_idle_except(())
+    await world.settled()
+    before = open_files()
+    # Both ends of each are ours.
+    count = min(2000, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - before) // 3)
     idle = [await asyncio.open_connection("127.0.0.1", world.ports[where]) for _ in range(count)]
     for _, writer in idle[::3]:
         writer.write(b"POST /v1/mod")
@@ -343,3 +359,90 @@ async def test_hundreds_of_idle_connections_take_nothing_from_others(world: Worl
         writer.close()
     world.gateway.close_idle_except(())
     await world.settled()
+    async with asyncio.timeout(DEADLINE_S):
+        while open_files() > before:
+            await asyncio.sleep(0.005)
+    await world.predicts(where)
+
+
+def conversation(path: bytes, body: bytes, *headers: Header) -> bytes:
+    """Return all that a client of HTTP/2 sends to ask once."""
+    client = Http2(client=True)
+    head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"m"), *headers]
+    client.send_data(client.open(head, end=False), body, end=True)
+    return client.take()
+
+
+def grpc(*, raw: bool) -> bytes:
+    numbers, tensor = struct.pack("<2d", 1, 2), bytes_field(1, b"a") + bytes_field(2, b"FP64") + b"\x1a\x02\x01\x02"
+    message = bytes_field(1, b"m") + bytes_field(5, tensor + (b"" if raw else bytes_field(5, bytes_field(7, numbers))))
+    message += bytes_field(7, numbers) if raw else b""
+    kind = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    return conversation(INFER.encode(), b"\0" + len(message).to_bytes(4, "big") + message, *kind)
+
+
+CONVERSATIONS = [
+    post(V1, GOOD) * 2,
+    post(V2, v2()),
+    post(V2, BINARY + bytes(16), HEADER % len(BINARY)),
+    post(V1, GOOD, b"ce-specversion: 1.0", b"ce-id: 1", b"ce-type: a", b"ce-source: b"),
+    b"POST %s HTTP/1.1\r\nhost: m\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (V1, len(GOOD), GOOD),
+    conversation(V1, GOOD),
+    conversation(V2, BINARY + bytes(16), (b"inference-header-content-length", b"%d" % len(BINARY))),
+    grpc(raw=False),
+    grpc(raw=True),
+]
+WORDS = [
+    *(b"\r\n", b"\0", b"\xff\xff\xff\xff", b"-1", b"9" * 20, b"null", b"[[", b"{", b"1e999", b"\\ud800", b"HTTP/1.0"),
+    *(b"content-length: 5\r\n", b"transfer-encoding: chunked\r\n", b"expect: 100-continue\r\n", b"upgrade: h2c\r\n"),
+    *(b'"shape":[-1]', b'"data":[]', b'"parameters":[]', b'"inputs":[null]', b"true"),
+]
+
+
+def mutated(random: Random) -> bytes:
+    """Return what a client would send with some of it flipped, lost, sent twice, or from somewhere else."""
+    data = bytearray(random.choice(CONVERSATIONS))
+    for _ in range(random.randint(1, 6)):
+        start = random.randrange(len(data) + 1)
+        end = min(len(data), start + random.randint(0, 40))
+        other = random.choice(CONVERSATIONS)
+        place = random.randrange(len(other))
+        pieces = (
+            random.choice(WORDS),
+            random.randbytes(1),
+            bytes(data[start:end]) * 2,
+            b"",
+            other[place : place + 200],
+        )
+        data[start:end] = random.choice(pieces)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_no_mutation_of_a_request_breaks_a_server_or_stays_in_it(world: World, where: str, seed: int) -> None:
+    random, broken = Random(seed), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
+
+    async def send(data: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.ports[where])
+        try:
+            writer.write(data)
+            # The model server answers who has said all; the gateway takes that for a client that is gone.
+            writer.write_eof()
+            async with asyncio.timeout(DEADLINE_S):
+                while await reader.read(65536):
+                    pass
+        except TimeoutError:
+            broken.append(data)
+        except OSError:
+            pass  # a server may close before it has read all
+        finally:
+            writer.close()
+
+    for _ in range(15):
+        await asyncio.gather(*(send(mutated(random)) for _ in range(20)))
+    await world.predicts(where)
+    world.gateway.close_idle_except(())
+    await world.settled()
+    assert not broken

@@ -92,7 +92,10 @@ def classic_job(name: str, example: ModuleType) -> dict[str, Any]:
         "apiVersion": "kubeflow.org/v1",
         "kind": kind,
         "metadata": {"name": f"{name}-classic", "namespace": NAMESPACE},
-        "spec": {field: specs, "runPolicy": {"schedulingPolicy": {}, "cleanPodPolicy": "None"}},
+        "spec": {
+            field: specs,
+            "runPolicy": {"schedulingPolicy": {"scheduleTimeoutSeconds": 60}, "cleanPodPolicy": "None"},
+        },
     }
 
 

@@ -260,6 +260,15 @@ def test_pods_go_when_their_time_is_over_and_results_stay(cases: Cases, platform
     assert output(cases.ended("brief"), "double") == 42
 
 
+def test_notebooks_are_components(cases: Cases) -> None:
+    seen = cases.ended("notebook")
+    assert seen["run"]["state"] == "FAILED", (seen["run"].get("error"), states(seen))
+    assert output(seen, "four") == "0 1 4 9"
+    (thirteen,) = tasks(seen, "thirteen")
+    assert thirteen["own_state"] == "FAILED"
+    assert "AssertionError: thirteen" in thirteen["error"]["message"], thirteen["error"]
+
+
 def test_what_is_no_number_fails_its_task(cases: Cases) -> None:
     seen = cases.ended("nan")
     assert seen["run"]["state"] == "FAILED"

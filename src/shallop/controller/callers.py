@@ -7,6 +7,7 @@ signed people in and proves by a shared secret that it is the one; anybody else 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 from shallop.errors import ForbiddenError, SettingsError, UnauthorizedError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk
+from shallop.settings import Settings
 
-__all__ = ["PROXY_SECRET_HEADER", "USER_HEADER", "Callers"]
+__all__ = ["PROXY_SECRET_HEADER", "USER_HEADER", "Callers", "own_headers"]
 
 USER_HEADER = "kubeflow-userid"
 PROXY_SECRET_HEADER = "x-shallop-proxy-secret"
@@ -73,9 +75,20 @@ class Callers:
             raise UnauthorizedError(f"{USER_HEADER}: the proxy must name a person here; 'system:' names are no people.")
         return {"username": user, "groups": ["system:authenticated"]}
 
-    async def may(self, caller: Mapping[str, Any], verb: str, group: str, resource: str, namespace: str) -> bool:
-        """Say whether RBAC lets a caller do something in a namespace; empty = in all of them."""
-        attributes = {"group": group, "resource": resource, "verb": verb, "namespace": namespace}
+    async def may(
+        self, caller: Mapping[str, Any], verb: str, group: str, resource: str, namespace: str, name: str = ""
+    ) -> bool:
+        """
+        Say whether RBAC lets a caller do something.
+
+        Args:
+            resource: with a subresource after a slash, if it is of one.
+            namespace: empty = in all of them.
+            name: of one object; empty = of all.
+        """
+        plural, _, subresource = resource.partition("/")
+        attributes = {"group": group, "resource": plural, "verb": verb, "namespace": namespace}
+        attributes |= {"subresource": subresource, "name": name}
         spec = {
             "user": caller.get("username", ""),
             "groups": caller.get("groups") or [],
@@ -101,6 +114,14 @@ class Callers:
         if await self.may(caller, "list", group, resource, ""):
             return names
         return [name for name in names if await self.may(caller, "list", group, resource, name)]
+
+
+async def own_headers(settings: Settings) -> dict[str, str]:
+    """Return what a part sends with its requests to the REST APIs of its own platform: it acts as the administrator."""
+    if not settings.multi_user:
+        return {}
+    token = await asyncio.to_thread((settings.home / "token").read_text)
+    return {"Authorization": f"Bearer {token.strip()}"}
 
 
 def _read_secret(file: str) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import sqlalchemy as sa
 
-from shallop.controller import Services
+from shallop.controller import Services, own_headers
 from shallop.errors import NotFoundError, ObjectStoreError, ShallopError
 from shallop.kube.objects import Gvk
 from shallop.pipelines import tables
@@ -154,7 +154,8 @@ class Retention:
 
     async def _registered(self) -> list[str]:
         uris: list[str] = []
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60), raise_for_status=True) as session:
+        headers, limit = await own_headers(self._settings), aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(headers=headers, timeout=limit, raise_for_status=True) as session:
             token = ""
             while True:
                 query = {"pageSize": "1000"} | ({"nextPageToken": token} if token else {})

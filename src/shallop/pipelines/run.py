@@ -1,8 +1,9 @@
 """
-Drives one run: feeds the planner, writes what it decided in one transaction, and only then acts.
+Drives one run: feeds the planner, writes what it decided in one transaction, and acts.
 
 Pods' names are functions of (run, task, attempt) and a task leaves its result in its folder before it ends, so after a
 ``kill -9`` at any point the same decisions are taken again, finished tasks are not repeated and running ones adopted.
+For that reason Pods may be created while the decision is still being written; all else waits for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -283,7 +284,7 @@ class RunDriver:
 
     async def _advance(self, actions: list[Action], events: Iterable[Event], *, adopted: bool = False) -> None:
         """
-        Feed events to the planner until it waits; each portion is written before it is acted on.
+        Feed events to the planner until it waits; each portion is written, and acted on, before the next.
 
         Args:
             adopted: the actions were asked for before a restart and may have been done.
@@ -300,30 +301,48 @@ class RunDriver:
                 await _let_others(count)
             adopted = False
             if self._journal.size >= _STEP_CHANGES or not todo:
-                await self._write()
-                for count, act in enumerate(known, 1):
-                    todo.extend(await self._act(act, adopted=True))
-                    await _let_others(count)
-                for count, act in enumerate(acts, 1):
-                    todo.extend(await self._act(act, adopted=False))
-                    await _let_others(count)
+                writing = await self._begin_to_write()
+                try:
+                    todo.extend(await self._act_on(known, writing, adopted=True))
+                    todo.extend(await self._act_on(acts, writing, adopted=False))
+                finally:
+                    await writing
                 known.clear()
                 acts.clear()
             if not todo:
-                await self._write()
+                await (await self._begin_to_write())
                 return
             event = todo.popleft()
             pending = self._plan.apply(event)
             if pending or isinstance(event, CancelRequested | RetryRequested):
                 self._journal.record(event)
 
-    async def _write(self) -> None:
-        if size := self._journal.size:
-            changed = self._journal.changed()
-            # Nobody but this coroutine changes the plan and the journal.
-            step = self._journal.take() if size <= _STEP_CHANGES else await asyncio.to_thread(self._journal.take)
-            await self._driver.store(step)
-            self._driver.signals.notify(self.run_id, changed)
+    async def _begin_to_write(self) -> asyncio.Future[None]:
+        """Take what the journal has and begin to write it; the future says when that is done."""
+        size = self._journal.size
+        if not size:
+            nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+            return nothing
+        changed = self._journal.changed()
+        # Nobody but this coroutine changes the plan and the journal.
+        step = self._journal.take() if size <= _STEP_CHANGES else await asyncio.to_thread(self._journal.take)
+        return asyncio.ensure_future(self._write(step, changed))
+
+    async def _write(self, step: Callable[[sa.Connection], None], changed: list[str]) -> None:
+        await self._driver.store(step)
+        self._driver.signals.notify(self.run_id, changed)
+
+    async def _act_on(
+        self, acts: Iterable[StartTask | StopTask], writing: asyncio.Future[None], *, adopted: bool
+    ) -> list[Event]:
+        events: list[Event] = []
+        for count, act in enumerate(acts, 1):
+            if not isinstance(act, StartTask) or built_in_image(self._pipeline, act):
+                await writing
+            events += await self._act(act, adopted=adopted)
+            await _let_others(count)
+        return events
 
     async def _take(self, action: Action, acts: list[StartTask | StopTask], *, adopted: bool) -> Event | None:
         """Note what an action writes; return the event where the answer is known at once."""

@@ -131,21 +131,34 @@ class RunsApi:
             raise BadRequestError("run_id: required; the run whose tasks are listed.")
         await self._find(request, "get", run_id)
         page = parse_page({name: query.get(name, "") for name in ("page_size", "page_token")}, {})
-        details = await self._database.read(lambda c: _details(c, run_id))
-        found = [task for task in details if not parent or task["parent_task_id"] == parent]
-        rest = [task for task in found if page.after is None or task["execution_id"] > page.after[0]]
-        shown = rest[: page.size]
-        token = next_token(page, shown[-1]["execution_id"], shown[-1]["task_id"]) if len(rest) > page.size else ""
-        return reply(TASK_LIST, {"tasks": shown, "next_page_token": token, "total_size": len(found)})
+        after = page.after[0] if page.after else 0
+
+        def read(connection: sa.Connection) -> tuple[list[dict[str, Any]], int]:
+            rows, total = tables.list_tasks(connection, run_id, parent, after=after, limit=page.size + 1)
+            return _some_details(connection, rows), total
+
+        shown, total = await self._database.read(read)
+        token = ""
+        if len(shown) > page.size:
+            shown.pop()
+            token = next_token(page, shown[-1]["execution_id"], shown[-1]["task_id"])
+        return reply(TASK_LIST, {"tasks": shown, "next_page_token": token, "total_size": total})
 
     async def get_task(self, request: Request) -> Response:
         id_ = request.path_params["task_id"]
         run = await self._database.read(lambda c: tables.get_run_of_task(c, id_))
         if run is None:
-            raise NotFoundError(f"task_id: no task {id_!r}; list them with GET /apis/v2beta1/tasks?run_id=...")
+            raise _no_task(id_)
         await self._access.allow(request, "get", "runs", run)
-        details = await self._database.read(lambda c: _details(c, run["id"]))
-        return reply(TASK, next(task for task in details if task["task_id"] == id_))
+
+        def read(connection: sa.Connection) -> list[dict[str, Any]]:
+            row = tables.get_task(connection, id_)
+            return _some_details(connection, [row] if row else [])
+
+        found = await self._database.read(read)
+        if not found:
+            raise _no_task(id_)
+        return reply(TASK, found[0])
 
     async def delete(self, request: Request) -> Response:
         row = await self._find(request, "delete")
@@ -216,7 +229,21 @@ def _run_text(connection: sa.Connection, id_: str) -> str | None:
 
 def _details(connection: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     tasks = tables.get_task_states(connection, run_id)
-    return task_messages(tasks, tables.get_run_links(connection, run_id)) if tasks else []
+    below = [(task["parent_id"], task["id"]) for task in tasks]
+    return task_messages(tasks, tables.get_run_links(connection, run_id), below) if tasks else []
+
+
+def _some_details(connection: sa.Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the details of some tasks of one run: of a large run one page costs what it shows."""
+    if not rows:
+        return []
+    run_id, ids = rows[0]["run_id"], [row["id"] for row in rows]
+    links = tables.get_run_links(connection, run_id, ids)
+    return task_messages(rows, links, tables.get_children(connection, run_id, ids))
+
+
+def _no_task(id_: str) -> NotFoundError:
+    return NotFoundError(f"task_id: no task {id_!r}; list them with GET /apis/v2beta1/tasks?run_id=...")
 
 
 def _no_run(id_: str) -> NotFoundError:

@@ -840,6 +840,22 @@ def get_task_states(connection: sa.Connection, run_id: str) -> list[Row]:
     return [dict(zip(names, row, strict=True)) for row in result]
 
 
+def list_tasks(
+    connection: sa.Connection, run_id: str, parent_id: str, *, after: int, limit: int
+) -> tuple[list[Row], int]:
+    """Return tasks of a run, or those directly below one, with execution numbers above ``after``, and how many are."""
+    where = [tasks.c.run_id == run_id, *([tasks.c.parent_id == parent_id] if parent_id else [])]
+    query = sa.select(tasks).where(*where, tasks.c.execution > after).order_by(tasks.c.execution).limit(limit)
+    count = sa.select(sa.func.count()).select_from(tasks).where(*where)
+    return [_row(row) for row in connection.execute(query)], connection.execute(count).scalar_one()
+
+
+def get_children(connection: sa.Connection, run_id: str, ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (id, id of a task directly below it) for some tasks of a run, in the order in which those came to be."""
+    query = sa.select(tasks.c.parent_id, tasks.c.id).where(tasks.c.run_id == run_id, tasks.c.parent_id.in_(ids))
+    return [(parent, id_) for parent, id_ in connection.execute(query.order_by(tasks.c.execution))]
+
+
 def get_task(connection: sa.Connection, id_: str) -> Row | None:
     return _one(connection, sa.select(tasks).where(tasks.c.id == id_))
 

@@ -21,17 +21,20 @@ def _state(state: str) -> str:
     return shown if shown in RUNTIME_STATE.names.values() else "RUNTIME_STATE_UNSPECIFIED"
 
 
-def task_messages(tasks: Sequence[Row], links: Iterable[Row]) -> list[dict[str, Any]]:
+def task_messages(
+    tasks: Sequence[Row], links: Iterable[Row], children_of: Iterable[tuple[str, str]]
+) -> list[dict[str, Any]]:
     """
     Build the task details of one run.
 
     Args:
-        tasks: all rows of the run, in order.
-        links: rows that tie its artifacts to its tasks.
+        tasks: rows of the run, all or some.
+        links: rows that tie artifacts to these tasks.
+        children_of: (id, id of a task below it) in order; those of other tasks do no harm.
     """
     children: dict[str, list[dict[str, str]]] = {}
-    for task in tasks:
-        children.setdefault(task["parent_id"], []).append({"task_id": task["id"]})
+    for id_, child in children_of:
+        children.setdefault(id_, []).append({"task_id": child})
     artifacts = _artifact_ids(links)
     return [_message(task, artifacts) | {"child_tasks": children.get(task["id"], [])} for task in tasks]
 

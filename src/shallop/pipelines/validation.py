@@ -48,6 +48,8 @@ PARAMETER_TYPES = {
 }
 INJECTED_TYPES = ("TASK_FINAL_STATUS", "TASK_CONFIG")
 _PIPELINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?")
+# What the SDK calls values that constants, conditions and settings of a task name beside what its component declares.
+_CHANNEL = "pipelinechannel--"
 # Names become folders and parts of paths such as root/loop[2]/train.
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\\\[\]\x00-\x1f]{1,250}")
 
@@ -211,6 +213,7 @@ def _check_task(pipeline: Pipeline, parent: Component, dag: Dag, task: Task, pat
     for name, artifact in task.inputs.artifacts.items():
         yield from _check_artifact_source(pipeline, parent, dag, artifact, f"{path}.inputs.artifacts.{name}")
     yield from _check_required_inputs(task, component, path)
+    yield from _check_declared_inputs(task, component, path)
     yield from _check_policies(task, path)
     yield from _check_iterator(task, component, path)
     for name in task_needs(pipeline, task):
@@ -301,6 +304,22 @@ def _check_required_inputs(task: Task, component: Component, path: str) -> Itera
     for name, artifact in component.input_definitions.artifacts.items():
         if name not in task.inputs.artifacts and name != item and not artifact.is_optional:
             yield FieldError.required(f"{path}.inputs.artifacts.{name}", "the component declares it as not optional")
+
+
+def _check_declared_inputs(task: Task, component: Component, path: str) -> Iterator[FieldError]:
+    """Refuse inputs that nothing reads, such as one whose name is misspelt; upstream drops them without a word."""
+    values = [source.runtime_value.value for source in task.inputs.parameters.values() if source.runtime_value]
+    readers = json.dumps([values, task.trigger_policy.condition], default=str)
+    for side in ("parameters", "artifacts"):
+        declared = getattr(component.input_definitions, side)
+        for name in getattr(task.inputs, side):
+            if name in declared or name.startswith(_CHANNEL) or f"['{name}']" in readers:
+                continue
+            names = ", ".join(declared) or "none"
+            detail = (
+                f"component '{task.component_ref.name}' declares no such input among its {side}; there are: {names}"
+            )
+            yield FieldError.invalid(f"{path}.inputs.{side}.{name}", name, detail)
 
 
 def _check_policies(task: Task, path: str) -> Iterator[FieldError]:

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from shallop.controller.kind import Services
 from shallop.errors import ApiError, BadRequestError
 from shallop.registry import entries, tables
+from shallop.registry.access import Access
 from shallop.registry.entry import Entry, decode_json, encode_entry, parse_id
 from shallop.registry.filters import parse_filter
 from shallop.registry.resources import COLLECTIONS, NESTED, TYPES, Collection, Nested, ResourceType
@@ -60,10 +61,11 @@ _Handler = Callable[[Request], Awaitable[_Answer]]
 def routes(services: Services) -> list[BaseRoute]:
     """Return every route of the registry for the web origin."""
     found: list[BaseRoute] = []
+    access = Access(services)
     for version in _VERSIONS:
         api = _Api(services, version)
         for path, handlers in api.endpoints():
-            found.append(_route(f"{PREFIX}/{version.name}/{path}", handlers, version))
+            found.append(_route(f"{PREFIX}/{version.name}/{path}", handlers, version, access))
     health = _health(services)
     for prefix in ("", f"{PREFIX}/{{version}}"):
         found.append(Route(f"{prefix}/readyz/{{check}}", health, methods=["GET"]))
@@ -71,12 +73,13 @@ def routes(services: Services) -> list[BaseRoute]:
     return found
 
 
-def _route(path: str, handlers: Mapping[str, _Handler], version: _Version) -> Route:
+def _route(path: str, handlers: Mapping[str, _Handler], version: _Version, access: Access) -> Route:
     async def endpoint(request: Request) -> Response:
         handler = handlers.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
             return Response(status_code=405, headers={**version.headers, "Allow": ", ".join(handlers)})
         try:
+            await access.check(request)
             _refuse_nul(request)
             status, value = await handler(request)
         except ApiError as error:

@@ -12,7 +12,12 @@ from shallop.serving.localmodelcache import LOCAL_MODEL_CACHE, LOCAL_MODEL_NAMES
 from shallop.serving.localmodelnode import LOCAL_MODEL_NODE
 from shallop.serving.localmodelnodegroup import LOCAL_MODEL_NODE_GROUP
 from shallop.serving.revision import REVISION
-from shallop.serving.servingruntime import CLUSTER_SERVING_RUNTIME, SERVING_RUNTIME, load_runtimes
+from shallop.serving.servingruntime import (
+    CLUSTER_SERVING_RUNTIME,
+    SERVING_RUNTIME,
+    load_runtimes,
+    refuse_equal_priorities,
+)
 from shallop.serving.trainedmodel import TRAINED_MODEL
 
 __all__ = ["PART"]
@@ -26,5 +31,9 @@ PART = Part(
         CLUSTER_STORAGE_CONTAINER,
     ),
     objects=(*load_runtimes(), DEFAULT_CONTAINER),
-    admission=lambda services: {INFERENCE_SERVICE.gvk: refuse_unknown_schemes(services.client)},
+    admission=lambda services: {
+        INFERENCE_SERVICE.gvk: refuse_unknown_schemes(services.client),
+        SERVING_RUNTIME.gvk: refuse_equal_priorities(services.client),
+        CLUSTER_SERVING_RUNTIME.gvk: refuse_equal_priorities(services.client),
+    },
 )

@@ -39,11 +39,18 @@ DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
 # What the one file that a model is brought as must be: its SHA-256.
 MODEL_CHECKSUM = "serving.shallop.dev/model-sha256"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
+SCALING_METRIC = "serving.kserve.io/metrics"
+SCALING_TARGET = "serving.kserve.io/targetUtilizationPercentage"
 _LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 _MODES = ("Standard", "Knative", "ModelMesh")
 _V2_BY_DEFAULT = ("triton", "onnx", "huggingface", "vLLM")
 _MAX_NAME = 63
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_REQUESTS, _RESOURCES = ("concurrency", "rps"), ("cpu", "memory")
+_METRIC_TYPES = ("Resource", "External", "PodMetric")
+# Type of a target -> the field that it has.
+_TARGETS = {"Utilization": "averageUtilization", "AverageValue": "averageValue", "Value": "value"}
+_NOT_OF_CANARIES = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling", "workerSpec")
 
 
 def default(service: Object) -> Object:
@@ -144,6 +151,8 @@ def validate(service: Object, old: Object | None) -> list[FieldError]:
     for name in COMPONENTS:
         component = spec.get(name) or {}
         errors += _check_replicas(f"spec.{name}", component)
+        errors += _check_scaling(service, f"spec.{name}", component)
+        errors += _check_batcher(f"spec.{name}.batcher", component.get("batcher") or {})
         errors += _check_logger(f"spec.{name}.logger", component.get("logger") or {})
         if (
             name != "predictor"
@@ -151,8 +160,9 @@ def validate(service: Object, old: Object | None) -> list[FieldError]:
             and not (component.get("containers") or component.get("art"))
         ):
             errors.append(FieldError.required(f"spec.{name}.containers", "give the container of your own"))
-    errors += _check_scaling(service, predictor)
+    errors += _check_scaling_notes(service)
     errors += _check_canaries(service, spec, predictor)
+    errors += _check_rename(service, old)
     return errors + _check_mode(service, old)
 
 
@@ -177,6 +187,10 @@ def _check_implementation(predictor: Mapping[str, Any]) -> list[FieldError]:
         errors.append(FieldError.forbidden(f"spec.predictor.{given[1]}", detail))
     if not given and not predictor.get("containers"):
         errors.append(FieldError.required("spec.predictor.model", "give a model, or containers of your own"))
+    for index, container in enumerate(predictor.get("containers") or () if given else ()):
+        if container.get("name") == CONTAINER:
+            detail = f"is the container of spec.predictor.{given[0]}: put its fields there, or leave {given[0]} out"
+            errors.append(FieldError.forbidden(f"spec.predictor.containers[{index}]", detail))
     if (predictor.get("model") or {}).get("name"):
         detail = "the 'name' field is not allowed in standard predictor"
         errors.append(FieldError.forbidden("spec.predictor.model.name", detail))
@@ -267,19 +281,69 @@ def _check_replicas(path: str, component: Mapping[str, Any]) -> list[FieldError]
     return errors
 
 
-def _check_scaling(service: Object, predictor: Mapping[str, Any]) -> list[FieldError]:
-    metric, mode = predictor.get("scaleMetric"), mode_of(service)
-    path, errors = "spec.predictor.scaleMetric", []
-    if mode == "Standard" and metric in ("concurrency", "rps"):
+def _check_scaling(service: Object, path: str, component: Mapping[str, Any]) -> list[FieldError]:
+    metric, mode = component.get("scaleMetric"), mode_of(service)
+    where, errors = f"{path}.scaleMetric", []
+    scaler = annotations_of(service).get(AUTOSCALER, "")
+    if mode == "Standard" and metric in _REQUESTS:
         detail = "counts requests, which only Knative mode scales by; use cpu or memory, or leave deploymentMode out"
-        errors.append(FieldError.invalid(path, metric, detail))
-    target = predictor.get("scaleTarget")
-    if metric == "cpu" and predictor.get("scaleMetricType") != "AverageValue" and target and not 1 <= target <= 100:
-        errors.append(FieldError.invalid("spec.predictor.scaleTarget", target, "a CPU utilization is 1 to 100"))
-    if predictor.get("deploymentStrategy") and mode == "Knative":
+        errors.append(FieldError.invalid(where, metric, detail))
+    elif scaler == "hpa" and metric in _REQUESTS:
+        detail = f"is nothing that an autoscaler of class hpa knows; use cpu or memory, or leave {AUTOSCALER} out"
+        errors.append(FieldError.invalid(where, metric, detail))
+    target = component.get("scaleTarget")
+    if target is not None and target < 0:
+        errors.append(FieldError.invalid(f"{path}.scaleTarget", target, "must be greater than or equal to 0"))
+    elif metric == "cpu" and component.get("scaleMetricType") != "AverageValue" and target and not 1 <= target <= 100:
+        errors.append(FieldError.invalid(f"{path}.scaleTarget", target, "a CPU utilization is 1 to 100"))
+    if component.get("deploymentStrategy") and mode == "Knative":
         detail = "is for Standard mode; in Knative mode a new revision takes over once it is ready"
-        errors.append(FieldError.forbidden("spec.predictor.deploymentStrategy", detail))
+        errors.append(FieldError.forbidden(f"{path}.deploymentStrategy", detail))
+    for index, item in enumerate((component.get("autoScaling") or {}).get("metrics") or ()):
+        errors += _check_metric(f"{path}.autoScaling.metrics[{index}]", item)
     return errors
+
+
+def _check_metric(path: str, metric: Mapping[str, Any]) -> list[FieldError]:
+    """Check one metric of ``autoScaling``; those that have no source here are named in an Event, see ignored_fields."""
+    if metric.get("type") not in _METRIC_TYPES:
+        return [FieldError.not_supported(f"{path}.type", metric.get("type"), _METRIC_TYPES)]
+    if metric["type"] != "Resource":
+        return []
+    resource = metric.get("resource") or {}
+    name, target = resource.get("name"), resource.get("target") or {}
+    if name not in _RESOURCES:
+        return [FieldError.not_supported(f"{path}.resource.name", name, _RESOURCES)]
+    kind, where = target.get("type"), f"{path}.resource.target"
+    if kind not in _TARGETS:
+        return [FieldError.not_supported(f"{where}.type", kind, tuple(_TARGETS))]
+    value = target.get(_TARGETS[kind])
+    if value is None:
+        return [FieldError.required(f"{where}.{_TARGETS[kind]}", f"a target of type {kind} has it")]
+    if kind == "Utilization" and not (isinstance(value, int) and value >= 1 and (name != "cpu" or value <= 100)):
+        return [FieldError.invalid(f"{where}.averageUtilization", value, "a utilization of CPU is 1 to 100")]
+    return []
+
+
+def _check_scaling_notes(service: Object) -> list[FieldError]:
+    """Check the annotations that scale in Standard mode."""
+    errors, notes = [], annotations_of(service)
+    metric = notes.get(SCALING_METRIC)
+    if metric is not None and metric not in _RESOURCES:
+        errors.append(FieldError.not_supported(f"metadata.annotations[{SCALING_METRIC}]", metric, _RESOURCES))
+    target = notes.get(SCALING_TARGET)
+    if target is not None and not (re.fullmatch("[0-9]{1,9}", target) and 1 <= int(target) <= 100):
+        detail = "The target utilization percentage should be a [1-100] integer."
+        errors.append(FieldError.invalid(f"metadata.annotations[{SCALING_TARGET}]", target, detail))
+    return errors
+
+
+def _check_batcher(path: str, batcher: Mapping[str, Any]) -> list[FieldError]:
+    return [
+        FieldError.invalid(f"{path}.{name}", value, "must be greater than or equal to 0")
+        for name, value in batcher.items()
+        if isinstance(value, int) and value < 0
+    ]
 
 
 def _check_logger(path: str, logger: Mapping[str, Any]) -> list[FieldError]:
@@ -322,10 +386,33 @@ def _check_canaries(service: Object, spec: Mapping[str, Any], predictor: Mapping
         elif name in names:
             errors.append(FieldError.invalid(f"{path}.predictor.name", name, "is already the name of a predictor"))
         names.add(name)
+        errors += _check_canary(f"{path}.predictor", canary.get("predictor") or {}, predictor)
         if not 0 <= percent <= 100 or total > 100:
             detail = "must be between 0 and 100, and all of them together at most 100"
             errors.append(FieldError.invalid(f"{path}.trafficPercent", percent, detail))
     return errors
+
+
+def _check_canary(path: str, canary: Mapping[str, Any], stable: Mapping[str, Any]) -> list[FieldError]:
+    detail = "a canary has as many replicas as minReplicas, or its share of the traffic, says"
+    errors = [FieldError.forbidden(f"{path}.{name}", detail) for name in _NOT_OF_CANARIES if canary.get(name)]
+    low, most = canary.get("minReplicas") or 0, stable.get("minReplicas")
+    most = 1 if most is None else most
+    if low > most:
+        errors.append(FieldError.invalid(f"{path}.minReplicas", low, f"must not be more than the stable one's, {most}"))
+    if canary.get("name") and not _NAME.fullmatch(canary["name"]):
+        errors.append(FieldError.invalid(f"{path}.name", canary["name"], "must match [a-z]([-a-z0-9]*[a-z0-9])?"))
+    return errors
+
+
+def _check_rename(service: Object, old: Object | None) -> list[FieldError]:
+    """Refuse another name for the same model: the running Pods would go, for nothing."""
+    after, before = (((item or {}).get("spec") or {}).get("predictor") or {} for item in (service, old))
+    uri, name = (after.get("model") or {}).get("storageUri"), after.get("name") or ""
+    if not uri or name == (before.get("name") or "") or uri != (before.get("model") or {}).get("storageUri"):
+        return []
+    detail = "cannot change while spec.predictor.model.storageUri stays: a name is of a model; give it another one"
+    return [FieldError.invalid("spec.predictor.name", name, detail)]
 
 
 def _check_mode(service: Object, old: Object | None) -> list[FieldError]:
@@ -379,6 +466,8 @@ def ignored_fields(service: Object) -> list[str]:
             paths += [f"spec.{name}.{field}" for field in standard if component.get(field) is not None]
     if mode == "Standard" and spec["predictor"].get("minReplicas") == 0:
         paths.append("spec.predictor.minReplicas of 0 in Standard mode")
+    if annotations_of(service).get(AUTOSCALER) == "keda":
+        paths.append(f"annotation {AUTOSCALER} of keda: (nobody scales; use hpa)")
     if annotations_of(service).get(DEPLOYMENT_MODE) == "ModelMesh":
         paths.append(f"annotation {DEPLOYMENT_MODE} of ModelMesh")
     return paths

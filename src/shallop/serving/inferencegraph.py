@@ -12,6 +12,7 @@ Source: KServe v1alpha1.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ HTTP_ROUTE = Gvk("gateway.networking.k8s.io/v1", "HTTPRoute")
 INFERENCE_SERVICE = Gvk("serving.kserve.io/v1beta1", "InferenceService")
 _ROUTERS = ("Sequence", "Splitter", "Ensemble", "Switch")
 _TIMEOUT_S = 300
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # A graph names its services, services do not name their graphs: while one is missing we look now and then.
 _LOOK_AGAIN_S = 2.0
 
@@ -43,7 +45,15 @@ class MissingServiceError(Exception):
 def validate(graph: Object, old: Object | None) -> list[FieldError]:
     """Check what a schema cannot say."""
     nodes = (graph.get("spec") or {}).get("nodes") or {}
+    name = str(graph["metadata"].get("name") or "")
     errors = [] if "root" in nodes else [FieldError.required("spec.nodes.root", "a request starts there")]
+    if name and not _NAME.fullmatch(name):
+        errors.append(FieldError.invalid("metadata.name", name, "must match [a-z]([-a-z0-9]*[a-z0-9])?"))
+    low, high = graph["spec"].get("minReplicas") or 0, graph["spec"].get("maxReplicas") or 0
+    if low < 0:
+        errors.append(FieldError.invalid("spec.minReplicas", low, "must be greater than or equal to 0"))
+    if high < 0 or 0 < high < low:
+        errors.append(FieldError.invalid("spec.maxReplicas", high, f"must not be less than minReplicas ({low})"))
     for name, node in nodes.items():
         path = f"spec.nodes.{name}"
         if node.get("routerType") not in _ROUTERS:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from shallop.controller.callers import own_headers
 from shallop.controller.kind import Column, Kind, Resource, Result, Watch
 from shallop.controller.manager import Context
 from shallop.errors import NotFoundError, ShallopError, UnavailableError
@@ -274,9 +275,8 @@ async def _resolve_storage(
         fields = _storage_fields(service["spec"][component], [uri for uri, _ in wanted])
         if missing := await asyncio.to_thread(find_missing, component, fields):
             raise ModelPathError(missing)
-    uris = []
-    for uri, _ in wanted:
-        uris.append(await resolve_model(uri, http_fetch(ctx.settings.web_url)) if uri.startswith(REGISTRY) else uri)
+    fetch = http_fetch(ctx.settings.web_url, await own_headers(ctx.settings))
+    uris = [await resolve_model(uri, fetch) if uri.startswith(REGISTRY) else uri for uri, _ in wanted]
     path = local[1] if local else local_path(uris[0], namespace, ctx.settings.volumes)
     inspection = await asyncio.to_thread(inspect_model, path) if path else None
     requirements = "\n".join(_requirements(service, runtime, component, inspection))

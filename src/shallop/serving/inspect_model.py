@@ -39,6 +39,8 @@ _SUFFIXES = {
     ".keras": "tensorflow",
     ".h5": "tensorflow",
     ".safetensors": "huggingface",
+    ".pmml": "pmml",
+    ".pdiparams": "paddle",
 }
 _FILES = {"saved_model.pb": "tensorflow", "pytorch_model.bin": "huggingface"}
 # A pickle of protocol 2 or later, and what joblib compresses one with.

@@ -260,6 +260,9 @@ def _add_agent(
         args += ["--enable-batcher", "--max-batchsize", str(batcher.get("maxBatchSize") or 32)]
         args += ["--max-latency", str(batcher.get("maxLatency") or 5000)]
         args += ["--timeout", str(batcher["timeout"])] if batcher.get("timeout") else []
+        # A server of the user's own may have other services than those of predictions, or no REST beside them.
+        grpc_only = str(ports[0].get("name") or "").startswith(("h2c", "grpc")) if ports else False
+        args += ["--batch-grpc"] if declared.get("model") and not grpc_only else []
     parquet = stored and _log_format(logger) == "parquet"
     agent = {
         "name": AGENT,

@@ -61,14 +61,17 @@ async def _version(fetch: Fetch, model: Mapping[str, Any], name: str) -> dict[st
     return items[0] if items else None
 
 
-def http_fetch(base_url: str) -> Fetch:
-    """Return a Fetch over HTTP; ``base_url`` is the origin of the registry."""
+def http_fetch(base_url: str, headers: Mapping[str, str] | None = None) -> Fetch:
+    """Return a Fetch over HTTP; ``base_url`` is the origin of the registry, ``headers`` go with each request."""
 
     async def fetch(path: str, params: Mapping[str, str]) -> dict[str, Any] | None:
         url = f"{base_url}/api/model_registry/v1/{path}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, params=params) as response:
+            async with (
+                aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+                session.get(url, params=params) as response,
+            ):
                 if response.status == 404:
                     return None
                 if response.status != 200:

@@ -185,7 +185,7 @@ def _metric(resource: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default_metric(service: Object, spec: Mapping[str, Any]) -> dict[str, Any]:
     notes = annotations_of(service)
-    metric = spec.get("scaleMetric") or notes.get("serving.kserve.io/metric") or "cpu"
+    metric = spec.get("scaleMetric") or notes.get("serving.kserve.io/metrics") or "cpu"
     value = spec.get("scaleTarget") or notes.get("serving.kserve.io/targetUtilizationPercentage") or 80
     if spec.get("scaleMetricType") == "AverageValue":
         target: dict[str, Any] = {"type": "AverageValue", "averageValue": str(value)}

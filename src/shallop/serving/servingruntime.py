@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
 import yaml
 
-from shallop.controller.kind import Column, Kind, Resource, Result
+from shallop.controller.kind import Admission, Column, Kind, Resource, Result
 from shallop.controller.manager import Context
-from shallop.errors import FieldError, NotFoundError
-from shallop.kube.objects import Gvk, Key, Object
+from shallop.errors import FieldError, InvalidError, NotFoundError
+from shallop.kube.client import Client
+from shallop.kube.objects import Gvk, Key, Object, gvk_of
 from shallop.serving.schemas import SERVING_RUNTIME as SCHEMA
 
-__all__ = ["CLUSTER_SERVING_RUNTIME", "SERVING_RUNTIME", "load_runtimes"]
+__all__ = ["CLUSTER_SERVING_RUNTIME", "SERVING_RUNTIME", "load_runtimes", "refuse_equal_priorities", "rivals"]
 
 _SERVICE = Gvk("serving.kserve.io/v1beta1", "InferenceService")
 # In the status of a service: the runtime that last changed. Writing it makes the service look at its runtime again.
@@ -52,6 +54,50 @@ def _check_formats(formats: list[dict[str, Any]]) -> list[FieldError]:
                 detail = f"every entry of format {supported['name']} must have the same priority"
                 errors.append(FieldError.invalid(path, priority, detail))
     return errors
+
+
+def refuse_equal_priorities(client: Client) -> Admission:
+    """Refuse a runtime that is to be chosen just as much as another one of its scope, which takes a look at those."""
+    shipped = {str(runtime["metadata"]["name"]) for runtime in load_runtimes()}
+
+    async def check(runtime: Object) -> Object:
+        metadata = runtime.get("metadata") or {}
+        name, namespace = str(metadata.get("name") or ""), str(metadata.get("namespace") or "")
+        # Ours come with a new version, whatever users have of their own.
+        if name not in shipped:
+            others = (await client.list(gvk_of(runtime), namespace)).items
+            if errors := rivals(runtime, [other for other in others if other["metadata"]["name"] != name]):
+                raise InvalidError.of(str(runtime["kind"]), "serving.kserve.io", name, errors)
+        return runtime
+
+    return check
+
+
+def rivals(runtime: Object, others: Iterable[Object]) -> list[FieldError]:
+    """Find the formats that another runtime of the scope serves with the same priority and a protocol in common."""
+    errors = []
+    for index, mine in enumerate(_chosen_formats(runtime)):
+        for other in others:
+            spoken = [set((item.get("spec") or {}).get("protocolVersions") or ()) for item in (runtime, other)]
+            if all(spoken) and not spoken[0] & spoken[1]:
+                continue
+            if mine is not None and mine in _chosen_formats(other):
+                detail = f"{runtime['kind']} {other['metadata']['name']} has it for {mine[0]} too"
+                path = f"spec.supportedModelFormats[{index}].priority"
+                errors.append(FieldError.invalid(path, mine[2], f"{detail}: neither could be chosen over the other"))
+    return errors
+
+
+def _chosen_formats(runtime: Object) -> list[tuple[str, str, int] | None]:
+    """Return name, version and priority of the formats that a runtime may be chosen for; None for the others."""
+    spec = runtime.get("spec") or {}
+    formats = spec.get("supportedModelFormats")
+    found: list[tuple[str, str, int] | None] = []
+    for item in formats if isinstance(formats, list) else ():
+        usable = isinstance(item, Mapping) and item.get("autoSelect") and isinstance(item.get("priority"), int)
+        on = usable and not spec.get("disabled") and not spec.get("multiModel") and not spec.get("workerSpec")
+        found.append((str(item.get("name")), str(item.get("version") or ""), item["priority"]) if on else None)
+    return found
 
 
 async def reconcile(ctx: Context, runtime: Resource[Any]) -> Result:

@@ -11,6 +11,7 @@ Source: KServe v1alpha1 TrainedModel controller.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -58,7 +59,10 @@ def render_model_config(service: Object, models: Iterable[Object]) -> Object:
 def validate(model: Object, old: Object | None) -> list[FieldError]:
     """Check what a schema cannot say."""
     spec = (model.get("spec") or {}).get("model") or {}
-    errors = []
+    name, errors = str(model["metadata"].get("name") or ""), []
+    if name and not re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        detail = "must match [a-z]([-a-z0-9]*[a-z0-9])?: it becomes part of the path of its predictions"
+        errors.append(FieldError.invalid("metadata.name", name, detail))
     if problem := check_uri(spec.get("storageUri") or "/"):
         errors.append(FieldError.invalid("spec.model.storageUri", spec["storageUri"], problem))
     if str(spec.get("storageUri")).startswith("pvc://"):

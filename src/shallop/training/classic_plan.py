@@ -15,7 +15,7 @@ from shallop.kube.objects import Object, format_time, is_deleting, labels_of, pa
 from shallop.training.classic_render import REPLICA_INDEX, REPLICA_TYPE, labels_for
 from shallop.training.classic_table import ClassicKind
 from shallop.training.classic_view import JobView
-from shallop.training.failures import first_failure, unknown_image
+from shallop.training.failures import first_failure, missing_program, unknown_image
 
 __all__ = ["ClassicPlan", "plan_classic"]
 
@@ -227,6 +227,9 @@ def _ending(
     for type_, tally in tallies.items():
         if tally.failed:
             return "Failed", _because(f"{name} is failed because {tally.failed} {type_} replica(s) failed", pods)
+    if problem := next(filter(None, map(missing_program, pods)), ""):
+        # As for an image: what it lacks now it lacks after a restart.
+        return "Failed", f"{name} has failed: {problem}"
     return None
 
 
@@ -281,7 +284,9 @@ def _missing(
     }
     types = [type_ for type_ in kind.types if type_ in job.specs]
     wanted = [(type_, index) for type_ in types for index in range(job.count(type_))]
-    if kind.kind == "MPIJob" and not _workers_run(kind, job, pods):
+    # A launcher that starts with its workers or not at all is made with them, and calls until they answer.
+    together = (job.spec.get("runPolicy") or {}).get("schedulingPolicy")
+    if kind.kind == "MPIJob" and not together and not _workers_run(kind, job, pods):
         wanted = [item for item in wanted if item[0] != "Launcher"]
     return [item for item in wanted if item not in there]
 

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object
 
-__all__ = ["Failure", "explain", "first_failure", "start_problem", "unknown_image"]
+__all__ = ["Failure", "explain", "first_failure", "missing_program", "start_problem", "unknown_image"]
 
 _LINES, _CHARACTERS = 8, 700
 # Waiting reasons that no amount of waiting cures by itself.
 _STUCK = ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "InvalidImageName")
 # As the node words it.
 _UNKNOWN_IMAGE = "no local environment for image"
+# Last line of a Python program that ends by it.
+_NO_MODULE = "ModuleNotFoundError: No module named"
+_NOT_FOUND = 127
 _SIGNALS = {130: "interrupted", 137: "killed", 139: "crashed: segmentation fault", 143: "ended from outside"}
 
 
@@ -61,7 +64,7 @@ def explain(pod: Object, container: str, ended: dict[str, Any]) -> str:
         text += ": out of memory; raise its memory limit or make batches smaller"
     elif code in _SIGNALS:
         text += f" ({_SIGNALS[code]})"
-    elif code == 127:
+    elif code == _NOT_FOUND:
         text += " (command not found)"
     lines = [line for line in str(ended.get("message") or "").splitlines() if line.strip()][-_LINES:]
     if lines:
@@ -91,4 +94,19 @@ def unknown_image(pod: Object) -> str:
             message = str(((container.get("state") or {}).get("waiting") or {}).get("message") or "")
             if _UNKNOWN_IMAGE in message:
                 return f"Pod {pod['metadata']['name']}: {message}"
+    return ""
+
+
+def missing_program(pod: Object) -> str:
+    """
+    Return what a container ended for and will end for again, empty when there is no such thing.
+
+    An environment does not change: a command or a Python module that it lacks is missing at each restart.
+    """
+    for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        for state in (container.get("state") or {}, container.get("lastState") or {}):
+            ended = state.get("terminated") or {}
+            lines = str(ended.get("message") or "").strip().splitlines()
+            if ended.get("exitCode") == _NOT_FOUND or (lines and lines[-1].startswith(_NO_MODULE)):
+                return explain(pod, container["name"], ended)
     return ""

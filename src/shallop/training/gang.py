@@ -2,7 +2,8 @@
 PodGroups of trainings: which Pods start together or not at all. Pure.
 
 The scheduler decides by the object and by the mark that its Pods carry; other schedulers read the same. A step that
-waits for another one of its group (an MPI launcher) is not a member: it does not exist when the others start.
+waits for another one of its group is not a member: it does not exist when the others start. An MPI launcher that is of
+a group does not wait: it is made with its workers, and calls them until they answer (``shallop_pod.rsh``).
 
 Source: Kubeflow Trainer 2.3, plug-ins coscheduling and volcano; training-operator 1.9, schedulingPolicy.
 """
@@ -36,6 +37,8 @@ def group_pods(training: Training, policy: Mapping[str, Any]) -> Object | None:
         return None
     steps = [pods for pods in training.pod_sets if pods.ancestor == TRAINER or pods.name == NODE]
     names = {pods.name for pods in steps}
+    if "mpi" in training.policy:
+        _wait_for_none(steps, names)
     members = [pods for pods in steps if not names & {other["name"] for other in pods.job.get("dependsOn") or ()}]
     volcano = "volcano" in policy
     for pods in members:
@@ -54,6 +57,19 @@ def group_pods(training: Training, policy: Mapping[str, Any]) -> Object | None:
     return _render(_VOLCANO if volcano else _COSCHEDULING, training.name, training.job["metadata"]["namespace"], spec)
 
 
+def _wait_for_none(steps: list[PodSet], names: set[str]) -> None:
+    """Take away what lets one of the steps wait until another one of them is ready."""
+    for pods in steps:
+        kept = [
+            other
+            for other in pods.job.get("dependsOn") or ()
+            if other["name"] not in names or other.get("status") != "Ready"
+        ]
+        pods.job.pop("dependsOn", None)
+        if kept:
+            pods.job["dependsOn"] = kept
+
+
 def _resources_of(steps: list[PodSet]) -> dict[str, str]:
     total: dict[str, Decimal] = {}
     for pods in steps:
@@ -68,8 +84,7 @@ def gang_types(job: JobView) -> tuple[str, ...]:
     """Return the replica types of a classic job that start together; none when it has no ``schedulingPolicy``."""
     if not (job.spec.get("runPolicy") or {}).get("schedulingPolicy"):
         return ()
-    # The launcher of an MPIJob is made when the workers run.
-    return tuple(type_ for type_ in job.specs if type_ != "Launcher" or not job.count("Worker"))
+    return tuple(job.specs)
 
 
 def render_classic_group(job: JobView) -> Object | None:

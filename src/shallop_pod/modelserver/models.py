@@ -106,6 +106,9 @@ class _Format(NamedTuple):
 # In this order: a pickle beside a booster is the model, the booster a part of it.
 _FORMATS = (
     _Format("sklearn", (".joblib", ".pkl", ".pickle")),
+    # Before boosters, as its program may be a file of JSON.
+    _Format("paddle", (".pdiparams",)),
+    _Format("pmml", (".pmml",)),
     _Format("boosters", (".bst", ".ubj", ".json", ".xgb")),
     _Format("onnxruntime", (".onnx",)),
     _Format("torch", (".pt", ".pth", ".pt2", ".mar")),
@@ -118,7 +121,10 @@ _NOT_MODELS = (
 )
 # Others have threads of their own from the moment that a model is loaded.
 _FORKABLE = ("sklearn", "boosters", "torch")
-_WITHOUT_SERVER = {".pmml": "PMML needs a Java machine", ".pdmodel": "PaddlePaddle", ".plan": "TensorRT needs a GPU"}
+_NOT_SERVED = {
+    ".plan": "no server for it here: TensorRT needs a GPU.",
+    ".pdmodel": "its weights are missing: a file of the same name, .pdiparams.",
+}
 
 
 def load_model(name: str, folder: str | Path, options: LoadOptions | None = None) -> Model:
@@ -236,8 +242,8 @@ def _newest_version(folder: Path) -> Path | None:
 
 def _nothing_found(files: Sequence[Path]) -> str:
     for path in files:
-        if path.suffix in _WITHOUT_SERVER:
-            return f"{path.name}: no server for it here: {_WITHOUT_SERVER[path.suffix]}."
+        if path.suffix in _NOT_SERVED:
+            return f"{path.name}: {_NOT_SERVED[path.suffix]}"
         if path.name == "model.py":
             return f"{path.name}: Triton's Python backend is not there; serve it with a container of your own."
     names = ", ".join(path.name for path in files) or "nothing"

@@ -280,10 +280,11 @@ def render_v1(result: Any, *, columns: bool = False) -> bytes:
 
 def _contiguous(result: Any) -> Any:
     # orjson writes only C-contiguous arrays of native types; anything else goes through lists.
-    flags = getattr(result, "flags", None)
-    if flags is not None and flags.c_contiguous and result.dtype.kind in "biuf":
+    # DataFrames have flags, too, which are of another kind.
+    contiguous = getattr(getattr(result, "flags", None), "c_contiguous", None)
+    if contiguous and result.dtype.kind in "biuf":
         return result
-    if flags is not None and result.dtype == object:
+    if contiguous is not None and result.dtype == object:
         return _texts(result).tolist()
     if hasattr(result, "columns"):
         return result.to_dict(orient="records")

@@ -677,8 +677,9 @@ def test_what_has_no_effect_is_said_in_a_header(server: Server) -> None:
 # ---- what clients of a whole Kubeflow use
 
 
-def put_task(server: Server, run_id: str) -> None:
-    row = {"id": "t", "execution": 1, "run_id": run_id, "path": "root/t", "name": "t", "kind": "container"}
+def put_task(server: Server, run_id: str, id_: str = "t", execution: int = 1, parent_id: str = "") -> None:
+    row = {"id": id_, "execution": execution, "run_id": run_id, "path": f"root/{id_}", "name": id_, "kind": "container"}
+    row["parent_id"] = parent_id
     row |= {"state": "SUCCEEDED", "started_at": 1_000_000, "ended_at": 3_500_000, "state_history": []}
     row |= {"pods": [{"name": "pod-1"}], "inputs": {}, "outputs": {}, "error": None}
 
@@ -776,6 +777,26 @@ def test_tasks_are_listed_and_shown(server: Server) -> None:
     assert "tasks" not in server.call("GET", "/tasks", run_id=run_id, parent_id="other").json
     assert "run_id: required" in server.call("GET", "/tasks").detail
     assert server.call("GET", "/tasks/x").status == 404
+
+
+def test_tasks_are_paged_in_order_with_what_is_below_each(server: Server) -> None:
+    run_id, other = (submit(server).json["run_id"] for _ in range(2))
+    places = {"root": "", "a": "root", "b": "root", "a1": "a", "a2": "a", "c": "root"}
+    for execution, (id_, parent) in enumerate(places.items(), 1):
+        put_task(server, run_id, id_, execution, parent)
+    put_task(server, other, "else", 9, "root")
+    for parent, wanted in (("", list(places)), ("root", ["a", "b", "c"]), ("a", ["a1", "a2"]), ("b", [])):
+        seen: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            page = server.call("GET", "/tasks", run_id=run_id, parent_id=parent, page_size=2, page_token=token).json
+            assert int(page.get("total_size", 0)) == len(wanted)
+            seen += page.get("tasks", [])
+            if not (token := page.get("next_page_token", "")):
+                break
+        assert [task["task_id"] for task in seen] == wanted
+    assert server.call("GET", "/tasks/root").json["child_tasks"] == [{"task_id": id_} for id_ in ("a", "b", "c")]
+    assert server.call("GET", "/tasks/a").json["child_tasks"] == [{"task_id": "a1"}, {"task_id": "a2"}]
 
 
 # ---- what upstream's controllers report

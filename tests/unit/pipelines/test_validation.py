@@ -86,6 +86,17 @@ def test_a_sound_pipeline_has_no_errors() -> None:
     assert check(lambda spec: None) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "constant"), [("pipelinechannel--p", "a"), ("y", "{{$.inputs.parameters['y']}} and \"b\"")]
+)
+def test_an_input_that_only_constants_name_is_none_of_the_component(name: str, constant: str) -> None:
+    def change(spec: Json) -> None:
+        inputs = spec["components"]["body"]["dag"]["tasks"]["use"]["inputs"]["parameters"]
+        inputs |= {name: inputs["x"], "x": {"runtimeValue": {"constant": constant}}}
+
+    assert check(change) == []
+
+
 MAKE, USE, LOOP = "root/dag/tasks/make", "components/body/dag/tasks/use", "root/dag/tasks/loop"
 
 
@@ -103,6 +114,16 @@ MAKE, USE, LOOP = "root/dag/tasks/make", "components/body/dag/tasks/use", "root/
             f"{USE}/inputs/parameters/x",
             {},
             "components.body.dag.tasks.use.inputs.parameters.x: Required value: exactly",
+        ),
+        (
+            f"{USE}/inputs/parameters/y",
+            {"runtimeValue": {"constant": 1}},
+            "components.body.dag.tasks.use.inputs.parameters.y: Invalid value: \"y\": component 'use' declares no such",
+        ),
+        (
+            f"{USE}/inputs/artifacts",
+            {"y": {"componentInputArtifact": "a"}},
+            "components.body.dag.tasks.use.inputs.artifacts.y: Invalid value: \"y\": component 'use' declares no such",
         ),
         (f"{USE}/inputs/parameters", {}, "components.body.dag.tasks.use.inputs.parameters.x: Required value: the comp"),
         (

@@ -11,8 +11,9 @@ from shallop.kube.objects import Object
 from shallop.serving.inferencegraph import MissingServiceError, predict_path, render_router, resolve, validate
 
 
-def graph(**nodes: Any) -> Object:
-    return {"metadata": {"name": "pets", "namespace": "team"}, "spec": {"nodes": nodes}}
+def graph(minReplicas: int = 1, maxReplicas: int = 0, **nodes: Any) -> Object:
+    scaling = {"minReplicas": minReplicas, "maxReplicas": maxReplicas}
+    return {"metadata": {"name": "pets", "namespace": "team"}, "spec": {"nodes": nodes, **scaling}}
 
 
 def node(router: str, *steps: Any) -> dict[str, Any]:
@@ -39,6 +40,8 @@ STEP = {"serviceName": "cats"}
         (graph(root=node("Splitter", STEP | {"weight": 90})), "spec.nodes.root.steps"),
         (graph(root=node("Sequence", STEP | {"name": "a"}, STEP | {"name": "a"})), "spec.nodes.root.steps"),
         (graph(root=node("Sequence", {"nodeName": "root"})), "spec.nodes"),
+        (graph(root=node("Sequence", STEP)) | {"metadata": {"name": "1pet"}}, "metadata.name"),
+        (graph(root=node("Sequence", STEP), minReplicas=3, maxReplicas=2), "spec.maxReplicas"),
     ],
 )
 def test_a_bad_graph_is_refused_with_its_field(bad: Object, field: str) -> None:

@@ -263,7 +263,8 @@ async def test_a_renamed_predictor_leaves_no_orphan(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await w.client.create(service())
         await w.until(DEPLOYMENT, "iris-predictor", lambda _: True)
-        await w.client.patch(ISVC, "iris", "default", {"spec": {"predictor": {"name": "blue"}}})
+        blue = {"name": "blue", "model": {"storageUri": "s3://models/blue"}}
+        await w.client.patch(ISVC, "iris", "default", {"spec": {"predictor": blue}})
         await w.until(DEPLOYMENT, "iris-blue-predictor", lambda _: True)
         await w.until_gone(DEPLOYMENT, "iris-predictor")
         await w.until_gone(SERVICE, "iris-predictor")

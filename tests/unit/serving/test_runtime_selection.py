@@ -8,7 +8,7 @@ import pytest
 
 from shallop.kube.objects import Object
 from shallop.serving.selection import ModelFormat, SelectionError, select_runtime
-from shallop.serving.servingruntime import load_runtimes, validate
+from shallop.serving.servingruntime import load_runtimes, rivals, validate
 
 SKLEARN = {"name": "sklearn", "version": "1", "autoSelect": True, "priority": 1}
 
@@ -129,3 +129,21 @@ def test_entries_of_one_format_must_agree_on_their_priority() -> None:
 def test_a_worker_specification_cannot_be_removed() -> None:
     old = runtime("r", SKLEARN, workerSpec={"containers": []})
     assert [error.field for error in validate(runtime("r", SKLEARN), old)] == ["spec.workerSpec"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"protocolVersions": ["v2"]},
+        {"disabled": True},
+        {"multiModel": True},
+    ],
+)
+def test_runtimes_of_one_scope_have_priorities_of_their_own(spec: dict[str, Any]) -> None:
+    own = runtime("own", {"name": "odd"}, SKLEARN, protocolVersions=["v1"])
+    assert [error.field for error in rivals(own, [runtime("a", SKLEARN)])] == ["spec.supportedModelFormats[1].priority"]
+    assert rivals(own, [runtime("a", SKLEARN, **spec), runtime("b", SKLEARN | {"priority": 2})]) == []
+    assert rivals(own, [runtime("a", SKLEARN | {"version": "2"}), runtime("b", SKLEARN | {"autoSelect": False})]) == []
+    assert [rivals(one, [two for two in load_runtimes() if two != one]) for one in load_runtimes()] == [[]] * len(
+        load_runtimes()
+    )

@@ -25,6 +25,24 @@ def model(**fields: Any) -> dict[str, Any]:
     return {"model": {"modelFormat": {"name": "sklearn"}, "storageUri": "/models/iris", **fields}}
 
 
+OWN: dict[str, Any] = {"containers": [{"name": "kserve-container", "image": "python:3.11"}]}
+CLASS, METRICS = "serving.kserve.io/autoscalerClass", "serving.kserve.io/metrics"
+UTILIZATION, METRIC = "serving.kserve.io/targetUtilizationPercentage", "spec.predictor.autoScaling.metrics[0].resource"
+
+
+def resource(name: str, **target: Any) -> dict[str, Any]:
+    return {"type": "Resource", "resource": {"name": name, "target": target}}
+
+
+def scaled(metric: dict[str, Any]) -> Object:
+    return service({**model(), "autoScaling": {"metrics": [metric]}}, annotations=STANDARD)
+
+
+def canaries(*predictors: dict[str, Any], percent: int = 10) -> Object:
+    entries = [{"predictor": predictor, "trafficPercent": percent} for predictor in predictors]
+    return service(model(), annotations=STANDARD, canary=entries)
+
+
 def test_a_legacy_key_becomes_a_model() -> None:
     result = default(service({"sklearn": {"storageUri": "pvc://models/iris", "name": ""}}))
     assert result["spec"]["predictor"] == {
@@ -105,10 +123,51 @@ def test_defaults_survive_what_the_schema_will_refuse(spec: Any) -> None:
         (service({**model(), "scaleMetric": "rps"}, annotations=STANDARD), "spec.predictor.scaleMetric"),
         (service({**model(), "scaleMetric": "cpu", "scaleTarget": 101}), "spec.predictor.scaleTarget"),
         (service(model(), annotations={DEPLOYMENT_MODE: "Odd"}), f"metadata.annotations[{DEPLOYMENT_MODE}]"),
+        (service({**model(), "containers": [{"name": "kserve-container"}]}), "spec.predictor.containers[0]"),
+        (service(model(), annotations={CLASS: "vpa"}), f"metadata.annotations[{CLASS}]"),
+        (service({**model(), "scaleMetric": "rps"}, annotations={CLASS: "hpa"}), "spec.predictor.scaleMetric"),
+        (
+            service(model(), transformer=OWN | {"scaleMetric": "rps"}, annotations=STANDARD),
+            "spec.transformer.scaleMetric",
+        ),
+        (service({**model(), "scaleTarget": -1}), "spec.predictor.scaleTarget"),
+        (service({**model(), "batcher": {"maxLatency": -1}}), "spec.predictor.batcher.maxLatency"),
+        (service(model(), annotations={UTILIZATION: "most"}), f"metadata.annotations[{UTILIZATION}]"),
+        (service(model(), annotations={UTILIZATION: "101"}), f"metadata.annotations[{UTILIZATION}]"),
+        (service(model(), annotations={METRICS: "rps"}), f"metadata.annotations[{METRICS}]"),
+        (scaled({"type": "Odd"}), "spec.predictor.autoScaling.metrics[0].type"),
+        (scaled({"type": "Resource", "resource": {"name": "disk"}}), f"{METRIC}.name"),
+        (scaled({"type": "Resource", "resource": {"name": "cpu", "target": {}}}), f"{METRIC}.target.type"),
+        (scaled(resource("cpu", type="Utilization")), f"{METRIC}.target.averageUtilization"),
+        (scaled(resource("cpu", type="Utilization", averageUtilization=101)), f"{METRIC}.target.averageUtilization"),
+        (scaled(resource("memory", type="AverageValue")), f"{METRIC}.target.averageValue"),
+        (canaries({"name": "new", "maxReplicas": 2}), "spec.canary[0].predictor.maxReplicas"),
+        (canaries({"name": "new", "autoScaling": {"behavior": {}}}), "spec.canary[0].predictor.autoScaling"),
+        (canaries({"name": "new", "minReplicas": 2}), "spec.canary[0].predictor.minReplicas"),
+        (canaries({"name": "New"}), "spec.canary[0].predictor.name"),
+        (canaries({"name": "new"}, {"name": "new"}), "spec.canary[1].predictor.name"),
+        (canaries({"name": "a"}, {"name": "b"}, percent=60), "spec.canary[1].trafficPercent"),
     ],
 )
 def test_a_bad_field_is_named(bad: Object, field: str) -> None:
     assert [error.field for error in validate(bad, None)] == [field]
+
+
+def test_what_upstream_accepts_is_not_refused() -> None:
+    beside = {"name": "transformer-container", "image": "python:3.11"}
+    notes = STANDARD | {CLASS: "hpa", METRICS: "memory", UTILIZATION: "50"}
+    metrics = [resource("cpu", type="Utilization", averageUtilization=60), {"type": "External", "external": {}}]
+    scaling = {"minReplicas": 1, "maxReplicas": 3, "autoScaling": {"metrics": metrics}}
+    canary = [{"predictor": {"name": "new", "model": model()["model"]}, "trafficPercent": 0}]
+    given = service({**model(), **scaling, "containers": [beside]}, annotations=notes, transformer=OWN, canary=canary)
+    assert validate(given, None) == []
+
+
+def test_a_predictor_gets_another_name_with_another_model_only() -> None:
+    old = service(model())
+    assert [error.field for error in validate(service({**model(), "name": "new"}), old)] == ["spec.predictor.name"]
+    assert validate(service({**model(storageUri="/models/new"), "name": "new"}), old) == []
+    assert validate(service({**model(), "minReplicas": 0}), old) == []
 
 
 def test_the_deployment_mode_stays() -> None:

@@ -175,6 +175,21 @@ def test_one_route_is_by_host_and_one_by_path() -> None:
     assert (rule["backendRefs"][0]["name"], rule["timeouts"]) == ("iris-predictor", {"request": "5s"})
 
 
+def test_grpc_is_batched_where_the_server_answers_rest_beside_it() -> None:
+    def agent(predictor: dict[str, Any]) -> Any:
+        given, runtime = (
+            service({**predictor, "batcher": {"maxBatchSize": 4}}),
+            SKLEARN if "model" in predictor else None,
+        )
+        template = render_pod_template(given, runtime, Storage())
+        return container(template, "agent")["args"]
+
+    own = {"containers": [{"name": "kserve-container", "image": "python:3.11"}]}
+    assert "--batch-grpc" in agent(model())
+    assert "--batch-grpc" not in agent(model(ports=[{"name": "h2c", "containerPort": 9000}]))
+    assert "--batch-grpc" not in agent(own)
+
+
 def logged(**logger: Any) -> Any:
     """Return the Pod specification of a service that logs."""
     return render_pod_template(service({**model(), "logger": logger}), SKLEARN, Storage(), logger_env=[])["spec"]

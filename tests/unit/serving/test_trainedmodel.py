@@ -62,3 +62,7 @@ def test_memory_cannot_change_and_claims_cannot_be_mounted_later() -> None:
     assert [error.field for error in validate(trained("m", "2Gi"), trained("m", "1Gi"))] == ["spec.model.memory"]
     assert validate(trained("m", "1Gi"), trained("m", "1024Mi")) == []
     assert [error.field for error in validate(trained("m", uri="pvc://c/m"), None)] == ["spec.model.storageUri"]
+
+
+def test_a_name_becomes_part_of_a_path() -> None:
+    assert [error.field for error in validate(trained("1model"), None)] == ["metadata.name"]

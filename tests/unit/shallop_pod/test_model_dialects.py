@@ -84,7 +84,9 @@ def test_folders_with_models_are_a_repository(tmp_path: Path) -> None:
         find_models(tmp_path, LoadOptions())
 
 
-@pytest.mark.parametrize(("name", "said"), [("m.pmml", "Java"), ("m.plan", "GPU"), ("model.py", "Python backend")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("m.pdmodel", "pdiparams"), ("m.plan", "GPU"), ("model.py", "Python backend")]
+)
 def test_what_no_server_here_can_load_is_told(tmp_path: Path, name: str, said: str) -> None:
     place(tmp_path, name)
     with pytest.raises(LoadError, match=said):

@@ -195,6 +195,10 @@ def test_a_model_server_predicts_over_grpc() -> None:
         (INFER, b"\x0b", b"3"),
         (INFER, field(1, b"nobody") + tensor(b"a", b"FP64", [1]) + field(7, b"12345678"), b"5"),
         (INFER, infer(tensor(b"a", b"FP64", [3]), raw=[b"12345678"]), b"3"),
+        (INFER, infer(tensor(b"a", b"FP64", [1, 2]) + tensor(b"b", b"FP64", [1, 2]), raw=[bytes(16)]), b"3"),
+        (INFER, infer(tensor(b"a", b"FP64", [1, 2]), raw=[bytes(16), bytes(16)]), b"3"),
+        (INFER, infer(tensor(b"a", b"FP128", [1, 2]), raw=[bytes(32)]), b"3"),
+        (INFER, infer(tensor(b"a", b"BYTES", [1]), raw=[b"\xff\xff\xff\x7fabc"]), b"3"),
         (f"{SERVICE}ModelMetadata", field(1, b"nobody"), b"5"),
     ],
 )
@@ -206,6 +210,29 @@ def test_errors_have_the_codes_of_grpc(path: str, message: bytes, code: bytes) -
     assert headers[b":status"] == b"200"
     assert headers[b"grpc-status"] == code
     assert headers[b"grpc-message"]
+
+
+def test_what_is_no_number_comes_back_from_grpc_as_it_is() -> None:
+    pytest.importorskip("numpy")
+    rows = struct.pack("<4d", 1, float("nan"), 3, float("inf"))
+    events = call(INFER, infer(tensor(b"a", b"FP64", [2, 2]), raw=[rows]))
+    assert events[1].data.endswith(field(6, struct.pack("<2d", float("nan"), float("inf"))))
+
+
+def test_a_message_that_is_announced_as_huge_is_refused_before_it_comes() -> None:
+    server, wire, client = ModelServer([], inline=True), Wire(), Http2(client=True)
+    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", INFER.encode()), (b":authority", b"x")]
+    number = client.open([*headers, (b"content-type", b"application/grpc")], end=False)
+    client.send_data(number, b"\0" + (2**31).to_bytes(4, "big"))
+
+    async def session() -> None:
+        connection = server.connect()
+        connection.connection_made(wire)  # type: ignore[arg-type]
+        feed(connection, client.take())
+
+    asyncio.run(session())
+    (refused,) = (event for event in client.receive(wire.data) if isinstance(event, Headers))
+    assert dict(refused.headers)[b"grpc-status"] == b"8"
 
 
 def test_an_unknown_model_is_not_ready_which_is_no_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
         asyncio.run(database.write(half))
     assert asyncio.run(database.read(names)) == []
+    database.close()
+
+
+def test_a_short_read_does_not_wait_for_long_ones(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/rows.db")
+    database.migrate("demo", (m0001_create, m0002_fill))
+    finish = threading.Event()
+
+    async def go() -> list[str]:
+        long = [asyncio.ensure_future(database.read(lambda _: finish.wait(60))) for _ in range(2)]
+        found = await asyncio.wait_for(database.read(names), 30)
+        assert not any(read.done() for read in long)
+        finish.set()
+        await asyncio.gather(*long)
+        return found
+
+    assert asyncio.run(go()) == ["first"]
     database.close()
 
 

@@ -295,13 +295,16 @@ def test_containers_of_an_mpi_job_may_have_any_names() -> None:
     assert container["command"][:3] == ["python3", "-m", "shallop_pod.rsh"]
 
 
-def pod(raw: Object, type_: str, index: int, phase: str, code: int = 0, restarts: int = 0) -> Object:
+def pod(
+    raw: Object, type_: str, index: int, phase: str, code: int = 0, restarts: int = 0, said: str = "last words"
+) -> Object:
     table = KINDS[raw["kind"]]
     made = render_pod(table, table.view(raw), type_, index)
-    state = {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:00:00Z", "message": "last words"}}
+    state = {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:00:00Z", "message": said}}
     container = {
         "name": table.container,
         "restartCount": restarts,
+        "lastState": state if restarts else {},
         "state": state if phase in ("Failed", "Succeeded") else {"running": {}},
     }
     metadata = made["metadata"] | {"uid": f"{type_}{index}{phase}"}
@@ -349,6 +352,22 @@ def test_what_a_failed_replica_does_depends_on_its_restart_policy(policy: str, c
     else:
         assert [item["metadata"]["name"] for item in result.delete] == ["j-worker-1"]
         assert result.status["restartCount"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "ends"),
+    [
+        (1, "Traceback ...\nModuleNotFoundError: No module named 'acme'\n", True),
+        (127, "sh: acme: not found", True),
+        # Said on the way, but not what it ended for.
+        (1, "ModuleNotFoundError: No module named 'acme'\nConnectionRefusedError: the master is not there", False),
+    ],
+)
+def test_what_a_restart_does_not_bring_ends_a_job_that_would_restart(code: int, said: str, ends: bool) -> None:
+    raw = job("PyTorchJob", {"Master": 1}, policy="OnFailure")
+    result = plan(raw, [pod(raw, "Master", 0, "Running", code, restarts=1, said=said)])
+    failed = find_condition({"status": result.status}, "Failed")
+    assert (failed is not None and "acme" in failed["message"]) is ends
 
 
 def test_too_many_restarts_end_a_job() -> None:
@@ -440,8 +459,7 @@ def test_a_job_whose_image_stands_for_nothing_fails_at_once() -> None:
     [
         ("PyTorchJob", {"Master": 1, "Worker": 2}, {}, 3),
         ("PyTorchJob", {"Worker": 4}, {"elasticPolicy": {"minReplicas": 2}}, 2),
-        # The launcher comes when the workers run.
-        ("MPIJob", {"Launcher": 1, "Worker": 2}, {}, 2),
+        ("MPIJob", {"Launcher": 1, "Worker": 2}, {}, 3),
     ],
 )
 def test_a_scheduling_policy_starts_replicas_together(
@@ -453,7 +471,9 @@ def test_a_scheduling_policy_starts_replicas_together(
     raw["spec"]["runPolicy"]["schedulingPolicy"] = {"minResources": {"cpu": "2"}, "queue": "q"}
     group = render_classic_group(table.view(raw))
     assert group is not None and group["spec"] == {"minMember": least, "minResources": {"cpu": "2"}}
-    assert ("Launcher" in gang_types(table.view(raw))) is False
+    assert set(gang_types(table.view(raw))) == set(replicas)
+    # All are made at once, a launcher too.
+    assert len(plan(raw, []).create) == sum(replicas.values())
     raw["spec"]["runPolicy"]["schedulingPolicy"] = {"minAvailable": 1}
     group = render_classic_group(table.view(raw))
     assert group is not None and group["spec"] == {"minMember": 1}

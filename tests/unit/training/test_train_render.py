@@ -206,13 +206,15 @@ def test_pods_that_start_together_carry_their_group() -> None:
     assert group_pods(training, {}) is None
     group = group_pods(training, {"coscheduling": {}})
     assert group is not None and group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
-    # The launcher starts when the two others run: room for it counts, its start does not.
-    spec = {"minMember": 2, "minResources": {"cpu": "1.5"}, "scheduleTimeoutSeconds": 60}
+    # The launcher does not wait for the two others to run, it is one of those that start.
+    spec = {"minMember": 3, "minResources": {"cpu": "1.5"}, "scheduleTimeoutSeconds": 60}
     assert group["spec"] == spec and group["metadata"]["name"] == "t"
     marks = {
         pods.name: (pods.job["template"]["spec"]["template"].get("metadata") or {}).get("labels")
         for pods in training.pod_sets
     }
-    assert marks == {"node": {"scheduling.x-k8s.io/pod-group": "t"}, "launcher": None}
+    mark = {"scheduling.x-k8s.io/pod-group": "t"}
+    assert marks == {"node": mark, "launcher": mark}
+    assert not any("dependsOn" in pods.job for pods in training.pod_sets)
     volcano = group_pods(training, {"volcano": {}})
     assert volcano is not None and volcano["apiVersion"] == "scheduling.volcano.sh/v1beta1"

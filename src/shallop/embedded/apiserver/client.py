@@ -50,7 +50,7 @@ class LocalClient:
             raise NotFoundError(f"{gvk.api_version} {gvk.kind}: the server does not serve this kind", details={})
         return resource
 
-    def _options(self, *, manager: str = "", force: bool = False) -> WriteOptions:
+    def _options(self, *, manager: str = "", force: bool = False, place: bool = False) -> WriteOptions:
         return WriteOptions(
             user=self._user,
             field_manager=manager or self._field_manager,
@@ -58,6 +58,7 @@ class LocalClient:
             # Our own writers send what they mean; collecting warnings that nobody reads costs time.
             field_validation="Ignore",
             force=force,
+            place=place,
         )
 
     async def get(self, gvk: Gvk, name: str, namespace: str = "") -> Object:
@@ -90,7 +91,8 @@ class LocalClient:
         resource = self._resource(gvk_of(obj))
         if self._review is not None and is_review(resource):
             return self._review(resource, _namespace(resource, obj), obj, self._user)
-        return (await self._verbs.create(resource, _namespace(resource, obj), obj, self._options())).object
+        options = self._options(place=True)
+        return (await self._verbs.create(resource, _namespace(resource, obj), obj, options)).object
 
     async def update(self, obj: Object, *, subresource: str = "") -> Object:
         resource = self._resource(gvk_of(obj))

@@ -35,12 +35,14 @@ __all__ = ["Change", "ObjectsStore", "Stored", "Subscription", "encode_object"]
 log = logging.getLogger(__name__)
 
 # History kept for watches: all of the last KEEP_S seconds, at least KEEP_REVISIONS, at most MAX_REVISIONS and MAX_BYTES
-# of JSON (the newest _DECODED of them decoded, too, which takes about six times as much).
+# of JSON. In memory are the JSON of the newest _FRESH_BYTES, and the newest _DECODED changes decoded, too, which takes
+# about six times as much; what is older is read from the database, where it lies anyway.
 KEEP_REVISIONS = 10_000
 MAX_REVISIONS = 60_000
 MAX_BYTES = 64 << 20
 KEEP_S = 300.0
 _DECODED = 500
+_FRESH_BYTES = 8 << 20
 # Clients ask for version 1 out of habit and mean "long ago"; it must never look like a version they have seen.
 _FIRST_REVISION = 1000
 _QUEUE_LIMIT = 20_000
@@ -81,7 +83,7 @@ class Stored:
     ``views`` is for ``conversion``: the object in other versions of its API, where a webhook converts.
     """
 
-    __slots__ = ("_object", "name", "namespace", "raw", "resource", "revision", "views")
+    __slots__ = ("_object", "_raw", "_read", "name", "namespace", "resource", "revision", "size", "views")
 
     def __init__(
         self, resource: str, namespace: str, name: str, revision: int, raw: bytes, obj: Object | None = None
@@ -90,20 +92,43 @@ class Stored:
         self.namespace = namespace
         self.name = name
         self.revision = revision
-        self.raw = raw
+        self.size = len(raw)
+        self._raw: bytes | None = raw
+        self._read: Callable[[int], bytes] | None = None
         self._object = obj
         self.views: Mapping[Gvk, tuple[Any, Object]] = _NO_VIEWS
 
     @property
+    def raw(self) -> bytes:
+        """
+        The object's JSON.
+
+        Raises:
+            ExpiredError: it is history that is gone.
+        """
+        if self._raw is None:
+            assert self._read is not None
+            return self._read(self.revision)
+        return self._raw
+
+    @property
     def object(self) -> Object:
         if self._object is None:
-            self._object = _decode(self.raw)
+            obj: Object = _decode(self.raw)
+            if self._raw is None:
+                return obj
+            self._object = obj
         return self._object
 
     def forget_object(self) -> None:
         """Keep only the JSON: superseded versions are rarely read again."""
         self._object = None
         self.views = _NO_VIEWS
+
+    def forget_raw(self, read: Callable[[int], bytes]) -> None:
+        """Keep nothing in memory: ``read`` gives the JSON of a revision."""
+        self.forget_object()
+        self._raw, self._read = None, read
 
 
 class Change(NamedTuple):
@@ -225,6 +250,9 @@ class ObjectsStore:
         self._log: deque[Change] = deque()
         self._log_bytes = 0
         self._decoded: deque[Change] = deque()  # the newest of the log
+        self._fresh: deque[Change] = deque()  # the newest of the log
+        self._fresh_bytes = 0
+        self._reader = self._read  # one for all: a bound method is an object
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._locks: dict[tuple[str, str, str], _KeyLock] = {}
         self._horizon = _FIRST_REVISION
@@ -280,8 +308,7 @@ class ObjectsStore:
             old = self.get(resource, namespace, name)
             self._set(new, remove=bool(deleted))
             if revision > self._horizon:
-                self._log.append(Change(revision, old, new, bool(deleted), now))
-                self._log_bytes += len(raw)
+                self._remember(Change(revision, old, new, bool(deleted), now))
             self.revision = revision
         for objects in self._objects.values():
             for stored in itertools.chain.from_iterable(names.values() for names in objects.values()):
@@ -500,12 +527,35 @@ class ObjectsStore:
         self._set(new, remove=change.deleted)
         if not change.deleted:
             self._index(new)
-        self._log.append(change)
-        self._log_bytes += len(new.raw)
+        self._remember(change)
         self._forget_decoded(change)
         for subscription in self._subscriptions.get(new.resource, ()):
             if subscription.namespace in ("", new.namespace):
                 subscription.push(change)
+
+    def _remember(self, change: Change) -> None:
+        """Add to the history; what has left the newest part of it stays on disk only."""
+        self._log.append(change)
+        self._log_bytes += change.new.size
+        self._fresh.append(change)
+        self._fresh_bytes += change.new.size
+        while self._fresh_bytes > _FRESH_BYTES:
+            past = self._fresh.popleft()
+            self._fresh_bytes -= past.new.size
+            if past.old is not None:
+                past.old.forget_raw(self._reader)
+            if past.deleted:
+                past.new.forget_raw(self._reader)
+
+    def _read(self, revision: int) -> bytes:
+        try:
+            rows = self._db.execute("SELECT object FROM versions WHERE revision = ?", (revision,)).fetchall()
+        except sqlite3.Error as error:
+            raise UnavailableError(f"the history could not be read: {error}") from error
+        if not rows:
+            raise ExpiredError(f"too old resource version: {revision} ({self._horizon})")
+        raw: bytes = rows[0][0]
+        return raw
 
     def _forget_decoded(self, change: Change) -> None:
         """Note a change of which watchers read the objects now, and let go of those that nobody reads any more."""
@@ -555,7 +605,10 @@ class ObjectsStore:
             or (len(self._log) > KEEP_REVISIONS and self._log[0].at < oldest)
         ):
             change = self._log.popleft()
-            self._log_bytes -= len(change.new.raw)
+            self._log_bytes -= change.new.size
+            if self._fresh and self._fresh[0] is change:
+                self._fresh.popleft()
+                self._fresh_bytes -= change.new.size
             self._horizon = change.revision
             if change.old is not None:
                 self._obsolete.append(change.old.revision)

@@ -48,6 +48,8 @@ class WriteOptions:
     field_validation: str = "Warn"
     force: bool = False
     manager_given: bool = False
+    # Whether a new Pod may get its node with its creation; a user's shows first what the user has sent.
+    place: bool = False
     # Repetitions of a key in the body, found while parsing.
     duplicates: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from shallop.embedded.apiserver import conversion, failures, scale
+from shallop.embedded.apiserver.binding import place_on, with_probe_times
 from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.embedded.apiserver.verbs import DeleteOptions, Verbs, patched_object
@@ -127,7 +128,7 @@ class Subresources:
             raise InvalidError.of("Binding", "", name, [problem])
 
         def change(pod: Object) -> Object:
-            spec, status = pod.get("spec") or {}, pod.get("status") or {}
+            spec = pod.get("spec") or {}
             if pod["metadata"].get("deletionTimestamp"):
                 raise failures.conflict(
                     _binding(resource), name, f"pod {name} is being deleted, cannot be assigned to a host"
@@ -137,18 +138,8 @@ class Subresources:
                 raise failures.conflict(_binding(resource), name, why)
             if spec.get("schedulingGates"):
                 raise failures.conflict(_binding(resource), name, f"pod {name} has non-empty .spec.schedulingGates")
-            conditions = set_condition(
-                status.get("conditions") or [], "PodScheduled", "True", "", "", self._verbs.now()
-            )
-            annotations = (body.get("metadata") or {}).get("annotations") or {}
-            metadata = dict(pod["metadata"])
-            if annotations:
-                metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
-            return pod | {
-                "metadata": metadata,
-                "spec": spec | {"nodeName": node},
-                "status": status | {"conditions": _with_probe_times(conditions)},
-            }
+            annotations = (body.get("metadata") or {}).get("annotations")
+            return place_on(pod, node, self._verbs.now(), annotations)
 
         await self._verbs.change(resource, namespace, name, change)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
@@ -219,7 +210,7 @@ class Subresources:
             "Eviction API: evicting",
             self._verbs.now(),
         )
-        return pod | {"status": {**status, "conditions": _with_probe_times(conditions)}}
+        return pod | {"status": {**status, "conditions": with_probe_times(conditions)}}
 
     def _budgets_of(self, pod: Object, namespace: str) -> Iterable[Object]:
         resource = self._registry.by_gvk(_DISRUPTION_BUDGET)
@@ -228,11 +219,6 @@ class Subresources:
             budget = conversion.to_version(resource, stored.object) if resource else stored.object
             if match_selector((budget.get("spec") or {}).get("selector"), labels):
                 yield budget
-
-
-def _with_probe_times(conditions: list[Object]) -> list[Object]:
-    """Conditions of a Pod always say when they were probed, if only that nobody knows."""
-    return [{"lastProbeTime": None, **condition} for condition in conditions]
 
 
 def _may_evict_unhealthy(budget: Object) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shallop.embedded.apiserver import admission, allocation, conversion, failures, fieldmanagers, scale
 from shallop.embedded.apiserver.admission_matching import Review
+from shallop.embedded.apiserver.binding import place_on
 from shallop.embedded.apiserver.builtin_types import merge_rule, type_name
 from shallop.embedded.apiserver.converting import Converter
 from shallop.embedded.apiserver.go_text import render_patch, render_patched
@@ -88,6 +89,16 @@ class Plugins(Protocol):
     async def validate(self, review: Review) -> None: ...
 
 
+class Placing(Protocol):
+    """A scheduler that can be asked on the way: one write of a new Pod instead of two."""
+
+    def offer(self, pod: Object) -> str:
+        """Return the node that a Pod about to be stored gets; empty = it is to wait for its turn as stored."""
+
+    def withdraw(self, pod: Object) -> None:
+        """Take back an offer: the Pod was not stored."""
+
+
 class Verbs:
     """
     Reads and writes of every resource.
@@ -105,6 +116,7 @@ class Verbs:
         self.now = now
         self.quotas = Quotas(store)
         self.plugins: Plugins | None = None
+        self.placing: Placing | None = None
         self._services = allocation.ServiceAddresses(store)
         self._addresses = asyncio.Lock()
         # Called with (resource, new, old or None, user) before a write; raise to refuse it.
@@ -243,7 +255,15 @@ class Verbs:
                 return Written(obj, created=True)
             name = obj["metadata"]["name"]
             written = await self.converter.to_storage(resource, obj)
-            stored = await self.store.put(resource.storage, namespace, name, written)
+            if options.place and self.placing and resource.storage == "pods" and (node := self.placing.offer(written)):
+                written = place_on(written, node, self.now())
+                try:
+                    stored = await self.store.put(resource.storage, namespace, name, written)
+                except BaseException:
+                    self.placing.withdraw(written)
+                    raise
+            else:
+                stored = await self.store.put(resource.storage, namespace, name, written)
         shown = await self.converter.to_version(resource, written)
         return Written(shown, created=True, raw=stored.raw if shown is written else b"")
 

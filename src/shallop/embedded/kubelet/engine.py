@@ -16,6 +16,7 @@ from typing import Any
 
 from shallop.errors import ImageResolutionError, SettingsError
 from shallop.kube.objects import Object, parse_quantity
+from shallop.priority import at_usual_priority
 
 __all__ = ["Engine", "find_engine"]
 
@@ -65,7 +66,7 @@ class Engine:
         pipe = asyncio.subprocess.PIPE
         null = asyncio.subprocess.DEVNULL
         process = await asyncio.create_subprocess_exec(
-            self.program, *argv, stdin=null, stdout=pipe, stderr=pipe, env=self.environment
+            *at_usual_priority((self.program, *argv)), stdin=null, stdout=pipe, stderr=pipe, env=self.environment
         )
         try:
             async with asyncio.timeout(_PULL_S):

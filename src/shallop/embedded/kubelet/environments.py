@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any, NamedTuple
 
 import anyio
@@ -42,6 +43,7 @@ from shallop.embedded.kubelet.pip_settings import (
     uv_environment,
 )
 from shallop.errors import EnvironmentBuildError
+from shallop.priority import at_usual_priority
 from shallop.settings import Settings
 from shallop_pod.kfp_component import Install, installs_at_run_time, recognise_install
 
@@ -589,7 +591,7 @@ class _Builder:
         await anyio.to_thread.run_sync(link_bytecode, packages, donors)
         command = [python, "-m", "compileall", "-q", "-q", "-j", "0", "-x", _NOT_COMPILED, "."]
         # Files that do not compile (templates, Python 2) are not imported either.
-        await anyio.run_process(command, check=False, env=self._environ, cwd=packages)
+        await self._process(command, self._environ, packages)
 
     def _finish(self, packages: list[str]) -> None:
         spec = self._spec
@@ -632,8 +634,15 @@ class _Builder:
 
     async def _call(self, arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[int, str, str]:
         environ = {**defaults, **self._environ}
-        done = await anyio.run_process([self._uv, *arguments], check=False, env=environ, cwd=self._work.parent)
+        done = await self._process([self._uv, *arguments], environ, self._work.parent)
         return done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
+
+    async def _process(
+        self, command: Sequence[str], environ: Mapping[str, str], folder: Path
+    ) -> CompletedProcess[bytes]:
+        return await anyio.run_process(
+            at_usual_priority(command), check=False, env=environ, cwd=folder, start_new_session=True
+        )
 
     def _explain(self, stderr: str, from_cache: str) -> str:
         spec = self._spec

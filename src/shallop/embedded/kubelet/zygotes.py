@@ -25,6 +25,7 @@ import anyio.to_thread
 import shallop_pod
 from shallop.embedded.kubelet.environments import Environment
 from shallop.errors import NodeError
+from shallop.priority import steps_behind
 from shallop.settings import Settings
 from shallop_pod.zygote import connect
 
@@ -224,7 +225,7 @@ class Zygotes:
         read_end, write_end = os.pipe()
         command = [str(environment.python), "-m", "shallop_pod.zygote", "--socket", str(path)]
         command += [word for module in environment.preload for word in ("--preload", module)]
-        command += ["--idle-s", str(self._idle_s), "--ready-fd", str(write_end)]
+        command += ["--idle-s", str(self._idle_s), "--ready-fd", str(write_end), "--nicer", str(steps_behind())]
         try:
             log.touch(mode=0o600)
             with log.open("wb") as output:

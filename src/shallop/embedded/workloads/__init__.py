@@ -19,11 +19,11 @@ from shallop.embedded.workloads.persistentvolumeclaim import PERSISTENTVOLUMECLA
 from shallop.embedded.workloads.poddisruptionbudget import PODDISRUPTIONBUDGET
 from shallop.embedded.workloads.podgroup import POD_GROUPS
 from shallop.embedded.workloads.replicaset import REPLICASET
-from shallop.embedded.workloads.scheduler import SCHEDULER
+from shallop.embedded.workloads.scheduler import PLACING, SCHEDULER
 from shallop.embedded.workloads.serviceaccount import NAMESPACE_DEFAULTS
 from shallop.embedded.workloads.statefulset import STATEFULSET
 
-__all__ = ["PART"]
+__all__ = ["PART", "PLACING"]
 
 
 def _tasks(services: Services) -> Sequence[Callable[[], Awaitable[None]]]:

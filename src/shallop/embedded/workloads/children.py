@@ -22,12 +22,25 @@ def is_namespace_ending(error: ApiError) -> bool:
     return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
 
+def _newest(cached: Object, created: dict[Key, Object]) -> Object:
+    """Return what the cache has, or what the server has shown meanwhile: who was seen to end does not run again."""
+    key = key_of(cached)
+    seen = created.get(key)
+    if seen is None:
+        return cached
+    if int(cached["metadata"]["resourceVersion"]) < int(seen["metadata"]["resourceVersion"]):
+        return seen
+    del created[key]
+    return cached
+
+
 class Children:
     """
     Remembers creates and deletes of one kind until the cache shows them.
 
     Without this a reconcile that runs before the watch event of its own create would create again. What is remembered
-    is asked from the server once, when it is still missing at the next look, so nothing is remembered for ever.
+    is asked from the server when it is still missing at the next look, so nothing is remembered for ever; what that
+    showed counts until the cache is as far.
     """
 
     def __init__(self, gvk: Gvk) -> None:
@@ -39,6 +52,8 @@ class Children:
         """Return the controlled children of ``owner``; those we deleted carry a deletionTimestamp or are left out."""
         uid = owner["metadata"]["uid"]
         cached = [obj for obj in ctx.cache(self.gvk).by_owner(uid) if is_controlled_by(obj, uid)]
+        if created := self._created.get(uid):
+            cached = [_newest(obj, created) for obj in cached]
         children = cached + await self._not_yet_cached(ctx, uid, cached)
         deleted = self._deleted.get(uid)
         if not deleted:
@@ -51,11 +66,11 @@ class Children:
     async def _not_yet_cached(self, ctx: Context, owner_uid: str, cached: Iterable[Object]) -> list[Object]:
         created = self._created.get(owner_uid)
         if not created:
+            self._created.pop(owner_uid, None)
             return []
-        for obj in cached:
-            created.pop(key_of(obj), None)
+        known = {key_of(obj) for obj in cached}
         found = []
-        for key in sorted(created):
+        for key in sorted(created.keys() - known):
             try:
                 obj = await ctx.client.get(self.gvk, key.name, key.namespace)
             except NotFoundError:
@@ -63,6 +78,7 @@ class Children:
                 continue
             if is_controlled_by(obj, owner_uid):
                 found.append(obj)
+                created[key] = obj
             else:
                 del created[key]
         if not created:

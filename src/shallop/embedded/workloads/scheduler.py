@@ -40,7 +40,7 @@ from shallop.kube.objects import (
     set_condition,
 )
 
-__all__ = ["SCHEDULER", "Placement", "Scheduler", "place"]
+__all__ = ["PLACING", "SCHEDULER", "Placement", "Scheduler", "place"]
 
 _NODE = Gvk("v1", "Node")
 _CLAIM = Gvk("v1", "PersistentVolumeClaim")
@@ -252,6 +252,9 @@ class Scheduler:
         self._aloof: set[Key] = set()
         self._priorities: dict[str, int] = {}
         self._books: object | None = None
+        self._context: Context | None = None
+        # Pods that got their node as they were created, and their uids.
+        self._offered: dict[Key, str] = {}
         self._has_freed = False
 
     async def reconcile(self, ctx: Context, resource: Resource[dict[str, Any]]) -> Result:
@@ -261,7 +264,33 @@ class Scheduler:
         await self._serve_waiting(ctx)
         return Result(look_again_s)
 
+    def offer(self, pod: Object) -> str:
+        """
+        Return the node for a Pod that one of us is about to create, and note it as taken.
+
+        Empty before the first Pod of all, and for who needs more than room: a claim, company or distance, a gate, a
+        PodGroup, another scheduler. Who waits is served first.
+        """
+        ctx, spec = self._context, pod["spec"]
+        if ctx is None or self._waiting or self._aloof or spec.get("nodeName") or spec.get("schedulingGates"):
+            return ""
+        if spec.get("schedulerName", _NAME) != _NAME or gang_of(pod) is not None:
+            return ""
+        if _claims_of(pod) or has_pod_terms(pod) or has_spread(pod):
+            return ""
+        node = place(pod, ctx.cache(_NODE).list(), self._usage).node
+        if node:
+            self._take(pod, node)
+            self._offered[key_of(pod)] = pod["metadata"]["uid"]
+        return node
+
+    def withdraw(self, pod: Object) -> None:
+        """Forget an offer: the Pod was not stored."""
+        self._offered.pop(key_of(pod), None)
+        self._release(key_of(pod))
+
     async def on_gone(self, ctx: Context, key: Key) -> None:
+        self._offered.pop(key, None)
         self._release(key)
         self._stop_waiting(key)
         await self._serve_waiting(ctx)
@@ -276,6 +305,9 @@ class Scheduler:
         if spec.get("nodeName") or is_terminal(pod):
             self._account(pod)
             self._stop_waiting(key)
+            if self._offered.get(key) == pod["metadata"]["uid"]:
+                del self._offered[key]
+                _tell_placed(ctx, pod, spec["nodeName"])
             return None
         taken = self._taken.get(key)
         if taken and taken.uid == pod["metadata"]["uid"]:
@@ -481,15 +513,15 @@ class Scheduler:
             "target": {"apiVersion": "v1", "kind": "Node", "name": node},
         }
         await ctx.client.create_subresource(POD, key.name, key.namespace, "binding", binding)
-        ctx.events.record(pod, "Scheduled", f"Successfully assigned {key} to {node}")
+        _tell_placed(ctx, pod, node)
 
     def _open_books(self, ctx: Context) -> None:
         store = ctx.cache(POD)
         if self._books is store:
             return
-        self._books = store
+        self._books, self._context = store, ctx
         self._taken, self._usage, self._waiting, self._groups = {}, {}, {}, {}
-        self._aloof, self._priorities = set(), {}
+        self._aloof, self._priorities, self._offered = set(), {}, {}
         for pod in store.list():
             self._account(pod)
 
@@ -583,6 +615,10 @@ def _claims_missing(ctx: Context, pod: Object) -> bool:
     return any(ctx.cache(_CLAIM).get(Key(namespace, name)) is None for name in _claims_of(pod))
 
 
+def _tell_placed(ctx: Context, pod: Object, node: str) -> None:
+    ctx.events.record(pod, "Scheduled", f"Successfully assigned {key_of(pod)} to {node}")
+
+
 async def _report(ctx: Context, pod: Object, reason: str, message: str) -> None:
     known = find_condition(pod, "PodScheduled") or {}
     if (known.get("reason"), known.get("message")) == (reason, message):
@@ -597,15 +633,16 @@ async def _report(ctx: Context, pod: Object, reason: str, message: str) -> None:
         ctx.events.record(pod, "FailedScheduling", message, "Warning")
 
 
-_CONTROLLER = Scheduler()
+# The API server of this process asks it, too.
+PLACING = Scheduler()
 
 SCHEDULER = Kind(
     api_version="v1",
     kind="Pod",
     plural="pods",
-    reconcile=_CONTROLLER.reconcile,
-    on_gone=_CONTROLLER.on_gone,
-    watches=tuple(Watch(gvk, _CONTROLLER.keys_to_wake) for gvk in (_NODE, _CLAIM, *(kind.gvk for kind in POD_GROUPS))),
+    reconcile=PLACING.reconcile,
+    on_gone=PLACING.on_gone,
+    watches=tuple(Watch(gvk, PLACING.keys_to_wake) for gvk in (_NODE, _CLAIM, *(kind.gvk for kind in POD_GROUPS))),
     workers=1,
     component="default-scheduler",
 )

@@ -247,6 +247,57 @@ def test_decoded_objects_are_kept_of_what_is_new_or_watched_only(monkeypatch: py
     run(None, test)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_history_that_is_read_from_disk_is_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, restart: bool
+) -> None:
+    monkeypatch.setattr(objects_store, "_FRESH_BYTES", 500)
+
+    async def write(store: ObjectsStore) -> None:
+        for number in range(40):
+            await put(store, f"x{number % 3}", k=str(number))
+        await remove(store, "x0")
+
+    async def read(store: ObjectsStore) -> None:
+        changes = await store.subscribe("configmaps", after=1010).next()
+        seen = [(change.new.object["data"]["k"], change.deleted) for change in changes if not change.deleted]
+        assert seen == [(str(number), False) for number in range(10, 40)]
+        assert [change.old.object["data"]["k"] for change in changes if change.old][:30] == list(map(str, range(7, 37)))
+        assert changes[-1].deleted
+        assert changes[-1].old is not None and b'"k":"39"' in changes[-1].old.raw
+        assert sum(change.new._raw is not None for change in changes) < 10
+        past = store.list_at("configmaps", "ns", 1011)
+        assert [stored.object["data"]["k"] for stored in past] == ["9", "10", "8"]
+        assert names(store) == ["x1", "x2"]
+
+    async def both(store: ObjectsStore) -> None:
+        await write(store)
+        await read(store)
+
+    if restart:
+        run(tmp_path / "objects.db", write)
+        run(tmp_path / "objects.db", read)
+    else:
+        run(tmp_path / "objects.db", both)
+
+
+def test_an_old_version_that_somebody_held_too_long_is_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects_store, "_FRESH_BYTES", 500)
+    monkeypatch.setattr(objects_store, "KEEP_REVISIONS", 10)
+    monkeypatch.setattr(objects_store, "KEEP_S", 0.0)
+
+    async def test(store: ObjectsStore) -> None:
+        await put(store, "a", k="1")
+        held = store.get("configmaps", "ns", "a")
+        for number in range(40):
+            await put(store, "a", k=str(number))
+        assert held is not None
+        with pytest.raises(ExpiredError):
+            _ = held.object
+
+    run(None, test)
+
+
 def test_lists_of_the_past_are_those_of_the_past() -> None:
     async def test(store: ObjectsStore) -> None:
         await put(store, "a")

@@ -15,6 +15,7 @@ import pytest
 
 from shallop.controller import Kind, Manager, Watch
 from shallop.embedded.apiserver import ApiServer
+from shallop.embedded.apiserver.verbs import Verbs
 from shallop.embedded.workloads import PART
 from shallop.embedded.workloads.daemonset import DaemonSets
 from shallop.embedded.workloads.garbage import GarbageCollector
@@ -57,6 +58,7 @@ class World:
         self.manager = manager
         self.behave: Callable[[Object], dict[str, Any] | None] = run_for_ever
         self.dead: asyncio.Event | None = None
+        self.verbs: Verbs
 
     def gvk(self, kind: str) -> Gvk:
         return Gvk(KINDS.get(kind, "v1"), kind)
@@ -198,7 +200,7 @@ NODE = {
 }
 
 
-def fresh_kinds() -> list[Kind]:
+def fresh_kinds(scheduler: Scheduler) -> list[Kind]:
     """The kinds of the part, with controllers that remember nothing, as after a start."""
     controllers: dict[str, Any] = {
         "ReplicaSet": ReplicaSets(),
@@ -206,7 +208,7 @@ def fresh_kinds() -> list[Kind]:
         "DaemonSet": DaemonSets(),
         "Job": Jobs(),
         "JobSet": JobSets(),
-        "Pod": Scheduler(),
+        "Pod": scheduler,
         "HorizontalPodAutoscaler": Autoscalers(),
     }
     kinds = []
@@ -244,8 +246,10 @@ async def open_world(
     dying = None if writes is None else DyingClient(client, writes)
     if dying is not None:
         for_controllers = cast(Client, dying)
-    manager = Manager(for_controllers, settings, database, fresh_kinds())
+    server.verbs.placing = scheduler = Scheduler()
+    manager = Manager(for_controllers, settings, database, fresh_kinds(scheduler))
     world = World(client, settings, manager)
+    world.verbs = server.verbs
     world.dead = None if dying is None else dying.dead
     for obj in (*PART.objects, NODE):
         with suppress(AlreadyExistsError):

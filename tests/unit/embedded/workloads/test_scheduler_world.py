@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from shallop.errors import UnavailableError
 from shallop.kube.objects import find_condition, is_deleting
 
 Object = dict[str, Any]
@@ -115,6 +118,47 @@ def test_a_pod_waits_until_its_port_of_the_machine_is_free(run: Callable[..., No
         await world.create("Pod", "second", spec=wanted)
         assert "didn't have free ports for the requested pod ports" in await message_of(world, "second")
         await world.delete("Pod", "first")
+        await placed(world, "second")
+
+    run(scenario)
+
+
+def test_a_pod_of_a_controller_is_placed_as_it_is_created_and_others_wait_their_turn(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        await world.create("Pod", "first", spec=spec("1"))
+        await placed(world, "first")
+        created = await world.create("Pod", "second", spec=spec("500m"))
+        assert created["spec"]["nodeName"] == "shallop"
+        assert find_condition(created, "PodScheduled")["status"] == "True"
+
+        async def told() -> bool:
+            events = await world.list("Event")
+            return {e["involvedObject"]["name"] for e in events if e["reason"] == "Scheduled"} == {"first", "second"}
+
+        await world.eventually(told)
+        assert not (await world.create("Pod", "large", spec=spec("1")))["spec"].get("nodeName")
+        await message_of(world, "large")
+        small = await world.create("Pod", "small", spec=spec("100m"))
+        assert not small["spec"].get("nodeName"), "who waits is looked at first"
+        await placed(world, "small")
+
+    run(scenario)
+
+
+def test_what_was_offered_to_a_pod_that_was_not_stored_is_free_again(run: Callable[..., None]) -> None:
+    async def scenario(world: Any) -> None:
+        await world.create("Pod", "first", spec=spec("1"))
+        await placed(world, "first")
+        store, put = world.verbs.store, world.verbs.store.put
+
+        async def full(*_: Any) -> None:
+            raise UnavailableError("the disk is full")
+
+        store.put = full
+        with pytest.raises(UnavailableError):
+            await world.create("Pod", "lost", spec=spec("1"))
+        store.put = put
+        await world.create("Pod", "second", spec=spec("1"))
         await placed(world, "second")
 
     run(scenario)

@@ -234,8 +234,13 @@ def test_a_changed_node_takes_all_who_wait(run: Callable[..., None]) -> None:
 
 def test_cpu_is_promised_once(run: Callable[..., None]) -> None:
     async def scenario(world: Any) -> None:
-        for number in range(3):
-            await world.create("Pod", f"p{number}", spec=pod_spec(cpu="1"))
+        async def placed() -> bool:
+            return bool((await world.get("Pod", "p0"))["spec"].get("nodeName"))
+
+        await world.create("Pod", "p0", spec=pod_spec(cpu="1"))
+        await world.eventually(placed)
+        for name in ("p1", "p2"):
+            await world.create("Pod", name, spec=pod_spec(cpu="1"))
         assert await unschedulable(world, "p2") == "0/1 nodes are available: 1 Insufficient cpu."
         assert sum(bool(pod["spec"].get("nodeName")) for pod in await world.list("Pod")) == 2
 
