@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instance import ROOT, running, stamp, write
+from instance import ROOT, running, write
 
 UV = str(ROOT / ".venv" / "bin" / "uv")
 SCRIPTS = Path(__file__).with_name("peers")
@@ -95,16 +95,13 @@ def main() -> None:
             pythons[name] = python_of(PEERS[name], Path(options.environments))
         except subprocess.CalledProcessError as error:
             print(f"{name}: no environment: {error}", file=sys.stderr)
-    rows = []
     for name, python in pythons.items():
         if name == "shallop":
             with running() as status:
-                rows.append(measure(PEERS[name], python, status["web"]))
+                row = measure(PEERS[name], python, status["web"])
         else:
-            rows.append(measure(PEERS[name], python, *PEERS[name].arguments))
-        rows[-1] |= stamp()
-        print(rows[-1], flush=True)
-    write("peers", rows, key="runner")
+            row = measure(PEERS[name], python, *PEERS[name].arguments)
+        write("peers", [row], key="runner")
 
 
 if __name__ == "__main__":

@@ -178,13 +178,17 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
             run_id = server.submit(SHAPES[shape](count))
             created = time.perf_counter() - begun
             asked = {"list": [], "run": [], "home": []} | ({"tree": []} if count <= 1000 else {})
-            peak = before
+            peak, pause_until = before, 0.0
             while server.state(run_id)["state"] not in _ENDED:
                 peak = max(peak, server.rss_mib())
-                for name, samples in asked.items():
-                    samples += [server.seconds(path) for path in _pages(name, run_id)]
-                # A large answer costs what it costs; asked for without end it would be most of what is measured.
-                time.sleep(0.2 + 10 * sum(samples[-1] for samples in asked.values()))
+                asked["list"] += [server.seconds(path) for path in _pages("list", run_id)]
+                if time.perf_counter() > pause_until:
+                    begun_asking = time.perf_counter()
+                    for name in asked.keys() - {"list"}:
+                        asked[name] += [server.seconds(path) for path in _pages(name, run_id)]
+                    # Large answers cost what they cost; asked for without end they would be most of what is measured.
+                    pause_until = 11 * time.perf_counter() - 10 * begun_asking
+                time.sleep(0.2)
             server.ended(run_id)
             seconds, cpu = time.perf_counter() - begun, server.cpu_s() - cpu
             rows.append(

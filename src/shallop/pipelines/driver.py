@@ -42,7 +42,7 @@ _ACTIVE = ("PENDING", "RUNNING", "CANCELING")
 _KEPT_PODS = 100
 _STOP_GRACE_S = 10
 # Pods that are being started at once, all runs together: more only make each other, and all answers, slow (with four
-# per core 200 steps took 80 ms each and a list of runs 202 ms (p95), with two 69 and 81 ms).
+# per core 200 steps took 80 ms each and the lists of the home page 202 ms (p95), with two 69 and 81 ms).
 _STARTS_PER_CORE, _FEWEST_STARTS = 2, 4
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 
