@@ -1,9 +1,10 @@
 """
 The peers of ``predictions.py`` and ``table_models.py``, each run by an environment of its own.
 
-``model_servers.py train FILE [KIND]`` writes the model (KIND: iris, forest, xgboost, lightgbm); ``kserve FILE PORT``
-serves it with KServe's Python server, ``floor FILE PORT`` with nothing but uvicorn, orjson and the model; ``mlserver``,
-``bentoml`` and ``ray`` with these. All are one replica with one worker, on loopback, and send no telemetry.
+``model_servers.py train FILE [KIND]`` writes the model (KIND: iris, forest, xgboost, lightgbm, torch);
+``kserve FILE PORT`` serves it with KServe's Python server, ``floor FILE PORT`` with nothing but uvicorn, orjson and the
+model; ``mlserver``, ``bentoml`` and ``ray`` with these. All are one replica with one worker, on loopback, and send no
+telemetry.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ def train(file: str, kind: str = "iris") -> None:
         import xgboost
 
         xgboost.train({"nthread": 1}, xgboost.DMatrix(rows, labels), 100).save_model(file)
+    elif kind == "torch":
+        import torch
+
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(20, 128), torch.nn.ReLU(), torch.nn.Linear(128, 128), torch.nn.ReLU()]
+        torch.jit.script(torch.nn.Sequential(*layers, torch.nn.Linear(128, 2)).eval()).save(file)
     else:
         import lightgbm
 
@@ -51,6 +58,12 @@ def load(file: str) -> Any:
 
         booster = xgboost.Booster({"nthread": 1}, model_file=file)
         return lambda rows: booster.inplace_predict(np.asarray(rows), validate_features=False)
+    if file.endswith(".pt"):
+        import torch
+
+        torch.set_num_threads(1)
+        module = torch.jit.load(file)
+        return torch.inference_mode()(lambda rows: module(torch.tensor(rows, dtype=torch.float32)).numpy())
     import lightgbm
 
     model = lightgbm.Booster(model_file=file)

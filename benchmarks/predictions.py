@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from instance import ROOT, SHALLOP, running, wait_until, write
 
+from shallop.embedded.kubelet.pip_settings import machine_options, pip_config_files, read_pip_settings, uv_environment
 from shallop.kube.objects import Gvk
 from shallop.kube.remote import RemoteClient, load_kubeconfig
 
@@ -47,7 +48,7 @@ class Peer(NamedTuple):
     body: bytes = BODY
 
 
-KSERVE = ("kserve==0.21.0", *LIBRARIES, "orjson", "uvloop")
+KSERVE = ("kserve==0.21.0", *LIBRARIES, "torch==2.13.0", "orjson", "uvloop")
 PEERS = {
     "kserve": Peer("kserve 0.21 Python server", "kserve", KSERVE),
     "floor": Peer("floor: uvicorn, orjson", "kserve", KSERVE),
@@ -84,7 +85,11 @@ def python_of(peer: Peer) -> str:
     if not (folder / "ready").exists():
         uv = str(ROOT / ".venvs" / "tools" / "bin" / "uv")
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *peer.packages], check=True)
+        # pip's settings count here, too: they may offer the build of torch for CPUs.
+        settings = read_pip_settings(os.environ, pip_config_files(os.environ, Path(sys.base_prefix)))
+        environ = uv_environment(os.environ, settings) | machine_options(os.environ, settings).uv_environment()
+        install = [uv, "pip", "install", "--quiet", "--python", str(python), *peer.packages]
+        subprocess.run(install, check=True, env=environ)
         (folder / "ready").touch()
     return str(python)
 
