@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import shallop_pod
 from shallop.embedded.kubelet.environments import Environments
 from shallop.settings import Settings
 
@@ -82,6 +83,19 @@ def test_a_model_is_served_by_the_version_that_pickled_it(platform: Any, tmp_pat
     assert predict(url, "old", [[6.8, 2.8, 4.8, 1.4], [6.0, 3.4, 4.5, 1.6]]) == [1, 1]
     pod = platform.kubectl("get", "pods", "-l", "serving.kserve.io/inferenceservice=old", "-o", "yaml")
     assert "scikit-learn==1.3.2" in pod
+
+
+@pytest.mark.parametrize(
+    ("image", "needed"),
+    [("python:3.11", ["scikit-learn==1.5.2", "numpy<2", "joblib"]), ("kserve/sklearnserver:v0.21.0", [])],
+)
+def test_quick_ways_to_ask_scikit_learn_change_no_bit(tmp_path: Path, image: str, needed: list[str]) -> None:
+    environments = Environments.of(Settings(home=tmp_path / "builder"))
+    python = asyncio.run(environments.ensure(environments.resolve(image, [], needed))).python
+    script = str(Path(__file__).with_name("quick_models.py"))
+    environ = os.environ | {"PYTHONPATH": str(Path(shallop_pod.__file__).parents[1])}
+    done = subprocess.run([str(python), script], check=True, capture_output=True, text=True, env=environ)
+    assert done.stdout == "done False\n"
 
 
 def test_v2_in_json_and_binary_and_probabilities(platform: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shallop_pod.modelserver.formats.quick import quickened
 from shallop_pod.modelserver.models import LoadOptions, Model
 
 __all__ = ["load"]
@@ -22,12 +23,15 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
     # Fitted on a DataFrame, asked with an array: correct by position, and no news on every request.
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
     features = int(getattr(estimator, "n_features_in_", 0))
-    method = getattr(estimator, "predict", None) or estimator.transform
+    method = quickened(estimator) if hasattr(estimator, "predict") else estimator.transform
     if options.env.get("PREDICT_PROBA", "").lower() == "true":
         method = getattr(estimator, "predict_proba", method)
     if not options.mlserver:
         return Model(name, "sklearn", method, features)
-    methods = {item: _column_wide(getattr(estimator, item)) for item in _METHODS if hasattr(estimator, item)}
+    found = {item: getattr(estimator, item) for item in _METHODS if hasattr(estimator, item)}
+    if "predict" in found:
+        found["predict"] = quickened(estimator)
+    methods = {item: _column_wide(ask) for item, ask in found.items()}
     default = methods.get("predict") or methods["transform"]
     label = "predict" if "predict" in methods else "transform"
     return Model(name, "sklearn", lambda rows: {label: default(rows)}, features, batches=False, methods=methods)
