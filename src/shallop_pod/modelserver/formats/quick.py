@@ -81,7 +81,7 @@ def _forest(estimator: Any) -> _Quick | None:
     trees: Sequence[Any] = [tree.tree_ for tree in estimator.estimators_]
     classes = getattr(estimator, "classes_", None)
     if classes is not None and not np.isclose(trees[0].value[0, 0].sum(), 1):
-        return None  # counts, as before scikit-learn 1.4: each tree's answer would have to be normalized
+        return None  # counts, as in scikit-learn 1.3: each tree's answer would have to be normalized
     width = 1 if classes is None else len(classes)
     most = None if estimator.n_jobs in (None, 1) else _FEW_ROWS
 
