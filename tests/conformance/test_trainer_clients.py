@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+SESSIONS = {"kubeflow": "trainer_session.py", "kubeflow-training": "training_v1_session.py"}
+
+
+@pytest.fixture(scope="module")
+def sessions(
+    platform: Any, client_env: Callable[[str], Path], kubectl: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], Path]]]:
+    """Both at once, each in a namespace of its own and with what it prints in a file: they mostly wait."""
+    folder = tmp_path_factory.mktemp("sessions")
+    pythons = {client: client_env(client) for client in SESSIONS}
+    running = {}
+    for client, name in SESSIONS.items():
+        python, namespace, output = pythons[client], f"sdk-{client}", folder / client
+        platform.kubectl("create", "namespace", namespace)
+        command = [str(python), str(Path(__file__).with_name(name)), platform.kubeconfig, namespace]
+        with output.open("wb") as file:
+            running[client] = (subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT), output)
+    yield running
+    for client, (process, _) in running.items():
+        process.kill()
+        process.wait()
+        platform.kubectl("delete", "namespace", f"sdk-{client}", "--wait=false")
+
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("client", "session"),
-    [("kubeflow", "trainer_session.py"), ("kubeflow-training", "training_v1_session.py")],
-    ids=["kubeflow", "kubeflow-training"],
-)
-def test_the_sdk_trains(
-    platform: Any, client_env: Callable[[str], Path], kubectl: str, client: str, session: str
-) -> None:
-    namespace = f"sdk-{client}"
-    platform.kubectl("create", "namespace", namespace)
-    script = Path(__file__).with_name(session)
-    command = [str(client_env(client)), str(script), platform.kubeconfig, namespace]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1100, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.strip().endswith("ok")
-    platform.kubectl("delete", "namespace", namespace, "--wait=false")
+@pytest.mark.parametrize("client", list(SESSIONS))
+def test_the_sdk_trains(sessions: dict[str, tuple[subprocess.Popen[bytes], Path]], client: str) -> None:
+    process, output = sessions[client]
+    code = process.wait(timeout=1100)
+    said = output.read_text()
+    assert code == 0, said[-6000:]
+    assert "ok" in said.splitlines(), said
