@@ -59,7 +59,7 @@ def until(check: Callable[[], Any], what: str) -> Any:
     deadline = time.monotonic() + DEADLINE_S
     while not (result := check()):
         assert time.monotonic() < deadline, f"not within {DEADLINE_S:.0f} s: {what}"
-        time.sleep(0.2)
+        time.sleep(0.4)
     return result
 
 

@@ -111,7 +111,7 @@ def ended(platform: Any, job: dict[str, Any]) -> None:
             return
         if "Failed" in true or time.monotonic() > deadline:
             raise AssertionError(f"{kind}/{name}: {true}\n{platform.kubectl('-n', NAMESPACE, 'get', 'pods,events')}")
-        time.sleep(0.3)
+        time.sleep(0.5)
 
 
 def result(platform: Any, selector: str) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def until(check: Callable[[], Any], what: str) -> Any:
     deadline = time.monotonic() + DEADLINE_S
     while not (result := check()):
         assert time.monotonic() < deadline, f"not within {DEADLINE_S:.0f} s: {what}; last: {result!r}"
-        time.sleep(0.1)
+        # Each look starts a kubectl, which takes a tenth of a second of a core that the training could use.
+        time.sleep(0.4)
     return result
 
 
