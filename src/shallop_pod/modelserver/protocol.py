@@ -329,8 +329,10 @@ def parse_v2(
         where = f"inputs[{position}]"
         if not isinstance(tensor, dict):
             raise ProtocolError(f"{where}: expected an object with name, shape, datatype, data")
-        parameters = tensor.get("parameters") or {}
+        parameters = _parameters(tensor, where)
         size = parameters.get("binary_data_size")
+        if size is not None and (not isinstance(size, int) or size < 0):
+            raise ProtocolError(f"{where}.parameters.binary_data_size: expected a number of bytes, found {size!r}")
         raw = None
         if binary is not None:
             raw = memoryview(binary[position])
@@ -339,13 +341,24 @@ def parse_v2(
             if len(raw) != size:
                 raise ProtocolError(f"{where}: binary_data_size is {size}, the body has {len(raw)} bytes left")
         array = _tensor(tensor, where, raw)
-        if codec := _CODECS.get(parameters.get("content_type")):
+        codec = _CODECS.get(parameters["content_type"]) if isinstance(parameters.get("content_type"), str) else None
+        if codec:
             array = _decoded(array, codec, f"{where}: content_type {parameters['content_type']}")
         tensors.append((str(tensor.get("name", position)), array))
-    frame = (payload.get("parameters") or {}).get("content_type") == "pd"
-    outputs = tuple(str(output["name"]) for output in payload.get("outputs") or () if output.get("name"))
+    frame = _parameters(payload, "the request").get("content_type") == "pd"
+    wanted = payload.get("outputs") or ()
+    if not isinstance(wanted, list | tuple) or not all(isinstance(output, dict) for output in wanted):
+        raise ProtocolError("outputs: expected a list of objects with a name")
+    outputs = tuple(str(output["name"]) for output in wanted if output.get("name"))
     rows = arrange(tensors, frame=frame, inputs=inputs)
     return Request(rows, str(payload.get("id") or ""), _wants_binary(payload), outputs)
+
+
+def _parameters(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    parameters = item.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ProtocolError(f"{where}: parameters: expected an object, found {parameters!r:.100}")
+    return parameters
 
 
 def _decoded(array: np.ndarray[Any, Any], codec: Callable[[str], Any], where: str) -> np.ndarray[Any, Any]:
@@ -372,16 +385,16 @@ _CODECS: Mapping[Any, Callable[[str], Any]] = {"base64": _from_base64, "datetime
 def _wants_binary(payload: dict[str, Any]) -> bool:
     if (payload.get("parameters") or {}).get("binary_data_output"):
         return True
-    return any((output.get("parameters") or {}).get("binary_data") for output in payload.get("outputs") or ())
+    return any(_parameters(output, "outputs").get("binary_data") for output in payload.get("outputs") or ())
 
 
 def _tensor(tensor: dict[str, Any], where: str, raw: memoryview | None) -> np.ndarray[Any, Any]:
     import numpy as np
 
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise ProtocolError(f"{where}.shape: expected a list of sizes, found {shape!r}")
-    if datatype != "BYTES" and datatype not in DTYPES:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in DTYPES):
         known = ", ".join([*DTYPES, "BYTES"])
         raise ProtocolError(f"{where}.datatype: {datatype!r} is not known; use one of {known}")
     if raw is not None and datatype == "BYTES":
@@ -395,7 +408,7 @@ def _tensor(tensor: dict[str, Any], where: str, raw: memoryview | None) -> np.nd
     else:
         dtype = "O" if datatype == "BYTES" else DTYPES[datatype]
         array = _array(tensor["data"], f"{where}.data", dtype).reshape(-1)
-    wanted = int(np.prod(shape)) if shape else 1
+    wanted = math.prod(shape)
     if array.size != wanted:
         raise ProtocolError(f"{where}: shape {shape} means {wanted} values, data has {array.size}")
     return array.reshape(shape)

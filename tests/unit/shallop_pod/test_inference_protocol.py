@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shallop_pod.modelserver.protocol import ProtocolError, Request, parse_v1, parse_v2, render_v1, render_v2
@@ -58,6 +58,11 @@ def test_v1_answers_are_plain_json() -> None:
         (v2(tensor(datatype="FP99")), "'FP99' is not known"),
         (v2(tensor(shape="2")), r"inputs\[0\].shape"),
         (v2({"name": "x", "shape": [1], "datatype": "FP32"}), r"inputs\[0\].data: missing"),
+        (v2(tensor(datatype=["FP64"])), "is not known"),
+        (v2(tensor(shape=[True, 4])), r"inputs\[0\].shape"),
+        (v2(tensor(parameters="pd")), r"inputs\[0\]: parameters: expected an object"),
+        (v2(tensor(parameters={"binary_data_size": "all"})), "binary_data_size: expected a number of bytes"),
+        (b'{"inputs": [{}], "parameters": [1]}', r"inputs\[0\].shape"),
     ],
 )
 def test_v2_bad_bodies_name_the_field(body: bytes, message: str) -> None:
@@ -109,6 +114,35 @@ def test_v2_text_tensors_travel_in_both_forms() -> None:
     assert parse_v2(head + raw, len(head)).rows.tolist() == words
     _, tensors = render_v2("m", Request(None, binary=True), np.array(words, dtype=object))
     assert tensors == [raw]
+
+
+ANYTHING = st.recursive(
+    st.sampled_from(
+        [None, True, -1, 2, 1.5, 2**70, "", "a", "FP32", "BYTES", "pd", "base64", [1, 2], [["a"]], {"a": 1}]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "a", "data"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+TENSORS = st.fixed_dictionaries(
+    {"name": ANYTHING | st.just("x"), "shape": ANYTHING | st.just([2]), "datatype": ANYTHING | st.just("FP64")},
+    optional={"data": ANYTHING | st.just([1, 2]), "parameters": ANYTHING | st.just({"binary_data_size": 16})},
+)
+
+
+@settings(derandomize=True)
+@given(
+    st.lists(TENSORS, max_size=2) | ANYTHING,
+    st.fixed_dictionaries({}, optional={name: ANYTHING for name in ("id", "parameters", "outputs")}),
+    st.booleans(),
+)
+def test_v2_requests_of_any_shape_are_read_or_refused(inputs: Any, more: dict[str, Any], binary: bool) -> None:
+    body = json.dumps({"inputs": inputs, **more}).encode()
+    try:
+        parse_v2(body + bytes(16) * binary, len(body) if binary else None, [])
+    except ProtocolError as refused:
+        assert str(refused)
 
 
 def test_v2_codecs_of_mlserver_turn_texts_into_what_they_stand_for() -> None:
