@@ -227,12 +227,23 @@ def arrange(tensors: Sequence[tuple[str, Any]], *, frame: bool = False, inputs: 
         return dict(zip(known, (array for _, array in tensors), strict=True))
     if not frame and len(tensors) == 1:
         return tensors[0][1]
-    import pandas as pd
+    pd = _pandas()
 
     lengths = {len(array) for _, array in tensors}
     if len(lengths) != 1:
         raise ProtocolError(f"inputs: columns must have the same number of rows, found {sorted(lengths)}")
     return pd.DataFrame({name: array.reshape(len(array), -1)[:, 0] for name, array in tensors})
+
+
+def _pandas() -> Any:
+    """Return the library; servers of tensors and texts have none, and their models no columns."""
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise ProtocolError(
+            "the model takes rows: send one list of numbers or texts for each, not named columns"
+        ) from error
+    return pd
 
 
 def _frame(rows: list[Any]) -> Any:
@@ -242,7 +253,7 @@ def _frame(rows: list[Any]) -> Any:
     An instance is an object of values, an object of columns, or a list of objects of values, as KServe's LightGBM
     server takes them; what one of them lacks is missing (NaN).
     """
-    import pandas as pd
+    pd = _pandas()
 
     kinds = {type(row) for row in rows}
     if kinds == {dict} and not any(isinstance(value, list) for value in rows[0].values()):

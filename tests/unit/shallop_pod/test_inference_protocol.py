@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -114,6 +115,14 @@ def test_v2_text_tensors_travel_in_both_forms() -> None:
     assert parse_v2(head + raw, len(head)).rows.tolist() == words
     _, tensors = render_v2("m", Request(None, binary=True), np.array(words, dtype=object))
     assert tensors == [raw]
+
+
+def test_columns_for_a_server_without_pandas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ProtocolError, match="not named columns"):
+        parse_v1(b'{"instances": [{"a": 1}]}')
+    with pytest.raises(ProtocolError, match="not named columns"):
+        parse_v2(v2(tensor(), tensor(name="y")), None)
 
 
 ANYTHING = st.recursive(
