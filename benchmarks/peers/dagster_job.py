@@ -1,4 +1,4 @@
-"""Dagster: ops of a job on its multiprocess executor, which gives each a process."""
+"""Dagster: ops of a job on its multiprocess executor; each is an interpreter that imports Dagster and builds the job."""
 
 import time
 
