@@ -1,4 +1,4 @@
-"""Dagster: ops of a job on its multiprocess executor; each is an interpreter that imports Dagster and builds the job."""
+"""Dagster: ops of a job on its multiprocess executor; each is an interpreter that imports Dagster and the job."""
 
 import time
 
