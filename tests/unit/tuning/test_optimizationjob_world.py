@@ -54,9 +54,11 @@ class DyingClient:
         if name not in ("create", "patch", "patch_status"):
             return original
 
-        async def write(*arguments: Any, **more: Any) -> Any:
+        async def write(first: Any, *arguments: Any, **more: Any) -> Any:
+            if (first.kind if isinstance(first, Gvk) else first["kind"]) == "Event":
+                return await original(first, *arguments, **more)
             if self._left:
-                await original(*arguments, **more)
+                await original(first, *arguments, **more)
                 self._left -= 1
             self.dead.set()
             await asyncio.Event().wait()
@@ -76,6 +78,7 @@ async def controllers(client: Client, database: Database, folder: Path) -> Async
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        await manager.events.flush()
 
 
 async def train(client: Client) -> None:
