@@ -1,6 +1,7 @@
 """
 Search algorithms: latency of a suggestion at 1,000 trials, beside Optuna alone, and what they find.
 
+Run: ``python benchmarks/searches.py [latency|digits|formula|architectures|stopping...]``; without names all of them.
 Parameters are searched for a linear model of scikit-learn's digits, architectures for a network with random weights of
 which only the output is fitted; each algorithm against chance on the same space and budget, with the standard error of
 the difference. The digits need scikit-learn, which is installed into a folder of its own for the time of the run.
@@ -8,6 +9,7 @@ the difference. The digits need scikit-learn, which is installed into a folder o
 
 from __future__ import annotations
 
+import argparse
 import ast
 import copy
 import math
@@ -366,21 +368,36 @@ def stopping() -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    # Small arrays: more threads only wait for each other.
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+def latencies() -> list[dict[str, Any]]:
     foreign = ("random", "sobol", "tpe", "multivariate-tpe", "bayesianoptimization", "cmaes")
     rows = [latency(name, foreign_history) for name in foreign]
     rows += [latency(name, own_history) for name in ("grid", "hyperband", "asha", "pbt", "enas", "darts")]
-    rows.append(optuna_alone())
+    return [*rows, optuna_alone()]
+
+
+PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "latency": latencies,
+    "digits": table,
+    "formula": lambda: [evenness()],
+    "architectures": architectures,
+    "stopping": stopping,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))
+    parts = parser.parse_args().parts or list(PARTS)
+    # Small arrays: more threads only wait for each other.
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         uv = str(instance.ROOT / ".venv" / "bin" / "uv")
         command = [uv, "pip", "install", "--quiet", "--target", folder, "scikit-learn"]
         subprocess.run(command, check=True)
         sys.path.append(folder)
         warnings.simplefilter("ignore")
-        rows += [*table(), evenness(), *architectures(), *stopping()]
-    instance.write("searches", rows)
+        for part in parts:
+            instance.write("searches", PARTS[part](), key="case")
 
 
 if __name__ == "__main__":
