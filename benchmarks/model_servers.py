@@ -118,7 +118,7 @@ def serve_with_mlserver(file: str, port: int) -> None:
     runtimes = {
         ".joblib": "mlserver_sklearn.SKLearnModel",
         ".json": "mlserver_xgboost.XGBoostModel",
-        ".txt": "mlserver_lightgbm.LightGBMModel",
+        ".bst": "mlserver_lightgbm.LightGBMModel",
     }
     model = {"name": "iris", "implementation": runtimes[Path(file).suffix], "parameters": {"uri": file}}
     (folder / "model-settings.json").write_text(json.dumps(model))

@@ -22,7 +22,7 @@ from typing import Any
 from instance import SHALLOP, running, wait_until, write
 from predictions import HERE, PATH, PEERS, answers, load, python_of, render, serving
 
-FILES = {"forest": "model.joblib", "xgboost": "model.json", "lightgbm": "model.txt", "torch": "model.pt"}
+FILES = {"forest": "model.joblib", "xgboost": "model.json", "lightgbm": "model.bst", "torch": "model.pt"}
 FORMATS = {"forest": "sklearn", "xgboost": "xgboost", "lightgbm": "lightgbm", "torch": "pytorch"}
 COUNTS = (1, 1000)
 ROUNDS = 3
