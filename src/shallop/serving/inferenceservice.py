@@ -366,7 +366,9 @@ async def _apply(ctx: Context, service: Object, runtime: Object | None) -> Obser
     mode, keep = mode_of(service) if ctx.settings.gateway_url else "Standard", set[tuple[str, str]]()
     apply = _apply_knative if mode == "Knative" else _apply_standard
     applied: dict[str, _Applied] = {}
-    canaries, canary_shares = await _apply_canaries(ctx, service, keep) if mode == "Standard" else ([], [])
+    canaries, all_shares = await _apply_canaries(ctx, service, keep) if mode == "Standard" else ([], [])
+    ready_shares = zip(canaries, all_shares, strict=True)
+    canary_shares = [share for canary, share in ready_shares if canary.ready and canary.percent]
     helping = sum(canary.replicas for canary in canaries if canary.ready)
     for name in COMPONENTS:
         if service["spec"].get(name):
@@ -378,7 +380,8 @@ async def _apply(ctx: Context, service: Object, runtime: Object | None) -> Obser
         rest = 100 - sum(weight for _, _, weight in canary_shares)
         # Canaries first: who is in one stays in it while its share grows.
         shares["predictor"] = [*canary_shares, (stable, port, rest)]
-    rendered = render.render_routes(service, mode, shares) if ctx.serves(HTTP_ROUTE) else []
+    rendered = [*render.render_routes(service, mode, shares), *render.render_canary_routes(service, all_shares)]
+    rendered = rendered if ctx.serves(HTTP_ROUTE) else []
     routes = [await ctx.client.apply(route, owner=service) for route in rendered]
     keep |= {("HTTPRoute", route["metadata"]["name"]) for route in routes}
     metadata = service["metadata"]
@@ -463,6 +466,7 @@ async def _keep_replicas(ctx: Context, service: Object, deployment: Object, name
 async def _apply_canaries(
     ctx: Context, service: Object, keep: set[tuple[str, str]]
 ) -> tuple[list[CanaryState], list[render.Share]]:
+    """Keep the canaries; returns the state and the share of each, whether it is ready or not."""
     states, shares = [], []
     for entry in service["spec"].get("canary") or ():
         percent, name = int(entry.get("trafficPercent") or 0), entry["predictor"]["name"]
@@ -478,8 +482,7 @@ async def _apply_canaries(
         applied = await _apply_standard(ctx, part, _choose_runtime(ctx, part), "predictor", keep)
         state = canary_state(name, percent, replicas, applied.component)
         states.append(state)
-        if state.ready and percent:
-            shares.append((applied.shares[0][0], 80, percent))
+        shares.append((applied.shares[0][0], 80, percent))
     return states, shares
 
 

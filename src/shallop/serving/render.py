@@ -22,6 +22,7 @@ __all__ = [
     "host_names",
     "path_prefix",
     "render_autoscaler",
+    "render_canary_routes",
     "render_deployment",
     "render_front",
     "render_knative_service",
@@ -285,6 +286,25 @@ def render_routes(service: Object, mode: str, shares: Mapping[str, Sequence[Shar
     if capture := annotations_of(service).get(CAPTURE):
         for route in routes:
             route["metadata"] |= {"annotations": {CAPTURE: capture}}
+    return routes
+
+
+def render_canary_routes(service: Object, shares: Sequence[Share]) -> list[Object]:
+    """
+    Render the routes to each canary of Standard mode itself, by path and by host: a dark launch has no other traffic.
+
+    Args:
+        shares: the Service of each canary.
+    """
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    timeout_s = int(service["spec"]["predictor"].get("timeout") or _DEFAULT_TIMEOUT_S["Standard"])
+    routes = []
+    for workload, port, _ in shares:
+        metadata, backends = _metadata(service, f"{name}.{workload}"), [(workload, port, 1)]
+        prefix = path_prefix(namespace, workload)
+        routes.append(render_route(metadata, [], backends, timeout_s, prefix=prefix))
+        hosts = host_names(namespace, workload)
+        routes.append(render_route(metadata | {"name": f"{name}.{workload}-host"}, hosts, backends, timeout_s))
     return routes
 
 

@@ -259,6 +259,21 @@ async def test_a_stopped_service_loses_its_objects_and_starts_again(tmp_path: Pa
         await w.until(DEPLOYMENT, "iris-predictor", lambda _: True)
 
 
+async def test_a_canary_without_traffic_has_a_way_to_it_as_long_as_it_is_there(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        new = {"name": "new", "model": {"modelFormat": {"name": "sklearn"}, "storageUri": "s3://models/new"}}
+        given = service()
+        given["spec"]["canary"] = [{"predictor": new, "trafficPercent": 0}]
+        await w.client.create(given)
+        route = await w.until(ROUTE, "iris.iris-new-predictor", lambda _: True)
+        (rule,) = route["spec"]["rules"]
+        assert rule["matches"][0]["path"]["value"] == "/serving/default/iris-new-predictor"
+        assert [backend["name"] for backend in rule["backendRefs"]] == ["iris-new-predictor"]
+        await w.client.patch(ISVC, "iris", "default", {"spec": {"canary": []}})
+        await w.until_gone(ROUTE, "iris.iris-new-predictor")
+        await w.until_gone(DEPLOYMENT, "iris-new-predictor")
+
+
 async def test_a_renamed_predictor_leaves_no_orphan(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await w.client.create(service())

@@ -8,6 +8,7 @@ from shallop.kube.objects import Object
 from shallop.serving.podtemplate import REQUIREMENTS, Storage, render_pod_template
 from shallop.serving.render import (
     render_autoscaler,
+    render_canary_routes,
     render_deployment,
     render_routes,
     render_service,
@@ -173,6 +174,14 @@ def test_one_route_is_by_host_and_one_by_path() -> None:
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/serving/team/iris"}}]
     assert rule["filters"][1]["urlRewrite"]["path"] == {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
     assert (rule["backendRefs"][0]["name"], rule["timeouts"]) == ("iris-predictor", {"request": "5s"})
+
+
+def test_a_canary_is_reached_by_itself_also_without_traffic() -> None:
+    by_path, by_host = render_canary_routes(service(), [("iris-new-predictor", 80, 0)])
+    assert by_path["spec"]["rules"][0]["matches"][0]["path"]["value"] == "/serving/team/iris-new-predictor"
+    assert "iris-new-predictor-team.example.com" in by_host["spec"]["hostnames"]
+    assert [route["spec"]["rules"][0]["backendRefs"][0]["weight"] for route in (by_path, by_host)] == [1, 1]
+    assert by_path["metadata"]["name"] != by_host["metadata"]["name"]
 
 
 def test_grpc_is_batched_where_the_server_answers_rest_beside_it() -> None:
