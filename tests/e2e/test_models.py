@@ -98,6 +98,29 @@ def test_quick_ways_to_ask_scikit_learn_change_no_bit(tmp_path: Path, image: str
     assert done.stdout == "done False\n"
 
 
+def test_upstreams_example_inputs_have_the_answers_that_its_tests_expect(
+    platform: Any, tmp_path: Path, shared: Path
+) -> None:
+    url = service(platform, "examples", str(fitted(tmp_path, "scikit-learn==1.5.2")))
+    inputs = shared / "specs" / "kserve" / "e2e-inputs"
+
+    def ask(path: str, file: str) -> tuple[Any, bytes]:
+        body, headers = post(f"{url}{path}", (inputs / file).read_bytes(), {"Content-Type": "application/json"})
+        length = int(headers.get("Inference-Header-Content-Length") or len(body))
+        return json.loads(body[:length]), body[length:]
+
+    assert ask("/v1/models/examples:predict", "iris_input.json")[0] == {"predictions": [1, 1]}
+    for batch in json.loads((inputs / "iris_batch_input.json").read_text()):
+        assert predict(url, "examples", batch["instances"]) == [1, 1]
+    infer = "/v2/models/examples/infer"
+    (output,) = ask(infer, "iris_input_v2.json")[0]["outputs"]
+    assert (output["name"], output["shape"], output["data"]) == ("output-0", [2], [1, 1])
+    for file in ("iris_input_v2_binary.json", "iris_input_v2_all_binary.json"):
+        answer, binary = ask(infer, file)
+        assert answer["outputs"][0]["parameters"] == {"binary_data_size": 16}, file
+        assert struct.unpack("<2q", binary) == (1, 1), file
+
+
 def test_v2_in_json_and_binary_and_probabilities(platform: Any, tmp_path: Path) -> None:
     folder = fitted(tmp_path, "scikit-learn==1.5.2")
     url = service(platform, "proba", f"file://{folder}", env=[{"name": "PREDICT_PROBA", "value": "true"}])
