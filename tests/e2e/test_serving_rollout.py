@@ -106,6 +106,14 @@ class Service:
             found: dict[str, Any] = json.load(answer)
             return found
 
+    def answers(self) -> str:
+        """Return the version that answers, empty while there is no way to any."""
+        try:
+            return str(self.ask()["predictions"][0])
+        except urllib.error.HTTPError as error:
+            error.close()
+            return ""
+
     def versions(self, count: int) -> Counter[str]:
         return Counter(self.ask()["predictions"][0] for _ in range(count))
 
@@ -282,6 +290,11 @@ def test_a_named_canary_of_standard_mode_is_promoted_without_a_restart(platform:
     green_pods = "pods,-lapp=isvc.named-green-predictor"
     green = {"name": "green", "containers": [service.container("two")]}
     with traffic(service) as seen:
+        service.apply("one", canary=[{"predictor": green, "trafficPercent": 0}])
+        until(lambda: service.get(".status.canaryStatuses[0].ready") == "true", "the dark launch is ready")
+        dark = Service(platform, namespace, "named-green-predictor")
+        until(lambda: dark.answers() == "two", "the canary answers who asks it by itself")
+        assert service.versions(20) == {"one": 20}
         service.apply("one", canary=[{"predictor": green, "trafficPercent": 30}])
         until(lambda: service.get(".status.canaryStatuses[0].ready") == "true", "the canary is ready")
         until(lambda: "two" in service.versions(10), "the gateway follows")
