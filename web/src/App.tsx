@@ -12,7 +12,7 @@ import {
   useMantineColorScheme,
 } from '@mantine/core'
 import { useDisclosure } from '@mantine/hooks'
-import { IconCube, IconHome, IconMoon, IconPlayerPlay, IconPlugConnected, IconRoute, IconSun } from '@tabler/icons-react'
+import { IconAdjustmentsHorizontal, IconCpu, IconCube, IconHome, IconMoon, IconPlayerPlay, IconPlugConnected, IconRoute, IconSun } from '@tabler/icons-react'
 import { Suspense, lazy, useEffect, type ReactNode } from 'react'
 import { useLiveObjects } from './live'
 import { Empty } from './Parts'
@@ -24,20 +24,26 @@ import { Models } from './pages/Models'
 import { Pipelines } from './pages/Pipelines'
 import { Runs } from './pages/Runs'
 
-// The graph is the heavy part of these pages.
+// What most visits do not need comes when it is asked for; the graph is the heaviest.
 const Run = lazy(() => import('./pages/Run'))
 const PipelinePage = lazy(() => import('./pages/PipelinePage'))
+const Training = lazy(() => import('./pages/Training').then((found) => ({ default: found.Training })))
+const JobPage = lazy(() => import('./pages/Training').then((found) => ({ default: found.JobPage })))
+const Tuning = lazy(() => import('./pages/Tuning').then((found) => ({ default: found.Tuning })))
+const SearchPage = lazy(() => import('./pages/Tuning').then((found) => ({ default: found.SearchPage })))
 
 const MENU = [
   { path: '', label: 'Home', icon: IconHome },
   { path: 'runs', label: 'Runs', icon: IconPlayerPlay },
   { path: 'pipelines', label: 'Pipelines', icon: IconRoute },
+  { path: 'training', label: 'Training', icon: IconCpu },
+  { path: 'tuning', label: 'Tuning', icon: IconAdjustmentsHorizontal },
   { path: 'models', label: 'Models', icon: IconCube },
   { path: 'endpoints', label: 'Endpoints', icon: IconPlugConnected },
 ]
 
 function page(path: string[]): ReactNode {
-  const [section = '', second, third, , fifth] = path
+  const [section = '', second, third, fourth, fifth] = path
   if (section === '') return <Home />
   if (section === 'runs' && second === 'details' && third) return <Run key={third} id={third} />
   if (section === 'runs') return <Runs />
@@ -45,6 +51,10 @@ function page(path: string[]): ReactNode {
   if (section === 'experiments') return <Runs />
   if (section === 'pipelines' && second === 'details' && third) return <PipelinePage key={third} id={third} version={fifth} />
   if (section === 'pipelines') return <Pipelines />
+  if (section === 'training' && second && third && fourth) return <JobPage key={path.join('/')} kind={second} namespace={third} name={fourth} />
+  if (section === 'training') return <Training />
+  if (section === 'tuning' && second && third && fourth) return <SearchPage key={path.join('/')} kind={second} namespace={third} name={fourth} />
+  if (section === 'tuning') return <Tuning />
   if (section === 'models') return <Models model={second} />
   if (section === 'endpoints' && second && third) return <EndpointPage key={`${second}/${third}`} namespace={second} name={third} />
   if (section === 'endpoints') return <Endpoints />

@@ -19,6 +19,7 @@ const STATES: Record<string, { text: string; color: string; icon: typeof IconClo
   FAILED: { text: 'Failed', color: 'red', icon: IconCircleX },
   SKIPPED: { text: 'Skipped', color: 'gray', icon: IconCornerDownRight },
   OMITTED: { text: 'Did not run', color: 'yellow', icon: IconAlertTriangle },
+  SUSPENDED: { text: 'Suspended', color: 'orange', icon: IconClock },
   CANCELING: { text: 'Stopping', color: 'orange', icon: IconBan },
   CANCELED: { text: 'Stopped', color: 'orange', icon: IconBan },
 }

@@ -104,7 +104,48 @@ export interface Endpoint {
   runtime: string
   storage: string
   created_at: string
-  pods: { name: string; phase: string; ready: boolean; restarts: number }[]
+  pods: PodRow[]
+}
+
+interface Declared {
+  kind: string
+  namespace: string
+  name: string
+  state: string
+  message: string
+  created_at: string
+  started_at: string
+  ended_at: string
+}
+
+export interface PodRow {
+  name: string
+  phase: string
+  ready: boolean
+  restarts: number
+}
+
+export interface TrainingJob extends Declared {
+  runtime: string
+  progress: number | null
+  left_s: number | null
+  metrics: { name: string; value: number | null }[]
+  pods: PodRow[]
+}
+
+export interface Trial extends Declared {
+  parameters: Record<string, string>
+  value: number | null
+}
+
+export interface Search extends Declared {
+  algorithm: string
+  metric: string
+  maximize: boolean
+  goal: number | null
+  wanted: number | null
+  trials: { succeeded: number; running: number; failed: number; stopped: number; total: number }
+  best: Trial | null
 }
 
 export interface Overview {
@@ -272,6 +313,10 @@ export const ui = {
   logout: () => post('/ui/v1/logout'),
   overview: () => getJson<Overview>('/ui/v1/overview'),
   endpoints: () => getJson<{ endpoints: Endpoint[] }>('/ui/v1/endpoints'),
+  training: () => getJson<{ jobs: TrainingJob[] }>('/ui/v1/training'),
+  searches: () => getJson<{ searches: Search[] }>('/ui/v1/searches'),
+  search: (kind: string, namespace: string, name: string) =>
+    getJson<{ search: Search; trials: Trial[] }>(`/ui/v1/searches/${kind}/${namespace}/${name}`),
   example: (namespace: string, name: string, protocol: string) =>
     getJson<{ body: unknown; source: string }>(`/ui/v1/endpoints/${namespace}/${name}/example?protocol=${protocol}`),
   predict: (namespace: string, name: string, protocol: string, body: string) =>

@@ -24,7 +24,9 @@ export function useLiveObjects(): boolean {
     source.addEventListener('changed', (event) => {
       const kinds = JSON.parse((event as MessageEvent<string>).data) as string[]
       void queries.invalidateQueries({ queryKey: ['overview'] })
-      if (kinds.includes('Pod')) void queries.invalidateQueries({ queryKey: ['runs'] })
+      if (kinds.includes('Pod')) {
+        for (const name of ['runs', 'training', 'searches']) void queries.invalidateQueries({ queryKey: [name] })
+      }
       void queries.invalidateQueries({ queryKey: ['endpoints'] })
     })
     source.onopen = () => setConnected(true)

@@ -47,5 +47,7 @@ export const link = {
   pipeline: (id: string, version = '') =>
     `#/pipelines/details/${encodeURIComponent(id)}${version ? `/version/${encodeURIComponent(version)}` : ''}`,
   model: (id: string) => `#/models/${encodeURIComponent(id)}`,
+  job: (kind: string, namespace: string, name: string) => `#/training/${kind}/${namespace}/${name}`,
+  search: (kind: string, namespace: string, name: string) => `#/tuning/${kind}/${namespace}/${name}`,
   endpoint: (namespace: string, name: string) => `#/endpoints/${namespace}/${name}`,
 }

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import aiohttp
@@ -17,9 +17,19 @@ from starlette.routing import BaseRoute, Route
 from shallop import __version__
 from shallop.controller import Callers, Services
 from shallop.dashboard.endpoints import count_pods, endpoint_rows, example_request, predict_path
+from shallop.dashboard.jobs import (
+    EXPERIMENT,
+    OPTIMIZATIONJOB,
+    TRAINING_KINDS,
+    TRAINJOB,
+    TRIAL,
+    job_rows,
+    search_row,
+    trial_rows,
+)
 from shallop.dashboard.live import INFERENCE_SERVICE, POD, live_of
 from shallop.errors import ApiError, BadRequestError, NotFoundError, UnauthorizedError, UnavailableError
-from shallop.kube.objects import Object
+from shallop.kube.objects import Gvk, Object, controller_of
 from shallop.webserver import read_body, token_cookie
 
 __all__ = ["DashboardApi"]
@@ -36,6 +46,7 @@ _MAX_LOGIN_BYTES = 64 << 10
 # Whose namespaces a person may choose from, and whose endpoints they see.
 _RUNS = ("pipelines.kubeflow.org", "runs")
 _SERVICES = ("serving.kserve.io", "inferenceservices")
+_SEARCHES = {EXPERIMENT: "experiments", OPTIMIZATIONJOB: "optimizationjobs"}
 # What a bearer token is made of, RFC 6750; anything else could end the cookie that keeps it.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
@@ -69,6 +80,9 @@ class DashboardApi:
             Route("/ui/v1/logout", _endpoint(self.logout), methods=["POST"]),
             Route("/ui/v1/overview", _endpoint(self.overview), methods=["GET"]),
             Route("/ui/v1/endpoints", _endpoint(self.endpoints), methods=["GET"]),
+            Route("/ui/v1/training", _endpoint(self.training), methods=["GET"]),
+            Route("/ui/v1/searches", _endpoint(self.searches), methods=["GET"]),
+            Route("/ui/v1/searches/{kind}/{namespace}/{name}", _endpoint(self.search), methods=["GET"]),
             Route("/ui/v1/stream", _endpoint(self.stream), methods=["GET"]),
             Route(f"{one}/example", _endpoint(self.example), methods=["GET"]),
             Route(f"{one}:predict", _endpoint(self.predict), methods=["POST"]),
@@ -130,6 +144,44 @@ class DashboardApi:
         seen = await self._seen(request, *_SERVICES)
         rows = endpoint_rows(filter(seen, self._live.list(INFERENCE_SERVICE)), self._live.list(POD))
         return JSONResponse({"endpoints": rows})
+
+    async def training(self, request: Request) -> Response:
+        """Send training jobs of every kind that the caller may see."""
+        jobs: list[Object] = []
+        for gvk, plural in TRAINING_KINDS.items():
+            seen = await self._seen(request, gvk.group, plural)
+            jobs += filter(seen, await self._list(gvk))
+        return JSONResponse({"jobs": job_rows(jobs, self._live.list(POD))})
+
+    async def searches(self, request: Request) -> Response:
+        """Send Experiments and OptimizationJobs, the newest first."""
+        rows: list[dict[str, Any]] = []
+        for gvk, plural in _SEARCHES.items():
+            seen = await self._seen(request, gvk.group, plural)
+            searches = list(filter(seen, await self._list(gvk)))
+            trials = _by_search(await self._list(TRIAL if gvk == EXPERIMENT else TRAINJOB)) if searches else {}
+            rows += [search_row(search, trials.get(search["metadata"]["uid"], [])) for search in searches]
+        return JSONResponse({"searches": sorted(rows, key=lambda row: str(row["created_at"]), reverse=True)})
+
+    async def search(self, request: Request) -> Response:
+        """Send one of them with its trials."""
+        kind, namespace, name = (request.path_params[key] for key in ("kind", "namespace", "name"))
+        gvk = next((gvk for gvk in _SEARCHES if gvk.kind == kind), None)
+        if gvk is None:
+            raise NotFoundError(f"{kind}: a search is an Experiment or an OptimizationJob.")
+        search = await self._client.get(gvk, name, namespace)
+        if not (await self._seen(request, gvk.group, _SEARCHES[gvk]))(search):
+            raise NotFoundError(f"{kind} {namespace}/{name} not found")
+        listed = await self._list(TRIAL if gvk == EXPERIMENT else TRAINJOB, namespace)
+        trials = _by_search(listed).get(search["metadata"]["uid"], [])
+        return JSONResponse({"search": search_row(search, trials), "trials": trial_rows(search, trials)})
+
+    async def _list(self, gvk: Gvk, namespace: str = "") -> list[Object]:
+        """Return the objects of a kind; none where the cluster does not have it."""
+        try:
+            return (await self._client.list(gvk, namespace)).items
+        except NotFoundError:
+            return []
 
     async def stream(self, request: Request) -> Response:
         """Stream ``changed`` events with the kinds whose objects have changed; readers then read again."""
@@ -196,6 +248,15 @@ class DashboardApi:
             caller = await self._callers.identify(request.headers)
             await self._callers.require(caller, "get", *_SERVICES, namespace)
         return await self._client.get(INFERENCE_SERVICE, name, namespace)
+
+
+def _by_search(trials: Iterable[Object]) -> dict[str, list[Object]]:
+    """Sort trials by the uid of whose they are."""
+    found: dict[str, list[Object]] = {}
+    for trial in trials:
+        if owner := controller_of(trial):
+            found.setdefault(owner["uid"], []).append(trial)
+    return found
 
 
 def _session(timeout_s: float) -> aiohttp.ClientSession:
