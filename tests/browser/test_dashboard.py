@@ -27,6 +27,39 @@ spec:
       modelFormat: {name: sklearn}
       storageUri: /does/not/exist
 """
+SEARCH = """
+apiVersion: kubeflow.org/v1beta1
+kind: Experiment
+metadata: {name: parabola, namespace: default}
+spec:
+  objective: {type: minimize, objectiveMetricName: loss}
+  algorithm: {algorithmName: grid}
+  maxTrialCount: 4
+  parallelTrialCount: 2
+  parameters: [{name: x, parameterType: int, feasibleSpace: {min: "1", max: "4"}}]
+  trialTemplate:
+    primaryContainerName: main
+    trialParameters: [{name: x, reference: x}]
+    trialSpec:
+      apiVersion: batch/v1
+      kind: Job
+      spec:
+        template:
+          spec:
+            restartPolicy: Never
+            containers:
+            - name: main
+              image: python:3.11
+              command: [python3, -c, "x = ${trialParameters.x}; print(f'loss={(x - 2) ** 2}')"]
+"""
+JOB = """
+apiVersion: trainer.kubeflow.org/v1alpha1
+kind: TrainJob
+metadata: {name: broken-job, namespace: default}
+spec:
+  runtimeRef: {name: plain}
+  trainer: {image: "python:3.11", command: [python3, -c, "import nothing_of_this_name"]}
+"""
 
 pytestmark = pytest.mark.timeout(400)
 expect.set_options(timeout=20_000)
@@ -125,7 +158,7 @@ def test_results_show_metrics_curves_and_a_sandboxed_report(page: Page, runs: di
 def test_an_endpoint_that_is_not_ready_says_why(page: Page, platform: Any) -> None:
     page.goto("/#/endpoints")
     expect(page.get_by_role("heading", name="Endpoints")).to_be_visible()
-    platform.command("apply", "-f", _manifest(platform))
+    platform.command("apply", "-f", _manifest(platform, "broken", BROKEN))
     # Nobody reloads: the news of the object come by themselves.
     row = page.get_by_test_id("endpoints").get_by_role("row").filter(has_text="broken")
     expect(row).to_contain_text("/does/not/exist does not exist on this machine", timeout=60_000)
@@ -134,9 +167,32 @@ def test_an_endpoint_that_is_not_ready_says_why(page: Page, platform: Any) -> No
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
 
 
-def _manifest(platform: Any) -> str:
-    path = Path(platform.home).with_name("broken.yaml")
-    path.write_text(BROKEN)
+def test_a_search_shows_its_trials_and_the_best_of_them(page: Page, platform: Any) -> None:
+    page.goto("/#/tuning")
+    platform.command("apply", "-f", _manifest(platform, "parabola", SEARCH))
+    row = page.get_by_test_id("searches").get_by_role("row").filter(has_text="parabola")
+    expect(row).to_contain_text("4 of 4", timeout=60_000)
+    expect(row).to_contain_text("Succeeded")
+    row.get_by_role("link", name="parabola").click()
+    expect(page.get_by_test_id("best")).to_have_text("0")
+    expect(page.get_by_test_id("history").locator("circle")).to_have_count(4)
+    best = page.get_by_test_id("trials").get_by_role("row").filter(has_text=re.compile(r"Succeeded0\s*2"))
+    expect(best).to_have_count(1)
+
+
+def test_a_job_that_failed_says_why(page: Page, platform: Any) -> None:
+    page.goto("/#/training")
+    platform.command("apply", "-f", _manifest(platform, "broken-job", JOB))
+    row = page.get_by_test_id("training").get_by_role("row").filter(has_text="broken-job")
+    expect(row).to_contain_text("Failed", timeout=60_000)
+    row.get_by_role("link", name="broken-job").click()
+    expect(page.get_by_text("Why it failed")).to_be_visible()
+    expect(page.get_by_text("nothing_of_this_name")).to_be_visible()
+
+
+def _manifest(platform: Any, name: str, text: str) -> str:
+    path = Path(platform.home).with_name(f"{name}.yaml")
+    path.write_text(text)
     return str(path)
 
 

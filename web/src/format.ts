@@ -19,6 +19,12 @@ export function between(start: string | undefined, end: string | undefined, now 
   return from === undefined ? '–' : duration((instant(end) ?? now) - from)
 }
 
+/** As `between`, of times that Kubernetes writes in whole seconds. */
+export function seconds(start: string, end: string, now: number): string {
+  const text = between(start, end, now)
+  return end && text === '0 ms' ? '< 1 s' : text
+}
+
 export function ago(ms: number | undefined, now = Date.now()): string {
   if (ms === undefined) return '–'
   const seconds = Math.max(0, (now - ms) / 1000)

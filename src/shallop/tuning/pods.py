@@ -4,11 +4,13 @@ which files are collected.
 
 The command of the primary container is joined by blanks and read again as a shell would, as Katib does for the
 collectors StdOut, File and TensorFlowEvent: templates rely on it for quotes inside arguments. A line that needs no
-shell becomes arguments again, so that no shell and no cold interpreter start stands before the program.
+shell becomes arguments again, so that no shell and no cold interpreter start stands before the program. The text of a
+Python program that nobody has quoted, which Katib cuts at its blanks, stays one argument.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -36,6 +38,7 @@ _WARM = "start.shallop.dev/warm"
 _WRAPPED = ("StdOut", "File", "TensorFlowEvent")
 # What a shell would do something with, beyond quotes.
 _SHELL = re.compile(r"[$`|&;<>(){}*?\[\]~!#\n\\]")
+_PYTHON = re.compile(r"python[0-9.]*")
 _VOLUME = "katib-metrics"
 
 
@@ -147,6 +150,8 @@ def rejoin(command: Sequence[str], args: Sequence[str]) -> dict[str, list[str]]:
     words = [*command, *args]
     if words[0].rpartition("/")[2] in ("sh", "bash") and words[1:2] == ["-c"]:
         return {"command": words[:2], "args": [" ".join(words[2:])]}
+    if _is_program_text(words):
+        return {"command": words, "args": []}
     line = " ".join(words)
     quoted = re.sub(r"'[^']*'", "", line)
     if not _SHELL.search(quoted):
@@ -155,3 +160,16 @@ def rejoin(command: Sequence[str], args: Sequence[str]) -> dict[str, list[str]]:
         except ValueError:
             pass
     return {"command": ["sh", "-c"], "args": [line]}
+
+
+def _is_program_text(words: Sequence[str]) -> bool:
+    """Say whether a command carries a Python program as one word: cut at its blanks it could never run."""
+    if len(words) < 3 or words[1] != "-c" or not _PYTHON.fullmatch(words[0].rpartition("/")[2]):
+        return False
+    if words[2].lstrip()[:1] in ("'", '"'):
+        return False  # quoted for the shell
+    try:
+        ast.parse(words[2])
+    except (SyntaxError, ValueError):
+        return False
+    return True

@@ -22,6 +22,9 @@ SETTINGS = Settings(home=Path("/home/x"))
         (["python3", "a.py", "$HOME"], [], ["sh", "-c", "python3 a.py $HOME"]),
         (["python3", "a.py", "|", "tee", "x"], [], ["sh", "-c", "python3 a.py | tee x"]),
         (["bash", "-c"], ["echo 1", "2"], ["bash", "-c", "echo 1 2"]),
+        (["python3", "-c", "print(f'loss={1 + 1}')"], ["a b"], ["python3", "-c", "print(f'loss={1 + 1}')", "a b"]),
+        (["python3", "-c", "'print(1)'"], ["a b"], ["python3", "-c", "print(1)", "a", "b"]),
+        (["python3", "-c", '"print($X)"'], [], ["sh", "-c", 'python3 -c "print($X)"']),
         ([], ["x"], []),
     ],
 )

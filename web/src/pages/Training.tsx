@@ -2,7 +2,7 @@ import { Badge, Box, Grid, Group, Progress, ScrollArea, Stack, Table, Text, Titl
 import { IconCpu } from '@tabler/icons-react'
 import { useQuery } from '@tanstack/react-query'
 import { ui, type TrainingJob } from '../api'
-import { ago, between, duration, headline, instant, number } from '../format'
+import { ago, duration, headline, instant, number, seconds } from '../format'
 import { useNow } from '../live'
 import { Command, Empty, Fact, PageTitle, Problem, Waiting } from '../Parts'
 import { link } from '../router'
@@ -59,7 +59,7 @@ export function Training() {
           <Table verticalSpacing={9} horizontalSpacing="md" highlightOnHover miw={820} data-testid="training">
             <Table.Thead>
               <Table.Tr>
-                <Table.Th>Job</Table.Th><Table.Th w={140}>State</Table.Th><Table.Th w={190}>Runtime</Table.Th><Table.Th w={90}>Pods</Table.Th><Table.Th w={170}>Progress</Table.Th><Table.Th w={110}>Duration</Table.Th><Table.Th w={120}>Created</Table.Th>
+                <Table.Th>Job</Table.Th><Table.Th w={156}>State</Table.Th><Table.Th w={190}>Runtime</Table.Th><Table.Th w={90}>Pods</Table.Th><Table.Th w={170}>Progress</Table.Th><Table.Th w={110}>Duration</Table.Th><Table.Th w={120}>Created</Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
@@ -73,7 +73,7 @@ export function Training() {
                   <Table.Td>{row.runtime || row.kind}</Table.Td>
                   <Table.Td>{readyPods(row)}</Table.Td>
                   <Table.Td><JobProgress job={row} /></Table.Td>
-                  <Table.Td>{between(row.started_at, row.ended_at, now)}</Table.Td>
+                  <Table.Td>{seconds(row.started_at, row.ended_at, now)}</Table.Td>
                   <Table.Td><Text size="sm" c="dimmed">{ago(instant(row.created_at))}</Text></Table.Td>
                 </Table.Tr>
               ))}
@@ -120,7 +120,7 @@ export function JobPage({ kind, namespace, name }: { kind: string; namespace: st
             <Title order={2} fz={17}>About</Title>
             <Fact name="Kind">{kind}</Fact>
             {job.runtime && <Fact name="Runtime">{job.runtime}</Fact>}
-            <Fact name="Duration">{between(job.started_at, job.ended_at, now)}</Fact>
+            <Fact name="Duration">{seconds(job.started_at, job.ended_at, now)}</Fact>
             <Fact name="Progress">
               <JobProgress job={job} />
               {job.left_s !== null && isActive(job.state) && <Text size="xs" c="dimmed">about {duration(job.left_s * 1000)} left</Text>}

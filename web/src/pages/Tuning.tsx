@@ -3,7 +3,7 @@ import { IconAdjustmentsHorizontal } from '@tabler/icons-react'
 import { useQuery } from '@tanstack/react-query'
 import { useState } from 'react'
 import { ui, type Search, type Trial } from '../api'
-import { ago, between, instant, number } from '../format'
+import { ago, instant, number, seconds } from '../format'
 import { useNow } from '../live'
 import { Empty, Fact, PageTitle, Problem, Waiting } from '../Parts'
 import { link } from '../router'
@@ -84,7 +84,7 @@ export function Tuning() {
           <Table verticalSpacing={9} horizontalSpacing="md" highlightOnHover miw={860} data-testid="searches">
             <Table.Thead>
               <Table.Tr>
-                <Table.Th>Search</Table.Th><Table.Th w={140}>State</Table.Th><Table.Th w={150}>Algorithm</Table.Th><Table.Th w={210}>Trials</Table.Th><Table.Th>Best so far</Table.Th><Table.Th w={110}>Duration</Table.Th><Table.Th w={120}>Created</Table.Th>
+                <Table.Th>Search</Table.Th><Table.Th w={156}>State</Table.Th><Table.Th w={150}>Algorithm</Table.Th><Table.Th w={210}>Trials</Table.Th><Table.Th>Best so far</Table.Th><Table.Th w={110}>Duration</Table.Th><Table.Th w={120}>Created</Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
@@ -102,7 +102,7 @@ export function Tuning() {
                       ? <><Text size="sm" fw={600}>{row.metric} {number(row.best.value!)}</Text><Text size="xs" c="dimmed" lineClamp={1}>{assignments(row.best.parameters)}</Text></>
                       : <Text size="sm" c="dimmed">–</Text>}
                   </Table.Td>
-                  <Table.Td>{between(row.started_at, row.ended_at, now)}</Table.Td>
+                  <Table.Td>{seconds(row.started_at, row.ended_at, now)}</Table.Td>
                   <Table.Td><Text size="sm" c="dimmed">{ago(instant(row.created_at))}</Text></Table.Td>
                 </Table.Tr>
               ))}
@@ -139,7 +139,7 @@ function History({ search, trials, chosen, onChoose }: { search: Search; trials:
       {ticks.map((tick) => (
         <g key={tick}>
           <line x1={LEFT} x2={WIDTH - 8} y1={y(tick)} y2={y(tick)} stroke="var(--line)" />
-          <text x={LEFT - 8} y={y(tick) + 4} fontSize={11} textAnchor="end" fill="var(--quiet)">{number(tick)}</text>
+          <text x={LEFT - 8} y={y(tick) + 4} fontSize={11} textAnchor="end" fill="var(--quiet)">{number(Number(tick.toPrecision(3)))}</text>
         </g>
       ))}
       <text x={(LEFT + WIDTH) / 2} y={HEIGHT - 4} fontSize={11} textAnchor="middle" fill="var(--quiet)">trials in the order in which they began; the line is the best so far</text>
@@ -195,7 +195,7 @@ export function SearchPage({ kind, namespace, name }: { kind: string; namespace:
               : <Text size="sm" c="dimmed">No trial has ended with a value yet.</Text>}
             <Fact name="Trials"><Trials search={search} /></Fact>
             <Fact name="Algorithm">{search.algorithm}</Fact>
-            <Fact name="Duration">{between(search.started_at, search.ended_at, now)}</Fact>
+            <Fact name="Duration">{seconds(search.started_at, search.ended_at, now)}</Fact>
           </Stack>
         </Grid.Col>
       </Grid>
@@ -204,7 +204,7 @@ export function SearchPage({ kind, namespace, name }: { kind: string; namespace:
         <Table verticalSpacing={7} horizontalSpacing="md" miw={640} data-testid="trials">
           <Table.Thead>
             <Table.Tr>
-              <Table.Th>Trial</Table.Th><Table.Th w={140}>State</Table.Th><Table.Th>{search.metric}</Table.Th>
+              <Table.Th>Trial</Table.Th><Table.Th w={156}>State</Table.Th><Table.Th>{search.metric}</Table.Th>
               {names.map((parameter) => <Table.Th key={parameter}>{parameter}</Table.Th>)}
               <Table.Th w={110}>Duration</Table.Th>
             </Table.Tr>
@@ -216,7 +216,7 @@ export function SearchPage({ kind, namespace, name }: { kind: string; namespace:
                 <Table.Td><StateBadge state={trial.state} /></Table.Td>
                 <Table.Td fw={trial.name === search.best?.name ? 700 : undefined}>{trial.value === null ? '–' : number(trial.value)}</Table.Td>
                 {names.map((parameter) => <Table.Td key={parameter}>{short(trial.parameters[parameter] ?? '')}</Table.Td>)}
-                <Table.Td>{between(trial.started_at, trial.ended_at, now)}</Table.Td>
+                <Table.Td>{seconds(trial.started_at, trial.ended_at, now)}</Table.Td>
               </Table.Tr>
             ))}
           </Table.Tbody>
