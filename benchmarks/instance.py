@@ -95,6 +95,20 @@ def stamp() -> dict[str, Any]:
     return {"at": datetime.now(UTC).isoformat(timespec="seconds"), "load": round(os.getloadavg()[0], 1)}
 
 
+def uv_environ() -> dict[str, str]:
+    """Return an environment in which uv honours pip's settings: they may offer the build of torch for CPUs."""
+    # Not at the top: client environments that measure do not have shallop.
+    from shallop.embedded.kubelet.pip_settings import (
+        machine_options,
+        pip_config_files,
+        read_pip_settings,
+        uv_environment,
+    )
+
+    settings = read_pip_settings(os.environ, pip_config_files(os.environ, Path(sys.base_prefix)))
+    return uv_environment(os.environ, settings) | machine_options(os.environ, settings).uv_environment()
+
+
 def _show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
 

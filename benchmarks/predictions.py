@@ -23,9 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instance import ROOT, SHALLOP, running, wait_until, write
+from instance import ROOT, SHALLOP, running, uv_environ, wait_until, write
 
-from shallop.embedded.kubelet.pip_settings import machine_options, pip_config_files, read_pip_settings, uv_environment
 from shallop.kube.objects import Gvk
 from shallop.kube.remote import RemoteClient, load_kubeconfig
 
@@ -85,11 +84,8 @@ def python_of(peer: Peer) -> str:
     if not (folder / "ready").exists():
         uv = str(ROOT / ".venvs" / "tools" / "bin" / "uv")
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        # pip's settings count here, too: they may offer the build of torch for CPUs.
-        settings = read_pip_settings(os.environ, pip_config_files(os.environ, Path(sys.base_prefix)))
-        environ = uv_environment(os.environ, settings) | machine_options(os.environ, settings).uv_environment()
         install = [uv, "pip", "install", "--quiet", "--python", str(python), *peer.packages]
-        subprocess.run(install, check=True, env=environ)
+        subprocess.run(install, check=True, env=uv_environ())
         (folder / "ready").touch()
     return str(python)
 

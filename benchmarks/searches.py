@@ -1,10 +1,10 @@
 """
 Search algorithms: latency of a suggestion at 1,000 trials, beside Optuna alone, and what they find.
 
-Run: ``python benchmarks/searches.py [latency|digits|formula|architectures|stopping...]``; without names all of them.
+Run: ``python benchmarks/searches.py [latency|digits|formula|architectures|darts|stopping...]``; without names all.
 Parameters are searched for a linear model of scikit-learn's digits, architectures for a network with random weights of
 which only the output is fitted; each algorithm against chance on the same space and budget, with the standard error of
-the difference. The digits need scikit-learn, which is installed into a folder of its own for the time of the run.
+the difference. scikit-learn, and torch for ``darts``, are installed into a folder of their own for the time of the run.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ def play(name: str, seed: int, train: Callable[[dict[str, str], Any, int], tuple
         if not active:
             if not ended:
                 continue
-            # Hyperband is over before the budget is: the next one begins.
-            problem = Problem(name, parameters, False, seed + 1000, settings)
+            # Hyperband is over before the budget is: the next one begins, with draws of its own.
+            problem = Problem(name, parameters, False, problem.seed + 1000, settings)
             history, ended = [], False
             continue
         past = history[active[0]]
@@ -308,11 +308,7 @@ def network() -> Callable[[dict[str, str]], float]:
 
 
 def architectures() -> list[dict[str, Any]]:
-    """
-    Compare what enas proposes with what its policy draws while it learns nothing: one by one, over a budget of 60.
-
-    darts has no row: it hands the same space to each trial, which searches by itself.
-    """
+    """Compare what enas proposes with what its policy draws while it learns nothing: one by one, a budget of 60."""
     error = network()
     best: dict[str, list[float]] = {}
     late: dict[str, list[float]] = {}
@@ -329,6 +325,53 @@ def architectures() -> list[dict[str, Any]]:
     return [
         compared("architectures, error in percent, best of 60: enas", best["enas"], best["random"]),
         compared("architectures, error in percent, mean of the last 10: enas", late["enas"], late["random"]),
+    ]
+
+
+DARTS_NAS = {
+    "graphConfig": {"numLayers": 3},
+    "operations": [
+        {
+            "operationType": operation,
+            "parameters": [
+                {"name": "filter_size", "parameterType": "categorical", "feasibleSpace": {"list": ["3", "5"]}}
+            ],
+        }
+        for operation in ("separable_convolution", "dilated_convolution", "avg_pooling", "max_pooling")
+    ]
+    + [{"operationType": "skip_connection"}],
+}
+
+
+def differentiable() -> list[dict[str, Any]]:
+    """
+    Compare the architecture that a trial of darts finds with random ones of the same space, all trained anew alike.
+
+    An epoch of the search costs as many as there are operations, twice; so many random ones are trained, and the best
+    on data kept for it is taken. A single random one is shown beside it.
+    """
+    import supernet
+    import torch
+
+    torch.set_num_threads(1)
+    problem = Problem("darts", (), False, 0, {"num_epochs": "10"}, nas=DARTS_NAS)
+    given = ALGORITHMS["darts"]().suggest(problem, [], 1).proposals[0].assignments
+    names, layers = ast.literal_eval(given["search-space"]), int(given["num-layers"])
+    searched, trained = int(ast.literal_eval(given["algorithm-settings"])["num_epochs"]), 15
+    data = supernet.Data()
+    candidates = searched * 2 * len(names) // trained
+    found, chosen, single = [], [], []
+    for seed in range(SEEDS):
+        architecture = supernet.search(data, names, layers, searched, seed)
+        found.append(supernet.error_of(data, architecture, trained, seed)[1])
+        drawn = [supernet.random_architecture(names, layers, 1000 * seed + number) for number in range(candidates)]
+        errors = [supernet.error_of(data, one, trained, seed) for one in drawn]
+        chosen.append(min(errors)[1])
+        single.append(statistics.fmean(error for _, error in errors))
+    case = "architectures, error in percent: darts"
+    return [
+        compared(f"{case}, beside the best of {candidates} random ones", found, chosen),
+        compared(f"{case}, beside one random one", found, single),
     ]
 
 
@@ -380,6 +423,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "digits": table,
     "formula": lambda: [evenness()],
     "architectures": architectures,
+    "darts": differentiable,
     "stopping": stopping,
 }
 
@@ -392,8 +436,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         uv = str(instance.ROOT / ".venv" / "bin" / "uv")
-        command = [uv, "pip", "install", "--quiet", "--target", folder, "scikit-learn"]
-        subprocess.run(command, check=True)
+        wanted = ["scikit-learn", *(["torch==2.13.0"] if "darts" in parts else [])]
+        command = [uv, "pip", "install", "--quiet", "--target", folder, *wanted]
+        subprocess.run(command, check=True, env=instance.uv_environ())
         sys.path.append(folder)
         warnings.simplefilter("ignore")
         for part in parts:
