@@ -181,4 +181,4 @@ def test_a_broken_pipeline_is_refused_or_ends(tmp_path: Path) -> None:
     counts = asyncio.run(play(tmp_path, range(150)))
     # Both happen often: neither everything is refused, nor nothing.
     assert counts["refused"] > 20
-    assert counts["SUCCEEDED"] > 20
+    assert counts["SUCCEEDED"] > 12
