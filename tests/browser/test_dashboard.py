@@ -30,7 +30,7 @@ spec:
 SEARCH = """
 apiVersion: kubeflow.org/v1beta1
 kind: Experiment
-metadata: {name: parabola, namespace: default}
+metadata: {name: seen-search, namespace: default}
 spec:
   objective: {type: minimize, objectiveMetricName: loss}
   algorithm: {algorithmName: grid}
@@ -169,11 +169,11 @@ def test_an_endpoint_that_is_not_ready_says_why(page: Page, platform: Any) -> No
 
 def test_a_search_shows_its_trials_and_the_best_of_them(page: Page, platform: Any) -> None:
     page.goto("/#/tuning")
-    platform.command("apply", "-f", _manifest(platform, "parabola", SEARCH))
-    row = page.get_by_test_id("searches").get_by_role("row").filter(has_text="parabola")
+    platform.command("apply", "-f", _manifest(platform, "seen-search", SEARCH))
+    row = page.get_by_test_id("searches").get_by_role("row").filter(has_text="seen-search")
     expect(row).to_contain_text("4 of 4", timeout=60_000)
     expect(row).to_contain_text("Succeeded")
-    row.get_by_role("link", name="parabola").click()
+    row.get_by_role("link", name="seen-search").click()
     expect(page.get_by_test_id("best")).to_have_text("0")
     expect(page.get_by_test_id("history").locator("circle")).to_have_count(4)
     best = page.get_by_test_id("trials").get_by_role("row").filter(has_text=re.compile(r"Succeeded0\s*2"))
