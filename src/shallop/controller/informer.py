@@ -51,7 +51,8 @@ class Store:
 
     def by_owner(self, uid: str) -> builtins.list[Object]:
         """Return the objects that have an owner reference to ``uid``, by namespace and name."""
-        return [self._objects[key] for key in self._owned.get(uid, ())]
+        keys = self._owned.get(uid)
+        return [self._objects[key] for key in keys] if keys else []
 
     def _put(self, key: Key, obj: Object | None) -> Object | None:
         old = self._objects.get(key)
@@ -183,5 +184,6 @@ class Informer:
         old = self.store._put(key, obj)
         if old is None and obj is None:
             return
+        change = Change(old, obj)
         for handler in self._handlers:
-            handler(Change(old, obj))
+            handler(change)

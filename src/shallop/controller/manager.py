@@ -234,12 +234,11 @@ class Manager:
 
 def _owner_changed(queue: WorkQueue[Key], owner: Gvk, change: Change) -> None:
     for obj in (change.old, change.new):
+        # The kind first: most owners differ by it, and this is asked for every change of every object.
         reference = controller_of(obj) if obj else None
-        if (
-            obj
-            and reference
-            and (Gvk(reference["apiVersion"], "").group, reference["kind"]) == (owner.group, owner.kind)
-        ):
+        if reference is None or obj is None or reference["kind"] != owner.kind:
+            continue
+        if Gvk(reference["apiVersion"], "").group == owner.group:
             queue.add(Key(obj["metadata"].get("namespace", ""), reference["name"]))
 
 

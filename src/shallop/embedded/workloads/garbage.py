@@ -168,7 +168,10 @@ class GarbageCollector:
             self._queue.add(Item(gvk_of(obj), key_of(obj)))
 
     def _dependents(self, uid: str) -> list[Object]:
-        return [obj for _, informer, _ in self._informers.values() for obj in informer.store.by_owner(uid)]
+        found: list[Object] = []
+        for _, informer, _ in self._informers.values():
+            found += informer.store.by_owner(uid)
+        return found
 
     def _owners(self, obj: Object) -> list[Object]:
         found = []
