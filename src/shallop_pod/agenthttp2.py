@@ -14,7 +14,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, Mapping, Sequence  # noqa: UP035  environments may be Python 3.9
 
-from shallop_pod.graphhttp2 import serve_application, until_left, with_data
+from shallop_pod.graphhttp2 import serve_application, with_data
 from shallop_pod.modelserver.protocol import ProtocolError, dumps
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ __all__ = ["serve_http2"]
 
 def serve_http2(agent: Agent, connection: socket.socket) -> None:
     """Answer a client, of whom nothing has been read yet, until it leaves."""
-    serve_application(lambda: _Application(agent), connection, b"")
+    serve_application(lambda connections: _Application(agent, connections), connection, b"")
 
 
 class _Application:
     """What a connection hands its requests to."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, connections: set[Any]) -> None:
         self._agent = agent
         self._loop = asyncio.get_running_loop()
-        self.left, self.connections = until_left()
+        self.connections = connections
 
     def dispatch(
         self,

@@ -14,7 +14,7 @@ import contextlib
 import json
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Protocol, Sequence  # noqa: UP035  environments may be Python 3.9
+from typing import TYPE_CHECKING, Any, Callable, Sequence  # noqa: UP035  environments may be Python 3.9
 
 from shallop_pod.modelserver.http2server import Http2Connection
 from shallop_pod.modelserver.openinference import tensor_values
@@ -22,8 +22,9 @@ from shallop_pod.modelserver.protocol import ProtocolError, dumps
 
 if TYPE_CHECKING:
     from shallop_pod.graphrouter import Answer, Graph
+    from shallop_pod.modelserver.http import Application
 
-__all__ = ["as_inference", "serve_application", "serve_http2", "until_left", "with_data"]
+__all__ = ["as_inference", "serve_application", "serve_http2", "with_data"]
 
 
 def serve_http2(graph: Graph, connection: socket.socket, data: bytes) -> None:
@@ -33,46 +34,27 @@ def serve_http2(graph: Graph, connection: socket.socket, data: bytes) -> None:
     Args:
         data: what was read of its connection, from the preface on.
     """
-    serve_application(lambda: _Application(graph), connection, data)
+    serve_application(lambda connections: _Application(graph, connections), connection, data)
 
 
-class OneConnection(Protocol):
-    """The part of a server that answers one client; ``connections`` and ``left`` are as ``until_left`` makes them."""
+def serve_application(make: Callable[[set[Any]], Application], connection: socket.socket, data: bytes) -> None:
+    """
+    Answer a client in an event loop of its own until it leaves.
 
-    connections: set[Any]
-    left: asyncio.Event
-
-    def dispatch(
-        self,
-        connection: Any,
-        method: str,
-        path: str,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        tensors: Sequence[bytes | memoryview] | None = None,
-    ) -> None:
-        """Answer a request, in the event loop's thread or later."""
-
-
-def serve_application(make: Callable[[], OneConnection], connection: socket.socket, data: bytes) -> None:
-    """Answer a client in an event loop of its own until it leaves; ``make`` is called in the loop."""
+    Args:
+        make: called in the loop, with the set of connections that the application is to have.
+    """
     asyncio.run(_serve(make, connection, data))
 
 
-async def _serve(make: Callable[[], OneConnection], connection: socket.socket, data: bytes) -> None:
-    application = make()
-    made = Http2Connection(application)
+async def _serve(make: Callable[[set[Any]], Application], connection: socket.socket, data: bytes) -> None:
+    left = asyncio.Event()
+    made = Http2Connection(make(_Connections(left)))
     loop = asyncio.get_running_loop()
     connection.setblocking(False)
     transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, connection.dup())
     made.start(transport, data)
-    await application.left.wait()
-
-
-def until_left() -> tuple[asyncio.Event, set[Any]]:
-    """Return an event and the set of one connection; the event is set when that is over."""
-    left = asyncio.Event()
-    return left, _Connections(left)
+    await left.wait()
 
 
 class _Connections(set[Any]):
@@ -90,10 +72,10 @@ class _Connections(set[Any]):
 class _Application:
     """What a connection hands its requests to."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, connections: set[Any]) -> None:
         self._graph = graph
         self._loop = asyncio.get_running_loop()
-        self.left, self.connections = until_left()
+        self.connections = connections
 
     def dispatch(
         self,
