@@ -47,12 +47,10 @@ def load(name: str, path: Path, options: LoadOptions) -> Model:
         return _load_exported(name, path, options)
     if _is_script(path):
         script = torch.jit.load(path, map_location="cpu").eval()
-        _choose_threads(script, options)
         names = [argument.name for argument in script.forward.schema.arguments][1:]
-        return _model(name, "pytorch_libtorch", script, names)
+        return _model(name, "pytorch_libtorch", script, options, names)
     module = _load_module(path, options).eval()
-    _choose_threads(module, options)
-    return _model(name, "pytorch", module, list(inspect.signature(module.forward).parameters))
+    return _model(name, "pytorch", module, options, list(inspect.signature(module.forward).parameters))
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,12 +77,10 @@ def _load_exported(name: str, path: Path, options: LoadOptions) -> Model:
     import torch
 
     program = torch.export.load(str(path))
-    module = program.module()
-    _choose_threads(module, options)
     user_inputs = program.graph_signature.user_inputs
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     inputs = tuple(_tensor(item, values[item]) for item in user_inputs)
-    return _model(name, "pytorch_export", module, [tensor.name for tensor in inputs], inputs)
+    return _model(name, "pytorch_export", program.module(), options, [tensor.name for tensor in inputs], inputs)
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -93,10 +89,16 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def _model(
-    name: str, platform: str, module: Callable[..., Any], parameters: Sequence[str], inputs: tuple[Tensor, ...] = ()
+    name: str,
+    platform: str,
+    module: Callable[..., Any],
+    options: LoadOptions,
+    parameters: Sequence[str],
+    inputs: tuple[Tensor, ...] = (),
 ) -> Model:
     import torch
 
+    _choose_threads(module, options)
     weights = next(iter(module.parameters()), None)  # type: ignore[attr-defined]
     floating = weights.dtype if weights is not None and weights.is_floating_point() else torch.get_default_dtype()
 
