@@ -7,7 +7,7 @@ from typing import Any
 
 from shallop.kube.objects import Object, find_condition, is_deleting, labels_of
 
-__all__ = ["count_pods", "endpoint_rows", "example_request", "predict_path"]
+__all__ = ["count_pods", "endpoint_rows", "example_request", "pod_row", "predict_path"]
 
 _SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 _SAMPLE_ROWS = 2
@@ -44,7 +44,7 @@ def _row(service: Object, pods: Sequence[Object]) -> dict[str, Any]:
         "runtime": status.get("clusterServingRuntimeName") or status.get("servingRuntimeName") or "",
         "storage": model.get("storageUri", ""),
         "created_at": metadata.get("creationTimestamp", ""),
-        "pods": [_pod_row(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))],
+        "pods": [pod_row(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))],
     }
 
 
@@ -58,7 +58,8 @@ def _message(status: Mapping[str, Any], ready: Mapping[str, Any]) -> str:
     return message
 
 
-def _pod_row(pod: Object) -> dict[str, Any]:
+def pod_row(pod: Object) -> dict[str, Any]:
+    """Return what a page shows of a Pod."""
     status = pod.get("status") or {}
     return {
         "name": pod["metadata"]["name"],

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shallop.dashboard.endpoints import pod_row
 from shallop.kube.objects import (
     Gvk,
     Object,
@@ -77,18 +78,7 @@ def _job_row(job: Object, pods: Sequence[Object]) -> dict[str, Any]:
             {"name": str(metric.get("name", "")), "value": _number(metric.get("value"))}
             for metric in progress.get("metrics") or ()
         ],
-        "pods": [_pod_row(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))],
-    }
-
-
-def _pod_row(pod: Object) -> dict[str, Any]:
-    status = pod.get("status") or {}
-    containers = status.get("containerStatuses") or ()
-    return {
-        "name": pod["metadata"]["name"],
-        "phase": status.get("phase", "Pending"),
-        "ready": (find_condition(pod, "Ready") or {}).get("status") == "True",
-        "restarts": sum(container.get("restartCount", 0) for container in containers),
+        "pods": [pod_row(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))],
     }
 
 

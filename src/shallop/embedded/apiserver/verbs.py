@@ -255,15 +255,16 @@ class Verbs:
                 return Written(obj, created=True)
             name = obj["metadata"]["name"]
             written = await self.converter.to_storage(resource, obj)
-            if options.place and self.placing and resource.storage == "pods" and (node := self.placing.offer(written)):
+            placing = self.placing if options.place and resource.storage == "pods" else None
+            node = placing.offer(written) if placing is not None else ""
+            if node:
                 written = place_on(written, node, self.now())
-                try:
-                    stored = await self.store.put(resource.storage, namespace, name, written)
-                except BaseException:
-                    self.placing.withdraw(written)
-                    raise
-            else:
+            try:
                 stored = await self.store.put(resource.storage, namespace, name, written)
+            except BaseException:
+                if placing is not None and node:
+                    placing.withdraw(written)
+                raise
         shown = await self.converter.to_version(resource, written)
         return Written(shown, created=True, raw=stored.raw if shown is written else b"")
 
