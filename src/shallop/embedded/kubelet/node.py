@@ -56,6 +56,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _LEASE_S = 40
+# How long the name of a Pod that has ended may still be found.
+_FORGET_S = 0.05
 _CLEAN_UP_S = 3600.0
 # Use is measured over this time, or since the last question when that was so many seconds ago.
 _WINDOW_S = 0.5
@@ -201,7 +203,8 @@ class Node:
                 self._named[uid] = pod
                 self._network_changed.set()
         elif self._named.pop(uid, None) is not None:
-            self._network_changed.set()
+            # Nobody waits for a name to go; whoever comes after the Pod goes first.
+            asyncio.get_running_loop().call_later(_FORGET_S, self._network_changed.set)
 
     def announce(self, pod: Object, address: str) -> None:
         """Let a Pod be found by its names before it runs: what trains looks up its own name first."""

@@ -71,6 +71,10 @@ _FIRST_PROBE_S = 0.05
 _KILL_S = 5.0
 # A Pod that runs to its end may be over so soon that nobody needs to hear that it ran: a write less.
 _BRIEF_S = 0.025
+# The same of a Pod that is one of many of a kind.
+_BRIEF_OF_MANY_S = 0.15
+# How long what such a Pod leaves stays: the next one starts first.
+_LINGER_S = 0.02
 # How often volumes with a size limit are measured.
 _MEASURE_S = 5.0
 _HOOK_S = 600.0
@@ -122,6 +126,10 @@ class PodWorker:
     @property
     def key(self) -> str:
         return f"{self._pod['metadata']['namespace']}/{self._pod['metadata']['name']}"
+
+    @property
+    def _is_one_of_many(self) -> bool:
+        return annotations_of(self._pod).get(WARM) == "true"
 
     def update(self, pod: Object | None) -> None:
         """Take the newest object; None when it no longer exists."""
@@ -493,7 +501,7 @@ class PodWorker:
         if program in ("python3", "python") and option == "-m" and module.startswith("shallop_pod."):
             request = replace(request, module=module, argv=request.argv[3:])
             plain = False
-        elif program in ("python3", "python") and annotations_of(self._pod).get(WARM) == "true":
+        elif program in ("python3", "python") and self._is_one_of_many:
             request = replace(request, module="shallop_pod.interpreter")
             plain = False
         self._launch(record, None if plain else environment, request)
@@ -940,6 +948,8 @@ class PodWorker:
         # Before anybody hears that its place is free.
         self._node.gpus.release(self._folder)
         await self._write_status(self._render())
+        if self._is_one_of_many:
+            await asyncio.sleep(_LINGER_S)
         await self._clean_up()
 
     async def _stop_sidecars(self) -> None:
@@ -1021,10 +1031,11 @@ class PodWorker:
 
     async def _push_status(self) -> None:
         runs_to_its_end = self._pod["spec"].get("restartPolicy", "Always") != "Always"
+        brief_s = _BRIEF_OF_MANY_S if self._is_one_of_many else _BRIEF_S
         while True:
             await self._dirty.wait()
             if runs_to_its_end:
-                await asyncio.sleep(_BRIEF_S)
+                await asyncio.sleep(brief_s)
             self._dirty.clear()
             if self._is_over():
                 continue  # the last status is written by _finish
