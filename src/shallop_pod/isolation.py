@@ -17,7 +17,8 @@ Keys of a plan, all optional:
 - ``join``: pid of a process whose namespaces are entered instead of making new ones.
 - ``cgroups``: folders of the control groups to join.
 - ``hostname``: as ``hostname`` will say.
-- ``pid``: true for an own PID namespace; it begins with the next fork.
+- ``pid``: true for an own PID namespace; it begins with the next fork, unless this process is the first of one already:
+  ``fork_first``.
 - ``reap``: true where there is no PID namespace: what leaves the process group is found by its parentage, which
   takes a fork too.
 - ``mounts``: ``{"target": absolute path, "source": path, "readonly": bool}``, or ``{"target": path, "tmpfs": true}``
@@ -38,7 +39,7 @@ import signal
 import stat
 from typing import Any
 
-__all__ = ["Entrance", "shape_of"]
+__all__ = ["Entrance", "fork_first", "shape_of"]
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -85,6 +86,27 @@ def shape_of(plan: dict[str, Any]) -> dict[str, Any]:
     return {**shape, "mounts": devices} if devices else shape
 
 
+def fork_first() -> int:
+    """
+    Fork the first process of a new PID namespace, as ``os.fork`` does; root can do so without one in between.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("unshare PID namespace", _libc.unshare(_CLONE_NEWPID))
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                _call("return to the own PID namespace", _libc.setns(own, _CLONE_NEWPID))
+        return pid
+    finally:
+        os.close(own)
+
+
 class Entrance:
     """
     A process on its way into namespaces; making one leaves the machine's.
@@ -98,7 +120,8 @@ class Entrance:
     def __init__(self, shape: dict[str, Any]) -> None:
         self._shape = shape
         self._view = _View()
-        self.forks = bool(shape.get("pid") or shape.get("reap"))
+        own_processes = bool(shape.get("pid")) and os.getpid() != 1
+        self.forks = own_processes or bool(shape.get("reap"))
         # The machine's /proc, where networks are found, is covered soon.
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         if shape.get("reap"):
@@ -109,7 +132,7 @@ class Entrance:
             return
         if shape.get("user"):
             _enter_user_namespace()
-        flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if shape.get("pid") else 0)
+        flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if own_processes else 0)
         _call("unshare", _libc.unshare(flags))
         # What is mounted on the machine later still appears here; nothing of ours appears there.
         _mount("none", "/", None, _MS_REC | _MS_SLAVE)
