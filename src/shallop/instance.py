@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,7 +20,10 @@ from shallop.settings import Settings
 __all__ = ["Lock", "read_status", "running_pid", "start_detached", "stop", "write_status"]
 
 _STATUS = "status.json"
-_PROBED_S = 5.0
+# How long a home may stay taken by a process that ends: one that was killed holds on to its files until the system has
+# taken back all of its memory.
+_ENDING_S = 2.0
+_PAUSE_S = 0.005
 
 
 class Lock:
@@ -36,36 +40,68 @@ class Lock:
         settings.run.mkdir(mode=0o700, exist_ok=True)
         (settings.run / "lock").touch(mode=0o600)
         self._file: IO[str] = open(settings.run / "lock", "a+")  # noqa: SIM115 held as long as the process lives
-        deadline = time.monotonic() + _PROBED_S
+        deadline = time.monotonic() + _ENDING_S
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
                 # Who asks whether we run holds the lock for a moment, too.
-                if (pid := running_pid(settings)) is not None or time.monotonic() > deadline:
-                    raise SettingsError(
-                        f"home {settings.home}: shallop is already running there (process {pid}). "
-                        "Stop it with 'shallop down', or give another --home."
-                    ) from error
-                time.sleep(0.005)
+                if time.monotonic() > deadline and (pid := running_pid(settings)) is not None:
+                    self._file.close()
+                    raise _already_running(settings, pid) from error
+                time.sleep(_PAUSE_S)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
 
 
 def running_pid(settings: Settings) -> int | None:
-    """Return the process that runs on this home, None when there is none."""
+    """
+    Return the process that runs on this home, None when there is none.
+
+    The lock may still name the process before: of one that has just begun, and of one that has ended while a process
+    that it was about to start had its files. Both are over in a moment, and waited for.
+    """
+    deadline = time.monotonic() + _ENDING_S
+    while (pid := _named_by_lock(settings)) is not None:
+        if _is_alive(pid) or time.monotonic() > deadline:
+            return pid
+        time.sleep(_PAUSE_S)
+    return None
+
+
+def _named_by_lock(settings: Settings) -> int | None:
+    """Return what is written in the lock, 0 for nothing; None when nobody holds it."""
     try:
         with open(settings.run / "lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 text = file.read().strip()
-                return int(text) if text else None
+                return int(text) if text else 0
             return None
     except FileNotFoundError:
         return None
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _already_running(settings: Settings, pid: int) -> SettingsError:
+    return SettingsError(
+        f"home {settings.home}: shallop is already running there (process {pid}). "
+        "Stop it with 'shallop down', or give another --home."
+    )
 
 
 def write_status(settings: Settings, *, ready: bool, kubeconfig: Path | None = None) -> None:
@@ -106,11 +142,11 @@ def start_detached(arguments: Sequence[str], settings: Settings, *, timeout_s: f
     Raises:
         SettingsError: it ended before it was ready; the message carries the end of its log.
     """
-    if (pid := running_pid(settings)) is not None:
-        raise SettingsError(
-            f"home {settings.home}: shallop is already running there (process {pid}). "
-            "Stop it with 'shallop down', or give another --home."
-        )
+    deadline = time.monotonic() + _ENDING_S
+    while (pid := running_pid(settings)) is not None:
+        if time.monotonic() > deadline:
+            raise _already_running(settings, pid)
+        time.sleep(_PAUSE_S)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = settings.home / "shallop.log"
     with open(os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "ab") as log:
@@ -142,10 +178,8 @@ def stop(settings: Settings, *, keep_pods: bool, timeout_s: float = 60.0) -> boo
     pid = running_pid(settings)
     if pid is None:
         return False
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGHUP if keep_pods else signal.SIGTERM)
-    except ProcessLookupError:
-        return True
     deadline = time.monotonic() + timeout_s
     while running_pid(settings) == pid:
         if time.monotonic() > deadline:

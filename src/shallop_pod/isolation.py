@@ -10,8 +10,6 @@ at no more of the plan than ``shape_of(plan)`` keeps::
         entrance.complete(plan)      # and then the user's code
     else: ...                        # wait for the child, then entrance.end()
 
-``with visiting(plan): ...`` enters for a while, all but a PID namespace.
-
 Keys of a plan, all optional:
 
 - ``user``: true for an ordinary user: a user namespace comes first.
@@ -19,7 +17,8 @@ Keys of a plan, all optional:
 - ``join``: pid of a process whose namespaces are entered instead of making new ones.
 - ``cgroups``: folders of the control groups to join.
 - ``hostname``: as ``hostname`` will say.
-- ``pid``: true for an own PID namespace; it begins with the next fork.
+- ``pid``: true for an own PID namespace; it begins with the next fork, unless this process is the first of one already:
+  ``fork_first``.
 - ``reap``: true where there is no PID namespace: what leaves the process group is found by its parentage, which
   takes a fork too.
 - ``mounts``: ``{"target": absolute path, "source": path, "readonly": bool}``, or ``{"target": path, "tmpfs": true}``
@@ -33,15 +32,14 @@ Source: mount_namespaces(7), user_namespaces(7), pivot_root(2).
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import glob
 import os
 import signal
 import stat
-from typing import Any, Iterator, Sequence  # noqa: UP035  environments may be Python 3.9
+from typing import Any
 
-__all__ = ["Entrance", "shape_of", "visiting"]
+__all__ = ["Entrance", "fork_first", "shape_of"]
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -88,6 +86,27 @@ def shape_of(plan: dict[str, Any]) -> dict[str, Any]:
     return {**shape, "mounts": devices} if devices else shape
 
 
+def fork_first() -> int:
+    """
+    Fork the first process of a new PID namespace, as ``os.fork`` does; root can do so without one in between.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("unshare PID namespace", _libc.unshare(_CLONE_NEWPID))
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                _call("return to the own PID namespace", _libc.setns(own, _CLONE_NEWPID))
+        return pid
+    finally:
+        os.close(own)
+
+
 class Entrance:
     """
     A process on its way into namespaces; making one leaves the machine's.
@@ -101,7 +120,8 @@ class Entrance:
     def __init__(self, shape: dict[str, Any]) -> None:
         self._shape = shape
         self._view = _View()
-        self.forks = bool(shape.get("pid") or shape.get("reap"))
+        own_processes = bool(shape.get("pid")) and os.getpid() != 1
+        self.forks = own_processes or bool(shape.get("reap"))
         # The machine's /proc, where networks are found, is covered soon.
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         if shape.get("reap"):
@@ -112,7 +132,7 @@ class Entrance:
             return
         if shape.get("user"):
             _enter_user_namespace()
-        flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if shape.get("pid") else 0)
+        flags = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | (_CLONE_NEWPID if own_processes else 0)
         _call("unshare", _libc.unshare(flags))
         # What is mounted on the machine later still appears here; nothing of ours appears there.
         _mount("none", "/", None, _MS_REC | _MS_SLAVE)
@@ -158,55 +178,6 @@ class Entrance:
                 os.wait()
             except ChildProcessError:
                 return
-
-
-@contextlib.contextmanager
-def visiting(plan: dict[str, Any]) -> Iterator[None]:
-    """
-    Be where a Pod's process would be, but for a PID namespace, and come back; with a single thread.
-
-    An ordinary user comes back to the machine's view in a user namespace, whose children can enter Pods as ever.
-
-    Raises:
-        OSError: the kernel refused, on the way there or back; the message names the step.
-    """
-    groups = _own_groups(plan.get("cgroups") or ())
-    if plan.get("user"):
-        _enter_user_namespace()
-        # The machine's own could not be entered again from here.
-        _call("unshare", _libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC))
-        _mount("none", "/", None, _MS_REC | _MS_SLAVE)
-    folder = os.getcwd()
-    homes = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("net", "uts", "ipc", "mnt")}
-    entrance = Entrance({key: value for key, value in shape_of(plan).items() if key == "mounts"})
-    entrance.complete(plan)
-    try:
-        yield
-    finally:
-        for name, home in homes.items():
-            # One that was never left may not be entered.
-            if not os.path.samestat(os.fstat(home), os.stat(f"/proc/self/ns/{name}")):
-                _call(f"come back to {name}", _libc.setns(home, 0))
-            os.close(home)
-        os.chdir(folder)
-        for group in groups:
-            with open(f"{group}/cgroup.procs", "w") as file:
-                file.write("0")
-
-
-def _own_groups(others: Sequence[str]) -> list[str]:
-    """Return the control groups of this process, of the hierarchies in which others lie."""
-    with open("/proc/self/cgroup") as file:
-        lines = [line.rstrip("\n").split(":", 2) for line in file]
-    own = {name: path for _, names, path in lines for name in names.split(",")}
-    roots = [os.path.dirname(other) for other in others]
-    found = []
-    for root in roots:
-        # The one hierarchy of version 2 has no name; those of version 1 have their controllers'.
-        path = own.get(os.path.basename(root), own.get("", "/"))
-        # Seen from inside of a container the path may be one that only the machine has.
-        found.append(root + path if os.path.isdir(root + path) else root)
-    return found
 
 
 def _children() -> list[int]:

@@ -285,9 +285,8 @@ class _Shim:
             "cpu_s": ended.cpu_s,
             "max_rss_bytes": ended.max_rss_bytes,
         }
-        self._write(f"{name}.exit", record)
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self._folder, f"{name}.pid"))
+        # The file that said which process it is becomes the one that says how it ended.
+        self._write(f"{name}.exit", record, by=f"{name}.pid")
         self._tell({"event": "exited", **record})
 
     def _drain(self, stream: _Stream) -> None:
@@ -301,12 +300,13 @@ class _Shim:
             os.close(stream.descriptor)
             stream.descriptor = -1
 
-    def _write(self, name: str, record: dict[str, Any]) -> None:
-        path = os.path.join(self._folder, name)
+    def _write(self, name: str, record: dict[str, Any], by: str = "") -> None:
+        """Write a file as a whole, under the name ``by`` first."""
+        path, new = (os.path.join(self._folder, file) for file in (name, by or f"{name}.new"))
         with contextlib.suppress(OSError):  # a full disk must not stop the container
-            with open(path + ".new", "w") as file:
-                json.dump(record, file)
-            os.replace(path + ".new", path)
+            with open(new, "w") as file:
+                file.write(json.dumps(record))
+            os.replace(new, path)
 
     def _kill_all(self) -> None:
         for container in self._containers.values():

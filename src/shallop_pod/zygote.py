@@ -18,7 +18,8 @@ SCM_RIGHTS with its first byte. Answers, on the same connection: ``{"pid": N}`` 
 then), later ``{"exit": {...}, "final": false}`` by the process itself just before it ends, and ``{"exit": {...},
 "final": true}`` by its parent that reaped it. So the exit code arrives when the control plane is dead, and even when
 the zygote was killed; an end of the connection without any exit means that zygote and process were both killed:
-``Exit(137, 9)``.
+``Exit(137, 9)``. The process's own word is final where nothing of it is left but the thread that says so: what the
+kernel then does to take its memory and mounts apart (2 to 4 ms) nobody needs to wait for.
 
 What happens in the child, in this order: new session, every descriptor closed, signal handlers and mask at their
 defaults, umask 022; the first half of ``shallop_pod.isolation`` when there is a plan. Then it waits for its request:
@@ -29,12 +30,12 @@ generators reseeded; thread pools sized by OMP_NUM_THREADS; then ``import_module
 joined, atexit functions run, streams flushed.
 
 One child waits in advance: after each request the zygote forks a standby for one of the same shape (see
-``isolation.shape_of``), so that a process that is asked for starts without a fork and with its namespaces made, see
-``shallop_pod.rehearsal`` for what it does meanwhile. A standby ends with the zygote.
+``isolation.shape_of``), so that a process that is asked for starts without a fork, with its namespaces made and the
+memory that it will need its own (``shallop_pod.rehearsal``). A standby ends with the zygote.
 
-A plan with a PID namespace takes two processes: the zygote's child stays outside as the one who reaps and reports, the
-process is its child (PID 1 of its namespace, ``child.pid`` is its number outside). An error of the isolation means that
-nothing starts.
+With a plan that has a PID namespace the process is PID 1 of it; ``child.pid`` is its number outside. Where that takes a
+user namespace, the zygote's child stays outside as the one who reaps and reports, and the process is its child. An
+error of the isolation means that nothing starts.
 
 Stopping: SIGTERM (or idle time without living children) closes the socket; children go on, the zygote ends after the
 last one.
@@ -66,7 +67,9 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
-__all__ = ["Child", "Exit", "Request", "ZygoteError", "connect", "listen", "main", "run_to_end", "serve_forks", "spawn"]
+from shallop_pod import pages, rehearsal
+
+__all__ = ["Child", "Exit", "Request", "ZygoteError", "connect", "listen", "main", "run_to_end", "spawn"]
 
 _HEADER = struct.Struct("!I")
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -279,10 +282,9 @@ def _receive_with_descriptors(connection: socket.socket, count: int) -> tuple[di
 
 
 class _Server:
-    def __init__(self, socket_path: str, idle_s: float, *, standby: bool = True) -> None:
+    def __init__(self, socket_path: str, idle_s: float) -> None:
         self._path = socket_path
         self._idle_s = idle_s
-        self._keeps_standby = standby
         self._listener: socket.socket | None = None
         self._inode = 0
         self._children: dict[int, socket.socket] = {}
@@ -291,6 +293,8 @@ class _Server:
         self._wanted: tuple[dict[str, Any] | None, ...] = ()
         self._selector = selectors.DefaultSelector()
         self._stopping = False
+        # What each process writes to of the memory that it shares with this one.
+        self._written: pages.Ranges = []
 
     def run(self, ready: Callable[[], None]) -> None:
         self._listener = listen(self._path)
@@ -305,6 +309,7 @@ class _Server:
         self._selector.register(wake, selectors.EVENT_READ)
         gc.collect()
         gc.freeze()
+        self._written = rehearsal.written_pages()
         ready()
         try:
             self._loop(wake)
@@ -378,7 +383,7 @@ class _Server:
                     standby.hand_over(request, stdio, connection)
                     self._children[standby.pid] = connection
                     return
-        with contextlib.closing(_Standby(shape)) as fresh:
+        with contextlib.closing(_Standby(shape, self._written)) as fresh:
             self._children[fresh.pid] = connection
             with contextlib.suppress(OSError):  # its namespaces could not be made: it says why
                 fresh.hand_over(request, stdio, connection)
@@ -387,11 +392,9 @@ class _Server:
 
     def _prepare_standby(self) -> None:
         """Fork for the next request once nobody waits for this one."""
-        if not self._keeps_standby or self._stopping:
-            return
-        if self._standby is None and self._wanted and not self._selector.select(0):
+        if self._standby is None and self._wanted and not self._stopping and not self._selector.select(0):
             with contextlib.suppress(OSError):  # too many processes, or no memory: the next request will say so
-                self._standby = _Standby(self._wanted[0])
+                self._standby = _Standby(self._wanted[0], self._written)
 
     def _reap(self) -> None:
         while True:
@@ -433,15 +436,17 @@ def _report(connection: socket.socket, exit_: Exit, *, final: bool) -> None:
 class _Standby:
     """A forked child that waits for its request, seen by the zygote."""
 
-    def __init__(self, shape: dict[str, Any] | None) -> None:
+    def __init__(self, shape: dict[str, Any] | None, written: pages.Ranges) -> None:
         self._shape = shape
         self._machine = _Machine() if shape is not None else None
         # One end for the process, one for who stays outside of its PID namespace and reports.
         self._inlet, inlet = socket.socketpair()
         self._control, control = socket.socketpair()
-        self.pid = os.fork()
+        # Only root can go without a process in between.
+        is_first = shape is not None and shape.get("pid") and not shape.get("user")
+        self.pid = _isolation().fork_first() if is_first else os.fork()
         if self.pid == 0:
-            _stand_by(shape, inlet, control)
+            _stand_by(shape, inlet, control, written)
         inlet.close()
         control.close()
 
@@ -487,28 +492,29 @@ class _Machine:
         os.close(self._mounts)
 
 
-def _stand_by(shape: dict[str, Any] | None, inlet: socket.socket, control: socket.socket) -> NoReturn:
+def _stand_by(
+    shape: dict[str, Any] | None, inlet: socket.socket, control: socket.socket, written: pages.Ranges
+) -> NoReturn:
     """Be a standby: prepare, wait for the request, run it; never returns."""
     try:
+        pid = int(os.readlink("/proc/self")) if os.getpid() == 1 else os.getpid()  # as seen by the fork-server
         _clean(inlet.fileno(), control.fileno())
         entrance = None
         if shape is not None:
             entrance = _isolation().Entrance(shape)
             if entrance.forks:
                 told, tell = os.pipe()
-                pid = os.fork()
-                if pid:
+                inner = os.fork()
+                if inner:
                     inlet.close()
                     os.close(told)
-                    _stay_outside(entrance, pid, tell, control)
+                    _stay_outside(entrance, inner, tell, control)
                 os.close(tell)
                 os.setsid()  # the session so far is that of the one who stays outside
-                entrance.finish()
                 pid = int(os.read(told, 20))
                 os.close(told)
-                _wait_for_request(pid, entrance, inlet, control)
             entrance.finish()
-        _wait_for_request(os.getpid(), entrance, inlet, control)
+        _wait_for_request(pid, entrance, inlet, control, written)
     except Exception as error:
         text = f"isolation: {error}"
         inlet.close()
@@ -518,10 +524,12 @@ def _stand_by(shape: dict[str, Any] | None, inlet: socket.socket, control: socke
         os._exit(128)
 
 
-def _wait_for_request(pid: int, entrance: Any, inlet: socket.socket, control: socket.socket) -> NoReturn:
+def _wait_for_request(
+    pid: int, entrance: Any, inlet: socket.socket, control: socket.socket, written: pages.Ranges
+) -> NoReturn:
     """Run the request that comes; ``pid`` is this process as seen from outside."""
     if not select.select([inlet], [], [], 0)[0]:
-        importlib.import_module("shallop_pod.rehearsal").rehearse()
+        pages.own(written)
     received = _receive_with_descriptors(inlet, 4)
     if received is None:
         os._exit(0)
@@ -548,8 +556,31 @@ def _wait_for_request(pid: int, entrance: Any, inlet: socket.socket, control: so
         _flush()
         with contextlib.suppress(OSError):
             own = _usage_of(resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-            _report(connection, Exit(code, None, *own), final=False)
+            # A control group can be removed when the kernel is done with the process, not before.
+            final = not (request.plan or {}).get("cgroups") and _is_alone()
+            if final:
+                _close_all_but(connection.fileno())
+            _report(connection, Exit(code, None, *own), final=final)
         os._exit(code & 0xFF)
+
+
+def _is_alone() -> bool:
+    """Say whether this thread is all that is left of a container: no other thread, nobody else in its PID namespace."""
+    try:
+        if os.getpid() != 1 or len(os.listdir("/proc/self/task")) > 1:
+            return False
+        os.kill(-1, 0)  # no signal: it asks for everybody else in the namespace
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _close_all_but(kept: int) -> None:
+    """Let go of ports and locks, as the end of the process would: who hears of it may want them."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, _highest_descriptor() + 1)
 
 
 def _stay_outside(entrance: Any, pid: int, tell: int, control: socket.socket) -> NoReturn:
@@ -740,7 +771,6 @@ _OWN_MODULES = (
     "shallop_pod.interpreter",
     "shallop_pod.shim",
     "shallop_pod.netlink",
-    "shallop_pod.rehearsal",
 )
 
 
@@ -752,38 +782,19 @@ def _preload(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except Exception as error:  # a broken library must fail in the process that uses it, not here
             print(f"zygote: {module} is not preloaded: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    rehearsal.rehearse()
     _find_thread_pools()
-
-
-def _count_threads() -> int:
-    """Return how many threads a fork would meet."""
     # OpenBLAS ends its threads before a fork and starts them again when they are needed: from here on there is one.
     if (pid := os.fork()) == 0:
         os._exit(0)
     os.waitpid(pid, 0)
+
+
+def _count_threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         return threading.active_count()
-
-
-def serve_forks(socket_path: str, *, idle_s: float, ready: Callable[[], None]) -> None:
-    """
-    Be a zygote, as what this process has become: children have all of it, and are asked for as ever.
-
-    For processes whose children all have the same variables. None waits in advance.
-
-    Args:
-        ready: called when it listens.
-
-    Raises:
-        ZygoteError: threads run, which no child would have.
-    """
-    if (threads := _count_threads()) > 1:
-        raise ZygoteError(f"{threads} threads run")
-    # Sized already, and what this process has done since may have chosen other sizes.
-    _pools.clear()
-    _Server(socket_path, idle_s, standby=False).run(ready)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -496,7 +496,40 @@ def test_an_optimization_job_names_the_best_train_job(cluster: Cluster) -> None:
     assert "Grid search requires all parameters to be Categorical" in answer
 
 
-def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) -> None:
+def killed_optimization_job() -> list[dict[str, Any]]:
+    """Return a search whose TrainJobs note that they run, each in its checkpoint folder, and the claim of those."""
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "kept", "namespace": "tuning-e2e"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    script = (
+        "import os, time; open(os.environ['CHECKPOINT_DIR'] + '/runs', 'a').write('x'); time.sleep(0.3); "
+        "print('loss=' + os.environ['KUBEFLOW_TRAINER_OPT_RATE'])"
+    )
+    trainer = {"image": "python:3.11", "command": ["python3", "-c", script]}
+    template = {
+        "metadata": {"annotations": {"training.shallop.dev/checkpoint-claim": "kept"}},
+        "spec": {"runtimeRef": {"name": "plain"}, "trainer": trainer},
+    }
+    spec = {
+        "objectives": [{"metric": "loss", "direction": "Minimize"}],
+        "parameters": [{"name": "rate", "searchSpace": {"uniform": {"min": "0", "max": "1"}}}],
+        "numTrials": 5,
+        "parallelTrials": 2,
+        "trainJobTemplate": template,
+    }
+    metadata = {
+        "name": "killed",
+        "namespace": "tuning-e2e",
+        "annotations": {"tuning.shallop.dev/algorithm": "tpe"},
+    }
+    search = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "OptimizationJob", "metadata": metadata}
+    return [claim, search | {"spec": spec}]
+
+
+def test_killed_searches_go_on_and_run_no_trial_twice(own_platform: Any) -> None:
     own_platform.up()
     cluster = Cluster(own_platform)
     log = own_platform.home.parent / "runs"
@@ -508,9 +541,11 @@ def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) 
     pod["containers"][0]["volumeMounts"] = [{"name": "runs", "mountPath": "/runs"}]
     body = experiment("killed", run, algorithm={"algorithmName": "tpe"}, maxTrialCount=8)
     body["spec"]["trialTemplate"]["trialParameters"].append({"name": "name", "reference": "${trialSpec.Name}"})
-    cluster.apply(body)
-    for count in (2, 5):
+    cluster.apply(body, *killed_optimization_job())
+    folders = own_platform.home / "volumes" / "tuning-e2e" / "kept"
+    for count in (2, 4):
         wait_for(f"{count} runs", lambda n=count: len(list(log.iterdir())) >= n)  # type: ignore[misc]
+        wait_for(f"{count - 1} TrainJobs", lambda n=count: len(list(folders.glob("*/runs"))) >= n - 1)  # type: ignore[misc]
         own_platform.kill()
         own_platform.up()
     found = cluster.ended("killed")
@@ -519,3 +554,15 @@ def test_a_killed_experiment_goes_on_and_runs_no_trial_twice(own_platform: Any) 
     assert {path.name: path.read_text() for path in log.iterdir()} == {
         trial["metadata"]["name"]: "x" for trial in cluster.trials("killed")
     }
+    kind = "optimizationjobs.trainer.kubeflow.org"
+
+    def result() -> dict[str, Any]:
+        status: dict[str, Any] = cluster.get(kind, "killed").get("status") or {}
+        assert "Failed" not in [condition["type"] for condition in status.get("conditions") or ()], status
+        return status.get("result") or {}
+
+    best = wait_for("the OptimizationJob", result)["trainJobName"]
+    text = cluster.kubectl("get", "trainjobs.trainer.kubeflow.org", "-n", "tuning-e2e", "-o", "json")
+    names = {item["metadata"]["name"] for item in json.loads(text)["items"]}
+    assert len(names) == 5 and best in names
+    assert {path.parent.name: path.read_text() for path in folders.glob("*/runs")} == dict.fromkeys(names, "x")

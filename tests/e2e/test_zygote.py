@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from shallop.settings import Settings
 from shallop_pod.zygote import Child, Exit, Request, ZygoteError, connect, spawn
 
 PROGRAM = """
-import json, os, random, signal, sys, threading, time, atexit
+import fcntl, json, os, random, signal, sys, threading, time, atexit
 
 def main(argv):
     return globals()[argv[0]](*argv[1:])
@@ -55,6 +56,26 @@ def late():
     print("main")
 def fork_and_leave():
     if os.fork() == 0: time.sleep(30)
+def hold(path):
+    global held
+    held = open(path, "a")
+    fcntl.flock(held, fcntl.LOCK_EX)
+def hold_and_wait(path):
+    hold(path)
+    locked.set()
+    time.sleep(30)
+def hold_in_a_thread(path):
+    global locked
+    locked = threading.Event()
+    threading.Thread(target=hold_and_wait, args=[path], daemon=True).start()
+    locked.wait()
+def hold_in_a_child(path):
+    answer, told = os.pipe()
+    if os.fork() == 0:
+        hold(path)
+        os.write(told, b"locked")
+        time.sleep(30)
+    os.read(answer, 10)
 """
 
 
@@ -255,10 +276,17 @@ def plan(tmp_path: Path) -> dict[str, Any]:
 
 
 def standby_of(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> int:
-    """Run a process; return the standby that was forked for the next one."""
-    assert starter.run("code", "0", plan=plan).code == 0
-    until(lambda: len(children_of(zygote_pid)) == 1 and len(children_of(children_of(zygote_pid)[0])) == 1)
-    return children_of(children_of(zygote_pid)[0])[0]
+    """Run a process; return the standby that was forked for the next one: root forks no process in between."""
+    ended = starter.start("code", "0", plan=plan)
+    assert (found := ended.wait(20)) is not None and found.code == 0
+    until(lambda: not is_alive(ended.pid))
+
+    def standbys() -> list[int]:
+        children = children_of(zygote_pid)
+        return children if os.geteuid() == 0 else [inner for child in children for inner in children_of(child)]
+
+    until(lambda: len(children_of(zygote_pid)) == len(standbys()) == 1)
+    return standbys()[0]
 
 
 def test_the_next_process_is_the_standby(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> None:
@@ -267,6 +295,16 @@ def test_the_next_process_is_the_standby(starter: Starter, zygote_pid: int, plan
     assert child.pid == waiting
     found = child.wait(20)
     assert found is not None and found.code == 5
+
+
+@pytest.mark.parametrize("function", ["hold", "hold_in_a_thread", "hold_in_a_child"])
+def test_nothing_of_a_container_is_left_when_its_end_is_known(
+    starter: Starter, plan: dict[str, Any], tmp_path: Path, function: str
+) -> None:
+    for _ in range(5):
+        assert starter.run(function, str(tmp_path / "lock"), plan=plan).code == 0
+        with open(tmp_path / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_process_of_another_shape_is_not_the_standby(starter: Starter, zygote_pid: int, plan: dict[str, Any]) -> None:
@@ -281,7 +319,7 @@ def test_a_process_of_another_shape_is_not_the_standby(starter: Starter, zygote_
 @pytest.mark.parametrize("outside", [True, False], ids=["who stays outside", "the process to be"])
 def test_a_killed_standby_harms_nobody(starter: Starter, zygote_pid: int, plan: dict[str, Any], outside: bool) -> None:
     waiting = standby_of(starter, zygote_pid, plan)
-    (guard,) = children_of(zygote_pid)
+    (guard,) = children_of(zygote_pid)  # for root the same
     os.kill(guard if outside else waiting, signal.SIGKILL)
     until(lambda: state_of(guard if outside else waiting) in ("", "Z"))
     assert starter.run("code", "4", plan=plan).code == 4

@@ -133,7 +133,7 @@ class ArtifactsApi:
             "namespace": namespace,
         }
         key = given.get("producer_key") or row["name"]
-        _, last = await self._database.read(tables.last_numbers)
+        last = await self._database.read(tables.last_artifact)
         self._signals.artifacts = row["id"] = max(self._signals.artifacts, last) + 1
         await self._database.write(lambda c: tables.insert_artifact(c, row, key))
         return reply(ARTIFACT, _message(row))

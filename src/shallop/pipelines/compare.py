@@ -78,11 +78,10 @@ class CompareApi:
         names = ("pipeline_id", "pipeline_version_id")
         reference = {} if "pipeline_spec" in given else {name: earlier[name] for name in names}
         how = replace(Submission.at(self._services), reuse=reuse)
-        row, warnings = await asyncio.to_thread(new_run, body, reference, changed, self._services, how)
-        text = json.dumps(changed)
+        row, text, warnings = await asyncio.to_thread(new_run, body, reference, changed, self._services, how)
         await self._database.write(lambda c: insert_run(c, row, earlier["experiment_id"], text))
         self._signals.request(row["id"])
-        return warned(reply(RUN, run_message(row, {row["spec_digest"]: changed})), warnings)
+        return warned(reply(RUN, run_message(row, {row["spec_digest"]: tables.part_of_answer(text)})), warnings)
 
     async def compare(self, request: Request) -> Response:
         """Show parameters, metrics, outputs and times of ``run_ids=a,b,...`` beside each other."""

@@ -89,8 +89,8 @@ class Driver:
         """Resume what was active, then serve requests until cancelled."""
         if not self.services.settings.multi_user:
             await self.database.write(lambda c: ensure_default_experiment(c, self.now()))
-        self._execution, artifact = await self.database.read(tables.last_numbers)
-        self.signals.artifacts = max(self.signals.artifacts, artifact)
+        self._execution = await self.database.read(tables.last_execution)
+        self.signals.artifacts = max(self.signals.artifacts, await self.database.read(tables.last_artifact))
         async with asyncio.TaskGroup() as group:
             self._group = group
             self.pods.add_handler(self._pod_changed)

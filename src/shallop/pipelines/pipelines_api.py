@@ -21,7 +21,7 @@ from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition, upload_endpoint
-from shallop.pipelines.http import empty, read_body, read_message, reply
+from shallop.pipelines.http import empty, json_reply, list_text, read_body, read_message, reply
 from shallop.pipelines.ir import MAX_PACKAGE_BYTES, Pipeline, load_package, parse_pipeline
 from shallop.pipelines.listing import PIPELINE_KEYS, VERSION_KEYS, parse_page
 from shallop.pipelines.messages import (
@@ -52,11 +52,16 @@ def spec_digest(document: str) -> str:
     return hashlib.sha256(document.encode()).hexdigest()
 
 
-def _check_package(content: bytes, filename: str) -> dict[str, Any]:
-    """Parse and check an uploaded package (slow for big ones: call it in a thread); return its document."""
+def _check_package(content: bytes, filename: str) -> str:
+    """Parse and check an uploaded package (slow for big ones: call it in a thread); return its document as JSON."""
     spec, platform = load_package(content, filename)
     checked_pipeline(document_of(spec, platform))
-    return document_of(spec, platform)
+    return json.dumps(document_of(spec, platform))
+
+
+def _check_document(document: dict[str, Any], name: str) -> str:
+    """Check what a client sends inside of its message as a package of that name."""
+    return _check_package(json.dumps(document).encode(), name)
 
 
 def _any_image(image: str, argv: Sequence[str]) -> str | None:
@@ -193,18 +198,18 @@ class PipelinesApi:
         version = given.get("pipeline_version", {})
         pipeline = given.get("pipeline", {})
         namespace = await self._access.share(request, "create", pipeline.get("namespace", ""))
-        document = await self._document_of_version(version, "pipeline_version")
-        row, _ = await self._insert(namespace, pipeline, version, document)
+        text = await self._document_of_version(version, "pipeline_version")
+        row, _ = await self._insert(namespace, pipeline, version, text)
         return reply(PIPELINE, _pipeline_message(row))
 
     async def upload(self, request: Request) -> Response:
         query = request.query_params
         namespace = await self._access.share(request, "create", query.get("namespace", ""))
-        document, filename = await self._read_upload(request)
+        text, filename = await self._read_upload(request)
         given = dict(query) | {"tags": _parse_tags(query.get("tags", ""))}
         if not (given.get("name") or given.get("display_name")):
             given["name"] = filename
-        row, _ = await self._insert(namespace, given, given, document)
+        row, _ = await self._insert(namespace, given, given, text)
         return reply(PIPELINE, _pipeline_message(row))
 
     async def upload_version(self, request: Request) -> Response:
@@ -213,11 +218,11 @@ class PipelinesApi:
         if not id_:
             raise BadRequestError("pipelineid: required; the pipeline to which the version belongs.")
         pipeline = await self._pipeline(request, id_, "create")
-        document, filename = await self._read_upload(request)
+        text, filename = await self._read_upload(request)
         given = dict(query) | {"tags": _parse_tags(query.get("tags", ""))}
         if not (given.get("name") or given.get("display_name")):
             given["name"] = filename
-        return await self._insert_version(pipeline["id"], given, document)
+        return await self._insert_version(pipeline["id"], given, text)
 
     async def create_version(self, request: Request) -> Response:
         given = await read_message(request, PIPELINE_VERSION)
@@ -228,9 +233,9 @@ class PipelinesApi:
         return await self._insert_version(pipeline["id"], given, await self._document_of_version(given, ""))
 
     async def _insert(
-        self, namespace: str, pipeline: Mapping[str, Any], version: Mapping[str, Any], document: dict[str, Any]
+        self, namespace: str, pipeline: Mapping[str, Any], version: Mapping[str, Any], text: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        text, now = json.dumps(document), self._now()
+        now = self._now()
         pipeline_row = _pipeline_row(namespace, pipeline, now)
         named = dict(version)
         if not (named.get("name") or named.get("display_name")):
@@ -245,8 +250,7 @@ class PipelinesApi:
         await self._database.write(insert)
         return pipeline_row, version_row
 
-    async def _insert_version(self, pipeline_id: str, given: Mapping[str, Any], document: dict[str, Any]) -> Response:
-        text = json.dumps(document)
+    async def _insert_version(self, pipeline_id: str, given: Mapping[str, Any], text: str) -> Response:
         row = _version_row(pipeline_id, given, text, self._now())
 
         def insert(connection: sa.Connection) -> None:
@@ -254,9 +258,10 @@ class PipelinesApi:
             tables.insert_version(connection, row)
 
         await self._database.write(insert)
-        return reply(PIPELINE_VERSION, _version_message(row, {row["spec_digest"]: document}))
+        return reply(PIPELINE_VERSION, _version_message(row, {row["spec_digest"]: tables.part_of_answer(text)}))
 
-    async def _read_upload(self, request: Request) -> tuple[dict[str, Any], str]:
+    async def _read_upload(self, request: Request) -> tuple[str, str]:
+        """Return the document of a package as JSON, and the name of its file."""
         # Read with a limit first: the form parser would spool any amount to disk.
         body = await read_body(request, MAX_PACKAGE_BYTES + 65536)
 
@@ -273,17 +278,16 @@ class PipelinesApi:
             content = await file.read()
         return await asyncio.to_thread(_check_package, content, filename), filename
 
-    async def _document_of_version(self, given: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """Return the document of a version: inline, or downloaded from ``package_url``."""
+    async def _document_of_version(self, given: Mapping[str, Any], path: str) -> str:
+        """Return the document of a version as JSON: inline, or downloaded from ``package_url``."""
         prefix = f"{path}." if path else ""
         if "pipeline_spec" in given:
-            content, name = json.dumps(given["pipeline_spec"]).encode(), f"{prefix}pipeline_spec"
-        else:
-            url = given.get("package_url", {}).get("pipeline_url", "")
-            if not url:
-                raise BadRequestError(f"{prefix}package_url.pipeline_url: required; the URL of a compiled pipeline.")
-            content, name = await _download(url, f"{prefix}package_url.pipeline_url"), url
-        return await asyncio.to_thread(_check_package, content, name)
+            return await asyncio.to_thread(_check_document, given["pipeline_spec"], f"{prefix}pipeline_spec")
+        url = given.get("package_url", {}).get("pipeline_url", "")
+        if not url:
+            raise BadRequestError(f"{prefix}package_url.pipeline_url: required; the URL of a compiled pipeline.")
+        content = await _download(url, f"{prefix}package_url.pipeline_url")
+        return await asyncio.to_thread(_check_package, content, url)
 
     async def get_by_name(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -326,19 +330,13 @@ class PipelinesApi:
         if self._access.is_multi_user:
             await self._pipeline(request, pipeline_id, "list")
 
-        def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
+        def read(connection: sa.Connection) -> str:
             listed = tables.list_versions(connection, page, pipeline_id)
-            return listed, tables.get_specs(connection, [row["spec_digest"] for row in listed.rows])
+            specs = tables.get_documents(connection, [row["spec_digest"] for row in listed.rows])
+            messages = [_version_message(row, specs) for row in listed.rows]
+            return list_text(PIPELINE_VERSION_LIST, "pipeline_versions", messages, listed)
 
-        listed, specs = await self._database.read(read)
-        return reply(
-            PIPELINE_VERSION_LIST,
-            {
-                "pipeline_versions": [_version_message(row, specs) for row in listed.rows],
-                "next_page_token": listed.next_page_token,
-                "total_size": listed.total,
-            },
-        )
+        return json_reply(await self._database.read(read))
 
     async def get_version(self, request: Request) -> Response:
         row = await self._version(request, "get")
@@ -357,7 +355,7 @@ class PipelinesApi:
         return empty()
 
     async def _full_version(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        specs = await self._database.read(lambda c: tables.get_specs(c, [row["spec_digest"]]))
+        specs = await self._database.read(lambda c: tables.get_documents(c, [row["spec_digest"]]))
         return _version_message(row, specs)
 
     async def _pipeline(self, request: Request, id_: str, verb: str) -> dict[str, Any]:

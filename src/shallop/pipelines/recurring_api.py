@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from shallop.pipelines import tables
 from shallop.pipelines.access import Access
 from shallop.pipelines.cron import parse_cron
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.http import empty, read_message, reply, warned
+from shallop.pipelines.http import empty, json_reply, list_text, read_message, reply, warned
 from shallop.pipelines.listing import RECURRING_RUN_KEYS, parse_page
 from shallop.pipelines.messages import RECURRING_RUN, RECURRING_RUN_LIST, to_micros
 from shallop.pipelines.pipelines_api import spec_digest
@@ -106,19 +105,13 @@ class RecurringRunsApi:
         experiment = request.query_params.get("experiment_id", "")
         namespace = await namespace_listed(request, self._services, self._access, "jobs")
 
-        def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
+        def read(connection: sa.Connection) -> str:
             listed = tables.list_recurring_runs(connection, page, experiment, namespace)
-            return listed, tables.get_specs(connection, [row["spec_digest"] for row in listed.rows])
+            specs = tables.get_documents(connection, [row["spec_digest"] for row in listed.rows])
+            messages = [_message(row, specs) for row in listed.rows]
+            return list_text(RECURRING_RUN_LIST, "recurring_runs", messages, listed)
 
-        listed, specs = await self._database.read(read)
-        return reply(
-            RECURRING_RUN_LIST,
-            {
-                "recurring_runs": [_message(row, specs) for row in listed.rows],
-                "next_page_token": listed.next_page_token,
-                "total_size": listed.total,
-            },
-        )
+        return json_reply(await self._database.read(read))
 
     async def create(self, request: Request) -> Response:
         given = await read_message(request, RECURRING_RUN)
@@ -134,9 +127,8 @@ class RecurringRunsApi:
         now = to_micros(self._services.now())
         # What its runs will be checked for is checked now, where somebody reads the answer.
         trial = Submission(str(uuid.uuid4()), now, scheduled_at=now, index=1)
-        _, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, trial)
-        row = _new_row(given, reference, document, now)
-        text = json.dumps(document)
+        _, text, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, trial)
+        row = _new_row(given, reference, text, now)
 
         def insert(connection: sa.Connection) -> None:
             experiment = open_experiment(connection, experiment_id, now, "recurring_run")
@@ -147,11 +139,11 @@ class RecurringRunsApi:
 
         await self._database.write(insert)
         self._signals.reschedule()
-        return warned(reply(RECURRING_RUN, _message(row, {row["spec_digest"]: document})), warnings)
+        return warned(reply(RECURRING_RUN, _message(row, {row["spec_digest"]: tables.part_of_answer(text)})), warnings)
 
     async def get(self, request: Request) -> Response:
         row = await self._find(request, "get")
-        specs = await self._database.read(lambda c: tables.get_specs(c, [row["spec_digest"]]))
+        specs = await self._database.read(lambda c: tables.get_documents(c, [row["spec_digest"]]))
         return reply(RECURRING_RUN, _message(row, specs))
 
     async def delete(self, request: Request) -> Response:
@@ -189,9 +181,7 @@ class RecurringRunsApi:
         return row
 
 
-def _new_row(
-    given: Mapping[str, Any], reference: Mapping[str, str], document: dict[str, Any], now: int
-) -> dict[str, Any]:
+def _new_row(given: Mapping[str, Any], reference: Mapping[str, str], text: str, now: int) -> dict[str, Any]:
     asked = given.get("pipeline_version_reference", {})
     config = given.get("runtime_config", {})
     return {
@@ -202,7 +192,7 @@ def _new_row(
         # A reference to a pipeline alone stays one: each run then takes the newest version.
         "pipeline_id": reference.get("pipeline_id", ""),
         "pipeline_version_id": asked.get("pipeline_version_id", "") or given.get("pipeline_version_id", ""),
-        "spec_digest": "" if reference else spec_digest(json.dumps(document)),
+        "spec_digest": "" if reference else spec_digest(text),
         "parameters": config.get("parameters", {}),
         "pipeline_root": config.get("pipeline_root", ""),
         "service_account": given.get("service_account", ""),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from shallop.errors import BadRequestError, NotFoundError
 from shallop.pipelines import tables
 from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
-from shallop.pipelines.http import empty, json_text, read_message, reply, warned
+from shallop.pipelines.http import empty, json_reply, json_text, list_text, read_message, reply, warned
 from shallop.pipelines.listing import RUN_KEYS, next_token, parse_page
 from shallop.pipelines.messages import RUN, RUN_LIST, TASK, TASK_LIST, render, to_micros
 from shallop.pipelines.signals import signals_of
@@ -80,23 +79,18 @@ class RunsApi:
         ]
 
     async def list(self, request: Request) -> Response:
+        """List runs; with ``view=SUMMARY``, which no release of KFP has, without their documents."""
         page = parse_page(request.query_params, RUN_KEYS)
         experiment = request.query_params.get("experiment_id", "")
+        is_summary = request.query_params.get("view", "").upper() == "SUMMARY"
         namespace = await namespace_listed(request, self._services, self._access, "runs")
 
-        def read(connection: sa.Connection) -> tuple[tables.Listed, dict[str, Any]]:
+        def read(connection: sa.Connection) -> str:
             listed = tables.list_runs(connection, page, experiment, namespace)
-            return listed, tables.get_specs(connection, _own_specs(listed.rows))
+            specs = {} if is_summary else tables.get_documents(connection, _own_specs(listed.rows))
+            return list_text(RUN_LIST, "runs", [run_message(row, specs) for row in listed.rows], listed)
 
-        listed, specs = await self._database.read(read)
-        return reply(
-            RUN_LIST,
-            {
-                "runs": [run_message(row, specs) for row in listed.rows],
-                "next_page_token": listed.next_page_token,
-                "total_size": listed.total,
-            },
-        )
+        return json_reply(await self._database.read(read))
 
     async def create(self, request: Request) -> Response:
         given = await read_message(request, RUN)
@@ -106,11 +100,10 @@ class RunsApi:
         reference, document = await self._database.read(lambda c: pipeline_of(c, given, "run"))
         await allow_pipeline(request, self._services, self._access, reference, namespace)
         how = Submission.at(self._services)
-        row, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
-        text = json.dumps(document)
+        row, text, warnings = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
         await self._database.write(lambda c: insert_run(c, row, experiment_id, text))
         self._signals.request(row["id"])
-        return warned(reply(RUN, run_message(row, {row["spec_digest"]: document})), warnings)
+        return warned(reply(RUN, run_message(row, {row["spec_digest"]: tables.part_of_answer(text)})), warnings)
 
     async def get(self, request: Request) -> Response:
         id_ = request.path_params["run_id"]
@@ -121,7 +114,7 @@ class RunsApi:
         text = await self._database.read(lambda c: _run_text(c, id_))
         if text is None:
             raise _no_run(id_)
-        return Response(text, media_type="application/json")
+        return json_reply(text)
 
     async def list_tasks(self, request: Request) -> Response:
         """List the tasks of a run in the order in which they came to be; ``parent_id``: those directly below a task."""
@@ -133,16 +126,15 @@ class RunsApi:
         page = parse_page({name: query.get(name, "") for name in ("page_size", "page_token")}, {})
         after = page.after[0] if page.after else 0
 
-        def read(connection: sa.Connection) -> tuple[list[dict[str, Any]], int]:
+        def read(connection: sa.Connection) -> str:
             rows, total = tables.list_tasks(connection, run_id, parent, after=after, limit=page.size + 1)
-            return _some_details(connection, rows), total
+            token = ""
+            if len(rows) > page.size:
+                rows.pop()
+                token = next_token(page, rows[-1]["execution"], rows[-1]["id"])
+            return list_text(TASK_LIST, "tasks", _some_details(connection, rows), tables.Listed(rows, total, token))
 
-        shown, total = await self._database.read(read)
-        token = ""
-        if len(shown) > page.size:
-            shown.pop()
-            token = next_token(page, shown[-1]["execution_id"], shown[-1]["task_id"])
-        return reply(TASK_LIST, {"tasks": shown, "next_page_token": token, "total_size": total})
+        return json_reply(await self._database.read(read))
 
     async def get_task(self, request: Request) -> Response:
         id_ = request.path_params["task_id"]
@@ -221,7 +213,10 @@ def _run_text(connection: sa.Connection, id_: str) -> str | None:
     row = tables.get_run(connection, id_)
     if row is None:
         return None
-    message = run_message(row, tables.get_specs(connection, _own_specs([row])))
+    if row["pipeline_version_id"] and tables.get_version(connection, row["pipeline_version_id"]) is None:
+        # What it was made from is deleted: a reference would lead nowhere, its document is still there.
+        row = row | {"pipeline_id": "", "pipeline_version_id": ""}
+    message = run_message(row, tables.get_documents(connection, _own_specs([row])))
     if details := _details(connection, id_):
         message["run_details"] = {"task_details": details}
     return json_text(render(RUN, message))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
@@ -83,8 +82,7 @@ class Scheduler:
         try:
             reference, document = await self._database.read(lambda c: _pipeline(c, row))
             how = Submission(run_id, now, scheduled_at=tick, recurring_run_id=row["id"], index=index)
-            run, _ = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
-            text = json.dumps(document)
+            run, text, _ = await asyncio.to_thread(new_run, given, reference, document, self._services, how)
 
             def store(connection: sa.Connection) -> None:
                 current = tables.get_recurring_run(connection, row["id"])

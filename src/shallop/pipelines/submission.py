@@ -164,9 +164,10 @@ def open_experiment(connection: sa.Connection, id_: str, now: int, what: str) ->
 
 
 class NewRun(NamedTuple):
-    """A run that may be stored, and what in its pipeline will have no effect."""
+    """A run that may be stored, its document as JSON, and what in its pipeline will have no effect."""
 
     row: Row
+    text: str
     warnings: list[str]
 
 
@@ -182,6 +183,7 @@ def new_run(
             f"runtime_config.pipeline_root: {root!r} is neither an absolute directory nor in an object store (s3://, "
             "minio://, gs://, az://); leave it out (in the pipeline too) to use the server's own."
         )
+    text = json.dumps(document)
     macros = MacroContext(how.run_id, from_micros(how.scheduled_at or how.now), from_micros(how.now), how.index)
     parameters = {name: expand_macros(value, macros) for name, value in config.get("parameters", {}).items()}
     refuse(check_parameters(pipeline, parameters), f"Run {given['display_name']!r}")
@@ -193,7 +195,7 @@ def new_run(
         "storage_state": "AVAILABLE",
         "pipeline_id": reference.get("pipeline_id", ""),
         "pipeline_version_id": reference.get("pipeline_version_id", ""),
-        "spec_digest": spec_digest(json.dumps(document)),
+        "spec_digest": spec_digest(text),
         "pipeline_name": pipeline.name,
         "parameters": parameters,
         "pipeline_root": root,
@@ -210,7 +212,7 @@ def new_run(
         "reuse": how.reuse,
         "namespace": "",
     }
-    return NewRun(row, warnings_of(pipeline))
+    return NewRun(row, text, warnings_of(pipeline))
 
 
 def insert_run(connection: sa.Connection, row: Row, experiment_id: str, text: str) -> None:

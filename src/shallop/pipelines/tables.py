@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
 from shallop.errors import AlreadyExistsError
@@ -129,6 +130,11 @@ runs = sa.Table(
     sa.Index("pipelines_runs_spec", "spec_digest"),
     sa.Index("pipelines_runs_recurring", "recurring_run_id", "state"),
     sa.Index("pipelines_runs_namespace", "namespace", "created_at", "id"),
+    sa.Index("pipelines_runs_namespace_state", "namespace", "state", "created_at", "id"),
+    sa.Index("pipelines_runs_namespace_storage", "namespace", "storage_state", "created_at", "id"),
+    sa.Index("pipelines_runs_name_created", "name", "created_at", "id"),
+    sa.Index("pipelines_runs_recurring_created", "recurring_run_id", "created_at", "id"),
+    sa.Index("pipelines_runs_experiment_state", "experiment_id", "state", "created_at", "id"),
 )
 recurring_runs = sa.Table(
     "pipelines_recurring_runs",
@@ -189,6 +195,7 @@ tasks = sa.Table(
     _json("state_history"),
     sa.Column("usage", sa.JSON(none_as_null=True)),
     sa.Index("pipelines_tasks_run", "run_id", "execution"),
+    sa.Index("pipelines_tasks_parent", "parent_id", "execution"),
 )
 artifacts = sa.Table(
     "pipelines_artifacts",
@@ -205,7 +212,8 @@ artifacts = sa.Table(
     _text("task_id", 64),
     _namespace(),
     sa.Index("pipelines_artifacts_created", "created_at", "id"),
-    sa.Index("pipelines_artifacts_run", "run_id"),
+    sa.Index("pipelines_artifacts_run_created", "run_id", "created_at", "id"),
+    sa.Index("pipelines_artifacts_namespace", "namespace", "created_at", "id"),
     sa.Index("pipelines_artifacts_uri", "uri"),
 )
 artifact_tasks = sa.Table(
@@ -235,6 +243,8 @@ cache_entries = sa.Table(
     _text("component"),
     sa.Column("material", sa.JSON(none_as_null=True)),
     sa.Index("pipelines_cache_component", "pipeline_name", "component", "created_at"),
+    sa.Index("pipelines_cache_created", "created_at", "key"),
+    sa.Index("pipelines_cache_pipeline", "pipeline_name", "created_at", "key"),
 )
 
 
@@ -269,6 +279,13 @@ def m0005_namespaces(connection: sa.Connection) -> None:
 
 def m0006_runs_of_experiments(connection: sa.Connection) -> None:
     _create_index(connection, runs, "pipelines_runs_experiment_created")
+
+
+def m0007_orders_of_lists(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("DROP INDEX IF EXISTS pipelines_artifacts_run")
+    for table in (runs, tasks, artifacts, cache_entries):
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _rebuild(connection: sa.Connection, group: Sequence[sa.Table]) -> None:
@@ -311,6 +328,7 @@ MIGRATIONS = (
     m0004_reuse_and_usage,
     m0005_namespaces,
     m0006_runs_of_experiments,
+    m0007_orders_of_lists,
 )
 
 
@@ -536,6 +554,20 @@ def get_specs(connection: sa.Connection, digests: Iterable[str]) -> dict[str, An
     """Return documents by digest, decoded."""
     query = sa.select(specs).where(specs.c.digest.in_(set(digests)))
     return {row.digest: json.loads(row.document) for row in connection.execute(query)}
+
+
+def get_documents(connection: sa.Connection, digests: Iterable[str]) -> dict[str, Any]:
+    """Return documents by digest as parts of an answer: their text, which nobody here reads, is not decoded."""
+    query = sa.select(specs).where(specs.c.digest.in_(set(digests)))
+    return {digest: part_of_answer(text) for digest, text in connection.execute(query)}
+
+
+def part_of_answer(text: str) -> Any:
+    """Return a document's JSON as a value that ``http.json_text`` writes as it is."""
+    # What Python's module writes for numbers that JSON does not have; an answer has null for them.
+    if "NaN" in text or "Infinity" in text:
+        return json.loads(text)
+    return msgspec.Raw(text.encode())
 
 
 def _digests(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> set[str]:
@@ -878,11 +910,14 @@ def get_metrics(connection: sa.Connection, run_ids: Sequence[str]) -> list[Row]:
     return [dict(row) for row in connection.execute(query.order_by(artifact_tasks.c.id)).mappings()]
 
 
-def last_numbers(connection: sa.Connection) -> tuple[int, int]:
-    """Return the highest execution number and artifact id in use."""
-    execution = connection.execute(sa.select(sa.func.max(tasks.c.execution))).scalar_one()
-    artifact = connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar_one()
-    return execution or 0, artifact or 0
+def last_execution(connection: sa.Connection) -> int:
+    """Return the highest execution number in use; looks at all tasks."""
+    return connection.execute(sa.select(sa.func.max(tasks.c.execution))).scalar_one() or 0
+
+
+def last_artifact(connection: sa.Connection) -> int:
+    """Return the highest id of an artifact in use."""
+    return connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar_one() or 0
 
 
 def get_cache_entry(connection: sa.Connection, namespace: str, pipeline_name: str, key: str) -> Row | None:

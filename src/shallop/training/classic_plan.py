@@ -15,7 +15,7 @@ from shallop.kube.objects import Object, format_time, is_deleting, labels_of, pa
 from shallop.training.classic_render import REPLICA_INDEX, REPLICA_TYPE, labels_for
 from shallop.training.classic_table import ClassicKind
 from shallop.training.classic_view import JobView
-from shallop.training.failures import first_failure, missing_program, unknown_image
+from shallop.training.failures import failing_start, first_failure, missing_program, unknown_image
 
 __all__ = ["ClassicPlan", "plan_classic"]
 
@@ -148,6 +148,9 @@ def plan_classic(kind: ClassicKind, raw: Object, pods: Sequence[Object], now: da
             conditions.set("Restarting", f"{name} is restarting because {restarted} replica(s) failed.")
         elif _is_running(kind, job, tallies):
             conditions.set("Running", f"{name} is running.")
+        elif problem := next(filter(None, map(failing_start, pods)), ""):
+            # As on Kubernetes it is tried for ever; upstream's job says only that it is created.
+            conditions.set("Restarting", f"{name} cannot start, and tries again after pauses: {problem}")
         create = _missing(kind, job, pods, delete)
     status["conditions"] = conditions.items
     status["replicaStatuses"] = _replica_statuses(kind, job, tallies)
@@ -243,8 +246,9 @@ def _container_restarts(kind: ClassicKind, job: JobView, pods: Sequence[Object])
     for pod in pods:
         type_ = kind.type_named(labels_of(pod).get(REPLICA_TYPE, ""))
         if type_ in job.specs and _policy_of(kind, job, type_) in _IN_PLACE:
-            statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-            total += sum(int(container.get("restartCount") or 0) for container in statuses)
+            for name in ("initContainerStatuses", "containerStatuses"):
+                statuses = (pod.get("status") or {}).get(name) or ()
+                total += sum(int(container.get("restartCount") or 0) for container in statuses)
     return total
 
 

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 from shallop.kube.objects import Object
 
-__all__ = ["Failure", "explain", "first_failure", "missing_program", "start_problem", "unknown_image"]
+__all__ = [
+    "Failure",
+    "explain",
+    "failing_start",
+    "first_failure",
+    "missing_program",
+    "start_problem",
+    "unknown_image",
+]
 
 _LINES, _CHARACTERS = 8, 700
 # Waiting reasons that no amount of waiting cures by itself.
@@ -83,6 +91,16 @@ def start_problem(pod: Object) -> str:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return str(condition.get("message") or condition.get("reason") or "")
+    return ""
+
+
+def failing_start(pod: Object) -> str:
+    """Return how an init container ended that is started again and again, empty when there is none."""
+    for container in (pod.get("status") or {}).get("initContainerStatuses") or ():
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        ended = (container.get("lastState") or {}).get("terminated") or {}
+        if waiting.get("reason") == "CrashLoopBackOff" and ended.get("exitCode"):
+            return f"init {explain(pod, container['name'], ended)}"
     return ""
 
 

@@ -7,6 +7,8 @@ the same order, so a crash costs nothing.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -35,6 +37,8 @@ __all__ = [
 
 # The collectors whose metrics are read from logs and files.
 READ = ("StdOut", "File", "TensorFlowEvent")
+# The log of a run, and what it was renamed to when it was full.
+_LOG = re.compile(r"(\d+)\.log(?:\.(\d+))?")
 
 
 class Collected(NamedTuple):
@@ -80,9 +84,9 @@ def read_metrics(settings: Settings, trial: Mapping[str, Any], pods: Sequence[Ob
     formats = (source.get("filter") or {}).get("metricsFormat") or ()
     if kind == "StdOut":
         return [
-            Collected(f"{pod['metadata']['uid']}/{run}", parse_text(_log_lines(path), names, formats))
+            Collected(f"{pod['metadata']['uid']}/{run}", parse_text(_log_lines(paths), names, formats))
             for pod in pods
-            for run, path in _logs(settings, pod, spec["primaryContainerName"])
+            for run, paths in _logs(settings, pod, spec["primaryContainerName"])
         ]
     folder = metrics_folder(settings, metadata["namespace"], metadata["name"])
     if kind == "File":
@@ -98,9 +102,10 @@ def read_metrics(settings: Settings, trial: Mapping[str, Any], pods: Sequence[Ob
 def size_bytes(settings: Settings, trial: Mapping[str, Any], pods: Sequence[Object]) -> int:
     """Return about how much ``read_metrics`` would read; blocks on files."""
     metadata, container = trial["metadata"], trial["spec"]["primaryContainerName"]
-    folders = [log_folder(settings, pod) / container for pod in pods]
-    folders.append(metrics_folder(settings, metadata["namespace"], metadata["name"]))
-    return sum(_size_bytes(path) for folder in folders for path in folder.rglob("*"))
+    kind = ((trial["spec"].get("metricsCollector") or {}).get("collector") or {}).get("kind", "StdOut")
+    if kind == "StdOut":
+        return sum(_size_bytes(path) for pod in pods for _, paths in _logs(settings, pod, container) for path in paths)
+    return sum(map(_size_bytes, metrics_folder(settings, metadata["namespace"], metadata["name"]).rglob("*")))
 
 
 def _size_bytes(path: Path) -> int:
@@ -110,11 +115,23 @@ def _size_bytes(path: Path) -> int:
         return 0  # a log that is renamed now
 
 
-def _logs(settings: Settings, pod: Object, container: str) -> Iterator[tuple[int, Path]]:
+def _logs(settings: Settings, pod: Object, container: str) -> list[tuple[int, list[Path]]]:
+    """
+    Return the runs of a container, each with the files of its log, the oldest first.
+
+    Asked of a thread beside a busy event loop: each question to the file system may wait for the interpreter's lock.
+    """
     folder = log_folder(settings, pod) / container
-    runs = sorted(int(path.stem) for path in folder.glob("*.log") if path.stem.isdigit())
-    for run in runs:
-        yield run, folder / f"{run}.log"
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found: dict[int, list[tuple[int, Path]]] = {}
+    for name in names:
+        if match := _LOG.fullmatch(name):
+            # The log itself is newer than those that it was renamed to.
+            found.setdefault(int(match[1]), []).append((-int(match[2] or 0), folder / name))
+    return [(run, [path for _, path in sorted(files)]) for run, files in sorted(found.items())]
 
 
 def log_folder(settings: Settings, pod: Object) -> Path:
@@ -123,12 +140,11 @@ def log_folder(settings: Settings, pod: Object) -> Path:
     return settings.logs / str(metadata["namespace"]) / f"{metadata['name']}_{metadata['uid']}"
 
 
-def _log_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _log_lines(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
     """Yield the lines of a log with the time when each began, parts of long lines joined."""
-    rotated = [path.with_name(f"{path.name}.{number}") for number in range(4, 0, -1)]
     text, since = "", 0
-    for file in [*rotated, path]:
-        for line in _lines(file):
+    for path in paths:
+        for line in _lines(path):
             parts = line.split(" ", 3)
             if len(parts) < 4:
                 continue
@@ -163,8 +179,8 @@ def _lines(path: Path) -> Iterator[str]:
 def last_lines(settings: Settings, pods: Sequence[Object], container: str, count: int = 5) -> str:
     """Return the end of the newest log of a container, for messages."""
     for pod in reversed(pods):
-        for _, path in reversed(list(_logs(settings, pod, container))):
-            lines = [text for _, text in _log_lines(path)]
+        for _, paths in reversed(_logs(settings, pod, container)):
+            lines = [text for _, text in _log_lines(paths)]
             if lines:
                 return "\n".join(lines[-count:])[-1024:]
     return ""

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 __all__ = [
     "MIGRATIONS",
     "Report",
+    "add_all_reports",
     "add_reports",
     "add_suggestions",
     "append_reports",
@@ -91,6 +92,22 @@ def add_reports(connection: sa.Connection, trial: str, source: str, reports: Seq
     """Store everything that a source holds until now; what is known already stays as it is."""
     known = _count(connection, trial, source)
     _insert(connection, trial, source, known, reports[known:])
+
+
+def add_all_reports(
+    connection: sa.Connection, trial: str, collected: Sequence[tuple[str, Sequence[Report]]]
+) -> list[Report]:
+    """Store everything that sources hold until now; return all that is known of the trial, as :func:`reports_of`."""
+    known = reports_of(connection, trial)
+    if known:
+        for source, reports in collected:
+            add_reports(connection, trial, source, reports)
+        return reports_of(connection, trial)
+    # The usual case, one statement less: a trial is looked at once, when it has ended.
+    ordered = sorted(collected, key=lambda one: one[0])
+    for source, reports in ordered:
+        _insert(connection, trial, source, 0, reports)
+    return sorted((report for _, reports in ordered for report in reports), key=lambda report: report.time_us)
 
 
 def append_reports(connection: sa.Connection, trial: str, source: str, reports: Sequence[Report]) -> None:

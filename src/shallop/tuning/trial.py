@@ -19,7 +19,7 @@ from shallop.kube.objects import Gvk, Key, Object, format_time, gvk_of, is_delet
 from shallop.settings import Settings
 from shallop.tuning import tables
 from shallop.tuning.checkpoints import needs_checkpoint, prepare_checkpoint, remove_checkpoint
-from shallop.tuning.collect import READ, Collected, last_lines, read_metrics, remove_metrics, size_bytes
+from shallop.tuning.collect import READ, last_lines, read_metrics, remove_metrics, size_bytes
 from shallop.tuning.conditions import has, status_patch, with_condition
 from shallop.tuning.earlystopping import asha_stops, rules_fire, settings_of
 from shallop.tuning.gjson import GjsonError, Match, evaluate
@@ -265,7 +265,7 @@ async def _collect(ctx: Context, trial: Object, pods: list[Object]) -> list[Repo
         if short is not None:
             return short
         collected = await asyncio.to_thread(read_metrics, ctx.settings, trial, pods)
-        return await ctx.database.write(lambda c: _store(c, name, collected))
+        return await ctx.database.write(lambda c: tables.add_all_reports(c, name, collected))
     return await ctx.database.read(lambda connection: tables.reports_of(connection, name))
 
 
@@ -275,14 +275,7 @@ def _read_into(
     """Read and store what a trial has measured; None, and nothing read, when there is more than ``most_bytes``."""
     if size_bytes(settings, trial, pods) > most_bytes:
         return None
-    return _store(connection, trial["metadata"]["name"], read_metrics(settings, trial, pods))
-
-
-def _store(connection: Any, trial: str, collected: Sequence[Collected]) -> list[Report]:
-    """Store what was read; return everything that is known of the trial."""
-    for source, reports in collected:
-        tables.add_reports(connection, trial, source, reports)
-    return tables.reports_of(connection, trial)
+    return tables.add_all_reports(connection, trial["metadata"]["name"], read_metrics(settings, trial, pods))
 
 
 async def _why(ctx: Context, trial: Object, pods: list[Object], failed: Match) -> str:

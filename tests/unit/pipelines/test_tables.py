@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shallop.pipelines import tables
-from shallop.pipelines.listing import RUN_KEYS, parse_page
+from shallop.pipelines.filters import FilterKey
+from shallop.pipelines.listing import (
+    ARTIFACT_KEYS,
+    EXPERIMENT_KEYS,
+    PIPELINE_KEYS,
+    RECURRING_RUN_KEYS,
+    RUN_KEYS,
+    VERSION_KEYS,
+    Page,
+    parse_page,
+)
 from shallop.store.database import Database
 
 
@@ -166,10 +177,35 @@ def test_rows_of_an_older_database_are_kept_in_no_namespace(tmp_path: Path) -> N
     database.close()
 
 
+def _where(**values: str) -> dict[str, str]:
+    predicates = [{"operation": "EQUALS", "key": key, "string_value": value} for key, value in values.items()]
+    return {"filter": json.dumps({"predicates": predicates})}
+
+
+def _check_plans(connection: sa.Connection, ask: Callable[[], Any]) -> None:
+    """Each query of ``ask`` must find its rows, in order, by an index."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
+        asked.append((text, values))
+
+    sa.event.listen(connection, "before_cursor_execute", note)
+    ask()
+    sa.event.remove(connection, "before_cursor_execute", note)
+    assert asked
+    for text, values in asked:
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+        for line in plan:
+            assert "TEMP B-TREE" not in line, (text, plan)
+            assert "INDEX" in line or "PRIMARY KEY" in line, (text, plan)
+
+
+@pytest.mark.parametrize("namespace", [None, "team"])
 @pytest.mark.parametrize("experiment", ["", "e"])
 @pytest.mark.parametrize(
     ("order", "filter_"),
     [
+        ("", {}),
         ("created_at desc", {}),
         ("created_at", {}),
         ("created_at desc", {"state": "FAILED"}),
@@ -177,17 +213,45 @@ def test_rows_of_an_older_database_are_kept_in_no_namespace(tmp_path: Path) -> N
         ("display_name", {"storage_state": "AVAILABLE"}),
         ("finished_at desc", {"storage_state": "AVAILABLE"}),
         ("created_at desc", {"id": "r"}),
+        ("", {"display_name": "r"}),
+        ("", {"recurring_run_id": "j"}),
     ],
 )
 def test_what_pages_ask_of_runs_needs_no_sorting_and_no_scan_of_the_table(
-    connection: sa.Connection, order: str, filter_: dict[str, str], experiment: str
+    connection: sa.Connection, order: str, filter_: dict[str, str], experiment: str, namespace: str | None
 ) -> None:
-    predicates = [{"operation": "EQUALS", "key": key, "string_value": value} for key, value in filter_.items()]
-    page = parse_page({"sort_by": order, "filter": json.dumps({"predicates": predicates})}, RUN_KEYS)
-    asked: list[tuple[str, Any]] = []
-    sa.event.listen(connection, "before_cursor_execute", lambda _c, _r, text, values, *_: asked.append((text, values)))
-    tables.list_runs(connection, page, experiment)
-    assert len(asked) == 2
-    for text, values in list(asked):
-        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
-        assert all("INDEX" in line and "TEMP B-TREE" not in line for line in plan), (text, plan)
+    first = parse_page({"sort_by": order, **_where(**filter_)}, RUN_KEYS)
+    after = ("r" if order == "display_name" else 5, "r")
+    for page in (first, first._replace(after=after)):
+        _check_plans(connection, partial(tables.list_runs, connection, page, experiment, namespace))
+
+
+@pytest.mark.parametrize("order", ["", "created_at desc"])
+def test_what_pages_ask_of_other_lists_needs_no_sorting_and_no_scan_of_the_table(
+    connection: sa.Connection, order: str
+) -> None:
+    def page(keys: Mapping[str, FilterKey], **filter_: str) -> Page:
+        return parse_page({"sort_by": order, **_where(**filter_)}, keys)
+
+    asked: list[Callable[[], Any]] = [
+        lambda: tables.list_experiments(connection, page(EXPERIMENT_KEYS)),
+        lambda: tables.list_pipelines(connection, page(PIPELINE_KEYS)),
+        lambda: tables.list_versions(connection, page(VERSION_KEYS), "p"),
+        lambda: tables.list_recurring_runs(connection, page(RECURRING_RUN_KEYS), ""),
+        lambda: tables.list_recurring_runs(connection, page(RECURRING_RUN_KEYS), "e"),
+        lambda: tables.list_artifacts(connection, page(ARTIFACT_KEYS), ""),
+        lambda: tables.list_artifacts(connection, page(ARTIFACT_KEYS), "r"),
+        lambda: tables.list_artifacts(connection, page(ARTIFACT_KEYS), "", "team"),
+        lambda: tables.list_artifacts(connection, page(ARTIFACT_KEYS), "r", "team"),
+        lambda: tables.list_tasks(connection, "r", "", after=0, limit=20),
+        lambda: tables.list_tasks(connection, "r", "t", after=5, limit=20),
+        lambda: tables.get_task_states(connection, "r"),
+        lambda: tables.list_cache_entries(connection, before=None, limit=20, equals={}),
+        lambda: tables.list_cache_entries(connection, before=(5, "k"), limit=20, equals={}),
+        lambda: tables.list_cache_entries(connection, before=(5, "k"), limit=20, equals={"pipeline_name": "p"}),
+        lambda: tables.list_links(connection, after=0, limit=20, equals={"run_id": "r"}),
+        lambda: tables.list_links(connection, after=5, limit=20, equals={"task_id": "t"}),
+        lambda: tables.list_links(connection, after=5, limit=20, equals={"artifact_id": 1}),
+    ]
+    for ask in asked:
+        _check_plans(connection, ask)

@@ -454,6 +454,23 @@ def test_a_job_whose_image_stands_for_nothing_fails_at_once() -> None:
     assert failed and "Pod j-master-0: no local environment for image 'acme/train:7'" in failed["message"]
 
 
+def test_a_job_whose_init_container_fails_again_and_again_says_why_it_waits() -> None:
+    raw = job("PyTorchJob", {"Master": 1}, policy="OnFailure", runPolicy={"backoffLimit": 3})
+    ended = {"exitCode": 3, "message": "fetching\nno such bucket\n", "finishedAt": "2026-01-01T00:00:00Z"}
+    looping = {"name": "fetch", "restartCount": 2, "lastState": {"terminated": ended}}
+    looping["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
+    starting = pod(raw, "Master", 0, "Pending")
+    starting["status"] |= {"initContainerStatuses": [looping], "containerStatuses": []}
+    result = plan(raw, [starting])
+    assert types(result) == {"Created": "True", "Restarting": "True"}
+    said = result.status["conditions"][-1]["message"]
+    assert "init container fetch of Pod j-master-0 ended with exit code 3; last lines:\nfetching\nno such" in said
+    assert types(plan(after(raw, result), [pod(raw, "Master", 0, "Running")])) == {"Created": "True", "Running": "True"}
+    looping["restartCount"] = 4
+    failed = find_condition({"status": plan(raw, [starting]).status}, "Failed")
+    assert failed and "backoff limit" in failed["message"] and "no such bucket" in failed["message"]
+
+
 @pytest.mark.parametrize(
     ("kind", "replicas", "spec", "least"),
     [

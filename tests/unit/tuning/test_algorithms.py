@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from shallop.tuning.algorithms import ALGORITHMS
 from shallop.tuning.algorithms.contract import Past, Problem, SettingError
-from shallop.tuning.algorithms.sobol import sobol_point
+from shallop.tuning.algorithms.sobol import scrambled_point, sobol_point
 from shallop.tuning.space import parse_parameter
 
 
@@ -215,10 +216,15 @@ def test_pbt_members_descend_from_the_generation_before() -> None:
             assert names[past.memo["parent"]] == past.memo["generation"] - 1
 
 
-def test_sobol_fills_every_interval_of_each_axis_once() -> None:
-    points = [sobol_point(number, 21) for number in range(64)]
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_sobol_fills_every_interval_of_each_axis_and_every_box_of_two_once(seed: int | None) -> None:
+    points = [
+        sobol_point(number, 21) if seed is None else scrambled_point(number, 21, random.Random(seed))
+        for number in range(64)
+    ]
     for axis in range(21):
         assert sorted(int(point[axis] * 64) for point in points) == list(range(64))
+    assert len({(int(point[0] * 8), int(point[1] * 8)) for point in points}) == 64
 
 
 def test_enas_learns_what_is_rewarded() -> None:

@@ -24,7 +24,6 @@ from shallop.embedded.kubelet.engine import find_engine
 from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.execution import dial
 from shallop.embedded.kubelet.gpus import GPU, Gpus, find_gpus
-from shallop.embedded.kubelet.holders import Holders
 from shallop.embedded.kubelet.housekeeping import clean_up
 from shallop.embedded.kubelet.limits import ControlGroups
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
@@ -57,6 +56,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _LEASE_S = 40
+# How long the name of a Pod that has ended may still be found.
+_FORGET_S = 0.05
 _CLEAN_UP_S = 3600.0
 # Use is measured over this time, or since the last question when that was so many seconds ago.
 _WINDOW_S = 0.5
@@ -89,7 +90,6 @@ class Node:
         self.groups = ControlGroups(self.settings.home)
         self.gpus = Gpus(find_gpus())
         self.zygotes = Zygotes.of(self.settings)
-        self.holders = Holders(self.settings.run / "holders", self.zygotes, self.groups)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self._base: Environment | None = None
         self.spares = Spares(self.settings.run / "sandboxes", self.network, self.base_zygote)
@@ -111,7 +111,6 @@ class Node:
         """Register, then run Pods until cancelled; their processes go on."""
         self.network.start()
         await self.base_zygote()
-        await asyncio.to_thread(self.holders.stop)
         await self._register()
         for kind in ("ConfigMap", "Secret"):
             self._informers[kind].add_handler(self._reference_changed)
@@ -143,7 +142,6 @@ class Node:
     async def stop(self, *, keep_pods: bool) -> None:
         """Call after ``run`` has ended: end the processes of all Pods, or leave them for the next start."""
         await self.spares.end_all()
-        self.holders.stop()
         if keep_pods:
             return
         folders = [folder for folder in self.settings.pods.iterdir() if folder.is_dir()]
@@ -205,7 +203,8 @@ class Node:
                 self._named[uid] = pod
                 self._network_changed.set()
         elif self._named.pop(uid, None) is not None:
-            self._network_changed.set()
+            # Nobody waits for a name to go; whoever comes after the Pod goes first.
+            asyncio.get_running_loop().call_later(_FORGET_S, self._network_changed.set)
 
     def announce(self, pod: Object, address: str) -> None:
         """Let a Pod be found by its names before it runs: what trains looks up its own name first."""

@@ -59,6 +59,8 @@ _MANAGER = "kubernetes.io/job-controller"
 # Kubernetes waits up to a second before it looks at what Pods do.
 _QUIET_S = 0.2
 _QUIET = {"active", "ready", "startTime"}
+# How long the Pods of a Job that is over are held: nothing counts any more, and whoever waits for its end goes first.
+_HELD_S = 0.1
 _NEW: dict[str, Any] = {"terminating": 0, "uncountedTerminatedPods": {}}
 
 
@@ -454,8 +456,9 @@ class Jobs:
     def __init__(self) -> None:
         self._pods = Children(POD)
         self._latest = Latest()
-        # Since when the numbers of Pods are not shown.
+        # Since when the numbers of Pods are not shown, and since when a Job that is over holds its Pods.
         self._unshown: dict[Key, datetime] = {}
+        self._held: dict[Key, datetime] = {}
 
     async def reconcile(self, ctx: Context, job: Resource[dict[str, Any]]) -> Result:
         """Create Pods as planned, write down what ended, and only then let go of it."""
@@ -479,6 +482,8 @@ class Jobs:
             return Result(min(left_s, plan.requeue_after_s or left_s))
         await self._latest.write_status(ctx, raw, status)
         self._tell(ctx, raw, status)
+        if plan.release and not plan.delete and (left_s := self._held_s(ctx, job.key, status)):
+            return Result(min(left_s, plan.requeue_after_s or left_s))
         for pod in plan.release:
             await _remove_finalizer(ctx, pod)
         for pod in plan.delete:
@@ -491,6 +496,7 @@ class Jobs:
 
     async def on_gone(self, ctx: Context, key: Key) -> None:
         self._unshown.pop(key, None)
+        self._held.pop(key, None)
         await _release_all(ctx, key)
 
     def _quiet_s(self, ctx: Context, raw: Object, status: dict[str, Any]) -> float:
@@ -503,6 +509,12 @@ class Jobs:
         if left_s <= 0:
             del self._unshown[key]
         return max(0.0, left_s)
+
+    def _held_s(self, ctx: Context, key: Key, status: dict[str, Any]) -> float:
+        """Return for how long Pods may wait to be let go; 0 when it is time."""
+        if not _ending_of(status.get("conditions") or (), ("Complete", "Failed")):
+            return 0.0
+        return max(0.0, _HELD_S - (ctx.now() - self._held.setdefault(key, ctx.now())).total_seconds())
 
     async def _create(self, ctx: Context, raw: Object, plan: JobPlan) -> dict[str, Any]:
         for index in plan.create:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Sequence
 from functools import cache
 
 from shallop.tuning.algorithms.contract import Past, Problem, Proposal, Reply, draw
 
-__all__ = ["Sobol", "sobol_point"]
+__all__ = ["Sobol", "scrambled_point", "sobol_point"]
 
 _BITS = 32
 # Degree and coefficients of primitive polynomials, first direction numbers; after the first dimension.
@@ -50,18 +52,37 @@ class Sobol:
 
 
 def _assignments(problem: Problem, number: int) -> dict[str, str]:
-    # A random shift, the same for all points, so that seeds differ; modulo 1 it keeps the points even.
-    shift, generator = draw(problem, 0, "sobol"), draw(problem, number)
-    point = sobol_point(number, min(len(problem.parameters), len(_JOE_KUO) + 1))
-    assignments = {}
-    for index, parameter in enumerate(problem.parameters):
-        u = point[index] if index < len(point) else generator.random()
-        assignments[parameter.name] = parameter.value_at((u + shift.random()) % 1.0)
-    return assignments
+    generator = draw(problem, number)
+    point = scrambled_point(number, min(len(problem.parameters), len(_JOE_KUO) + 1), draw(problem, 0, "sobol"))
+    return {
+        one.name: one.value_at(point[index] if index < len(point) else generator.random())
+        for index, one in enumerate(problem.parameters)
+    }
+
+
+def scrambled_point(number: int, dimensions: int, seeds: random.Random) -> list[float]:
+    """
+    Return a point of the sequence that a fresh generator makes of Sobol's: as even, without a first point in a corner.
+
+    Source: Owen, "Randomly permuted (t,m,s)-nets and (t,s)-sequences" (1995): each bit is turned or not by chance, a
+    chance of its own for all the bits before it.
+    """
+    point = []
+    for bits in _coordinates(number, dimensions):
+        scrambled, seed = bits, seeds.getrandbits(64)
+        for position in range(_BITS):
+            text = f"{seed}/{position}/{bits >> (_BITS - position)}"
+            scrambled ^= (hashlib.blake2b(text.encode(), digest_size=1).digest()[0] & 1) << (_BITS - 1 - position)
+        point.append(scrambled / (1 << _BITS))
+    return point
 
 
 def sobol_point(number: int, dimensions: int) -> list[float]:
     """Return point ``number`` (from 0) of the sequence, each coordinate in [0, 1)."""
+    return [bits / (1 << _BITS) for bits in _coordinates(number, dimensions)]
+
+
+def _coordinates(number: int, dimensions: int) -> list[int]:
     code = number ^ (number >> 1)
     point = []
     for dimension in range(dimensions):
@@ -69,7 +90,7 @@ def sobol_point(number: int, dimensions: int) -> list[float]:
         for position, direction in enumerate(_directions(dimension)):
             if code >> position & 1:
                 bits ^= direction
-        point.append(bits / (1 << _BITS))
+        point.append(bits)
     return point
 
 
