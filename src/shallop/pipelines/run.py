@@ -3,12 +3,13 @@ Drives one run: feeds the planner, writes what it decided in one transaction, an
 
 Pods' names are functions of (run, task, attempt) and a task leaves its result in its folder before it ends, so after a
 ``kill -9`` at any point the same decisions are taken again, finished tasks are not repeated and running ones adopted.
-For that reason Pods may be created while the decision is still being written; all else waits for it.
+For that reason Pods may be created before the decision is written; all else waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections import deque
@@ -79,6 +80,9 @@ _STEP_CHANGES = 200
 _AT_A_TIME = 50
 # How long a Pod may wait for a Secret, ConfigMap or claim before its task fails.
 _STUCK_S = 10.0
+# What was decided is written so much later: not beside the start of the Pods that it asks for, which both would slow
+# down, but while they run. Decisions of this time share a transaction.
+_WRITE_AFTER_S = 0.01
 _FULL_BYTES = 1 << 20
 
 
@@ -153,11 +157,14 @@ class RunDriver:
         self._stuck: set[str] = set()  # names of Pods that wait for something
         self._transfers: dict[str, asyncio.Task[None]] = {}  # by path: inputs or outputs on their way
         self._staging: Staging
+        self._unwritten: list[tuple[Callable[[sa.Connection], None], list[str]]] = []  # and the ids of what changed
+        self._writing: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     async def drive(self, row: dict[str, Any]) -> None:
         """Drive the run until it is over or deleted."""
         self._running, self._waiting, self._delayed, self._stuck = {}, deque(), {}, set()
-        self._transfers = {}
+        self._transfers, self._unwritten, self._writing = {}, [], None
         self.namespace, self._owner = pod_namespace(row), row["namespace"]
         current: tables.Row | None = row
         try:
@@ -169,6 +176,8 @@ class RunDriver:
                 items = [await self.inbox.get()]
                 while not self.inbox.empty():
                     items.append(self.inbox.get_nowait())
+                if self._writing is not None and self._writing.done():
+                    await self._writing
                 if None in items and (current := await self._reload()) is None:
                     await self.stop_pods()
                     return
@@ -177,6 +186,8 @@ class RunDriver:
             await self._staging.clear()
         finally:
             self._places.close()
+            if self._writing is not None:
+                self._writing.cancel()
             for transfer in self._transfers.values():
                 transfer.cancel()
             for handle in self._delayed.values():
@@ -301,45 +312,63 @@ class RunDriver:
                 await _let_others(count)
             adopted = False
             if self._journal.size >= _STEP_CHANGES or not todo:
-                writing = await self._begin_to_write()
-                try:
-                    todo.extend(await self._act_on(known, writing, adopted=True))
-                    todo.extend(await self._act_on(acts, writing, adopted=False))
-                finally:
-                    await writing
+                await self._take_step()
+                todo.extend(await self._act_on(known, adopted=True))
+                todo.extend(await self._act_on(acts, adopted=False))
                 known.clear()
                 acts.clear()
             if not todo:
-                await (await self._begin_to_write())
+                await self._take_step()
+                if self._plan.is_finished:
+                    await self._written()
                 return
             event = todo.popleft()
             pending = self._plan.apply(event)
             if pending or isinstance(event, CancelRequested | RetryRequested):
                 self._journal.record(event)
 
-    async def _begin_to_write(self) -> asyncio.Future[None]:
-        """Take what the journal has and begin to write it; the future says when that is done."""
+    async def _take_step(self) -> None:
+        """Let what the journal has be written soon; wait where more than one step would wait behind a slow disk."""
         size = self._journal.size
         if not size:
-            nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            nothing.set_result(None)
-            return nothing
-        changed = self._journal.changed()
+            return
+        if self._unwritten and self._hurry.is_set():
+            await self._written()
+        changed, begins = self._journal.changed(), self._journal.is_first
         # Nobody but this coroutine changes the plan and the journal.
         step = self._journal.take() if size <= _STEP_CHANGES else await asyncio.to_thread(self._journal.take)
-        return asyncio.ensure_future(self._write(step, changed))
+        self._unwritten.append((step, changed))
+        if self._writing is None or self._writing.done():
+            # That a run goes on is to be seen at once.
+            self._hurry.set() if begins else self._hurry.clear()
+            self._writing = asyncio.create_task(self._write(), name=f"run {self.run_id}: writing")
 
-    async def _write(self, step: Callable[[sa.Connection], None], changed: list[str]) -> None:
-        await self._driver.store(step)
-        self._driver.signals.notify(self.run_id, changed)
+    async def _write(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WRITE_AFTER_S):
+                await self._hurry.wait()
+        self._hurry.set()
+        try:
+            while self._unwritten:
+                steps, self._unwritten = self._unwritten, []
+                await self._driver.store(lambda c, steps=steps: _write_all(c, steps))  # type: ignore[misc]
+                self._driver.signals.notify(self.run_id, [id_ for _, changed in steps for id_ in changed])
+        except Exception:
+            # It must be heard of although nothing else happens.
+            self.inbox.put_nowait(None)
+            raise
 
-    async def _act_on(
-        self, acts: Iterable[StartTask | StopTask], writing: asyncio.Future[None], *, adopted: bool
-    ) -> list[Event]:
+    async def _written(self) -> None:
+        """Wait until all that was decided is written."""
+        self._hurry.set()
+        if self._writing is not None:
+            await self._writing
+
+    async def _act_on(self, acts: Iterable[StartTask | StopTask], *, adopted: bool) -> list[Event]:
         events: list[Event] = []
         for count, act in enumerate(acts, 1):
             if not isinstance(act, StartTask) or built_in_image(self._pipeline, act):
-                await writing
+                await self._written()
             events += await self._act(act, adopted=adopted)
             await _let_others(count)
         return events
@@ -634,6 +663,11 @@ class RunDriver:
         made = Artifact("artifact", action.uri, action.type, action.metadata, self._driver.next_artifact())
         self._journal.add_artifact(action.path, made, 0)
         return TaskSucceeded(action.path, action.attempt, Values(artifacts={"artifact": [made]}))
+
+
+def _write_all(connection: sa.Connection, steps: Iterable[tuple[Callable[[sa.Connection], None], list[str]]]) -> None:
+    for step, _ in steps:
+        step(connection)
 
 
 async def _let_others(count: int) -> None:

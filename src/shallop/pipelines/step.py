@@ -61,7 +61,7 @@ class Journal:
         self._inputs: dict[str, Values] = {}  # by path, as they were written last
         self._seq = seq
         self._namespace = namespace
-        self._is_first = True
+        self.is_first = True  # nothing was taken yet
         self._clear()
 
     def _clear(self) -> None:
@@ -191,7 +191,7 @@ class Journal:
             self._run_id, self._events, self._dropped, new, changed, self._artifacts, self._links, self._cache
         )
         finish, now, run_id = self._finish, self._now(), self._run_id
-        is_first, self._is_first = self._is_first, False
+        is_first, self.is_first = self.is_first, False
         self._clear()
 
         def write(connection: sa.Connection) -> None:
