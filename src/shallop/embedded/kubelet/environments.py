@@ -24,7 +24,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, NamedTuple
@@ -255,7 +255,7 @@ class Environments:
         component = PackageOptions(
             install.index_url, install.extra_index_urls, install.find_links, install.trusted_hosts, False, install.pre
         )
-        return EnvironmentSpec(
+        spec = EnvironmentSpec(
             image=image,
             python=interpreter.version,
             interpreter=interpreter.path,
@@ -272,6 +272,7 @@ class Environments:
             warnings=(f"image '{image}': {warning}",) if warning else (),
             installs_at_run_time=needs_pip,
         )
+        return _first_of_equals(spec)
 
     def _choose(self, wanted: str) -> tuple[Interpreter, str]:
         known = self._interpreters.get(wanted or own_version())
@@ -464,6 +465,12 @@ def _preload_of(spec: EnvironmentSpec, installed: frozenset[str]) -> tuple[str, 
 def _site_packages(environment: Path) -> Path:
     (folder,) = environment.glob("lib/python*/site-packages")
     return folder
+
+
+@lru_cache(maxsize=256)
+def _first_of_equals(spec: EnvironmentSpec) -> EnvironmentSpec:
+    """Return the same object for equal specs: it knows its key."""
+    return spec
 
 
 def _mark_used(path: Path) -> None:

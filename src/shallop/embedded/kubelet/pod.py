@@ -75,6 +75,7 @@ _BRIEF_S = 0.025
 _BRIEF_OF_MANY_S = 0.15
 # How long what such a Pod leaves stays: the next one starts first.
 _LINGER_S = 0.02
+_REST_S = 0.015
 # How often volumes with a size limit are measured.
 _MEASURE_S = 5.0
 _HOOK_S = 600.0
@@ -95,7 +96,7 @@ class PodWorker:
     def __init__(self, node: Node, pod: Object) -> None:
         self._node = node
         self._pod = pod
-        self._references = references(pod)
+        self._references: set[tuple[str, str]] | None = None  # looked for when something has changed
         self._uid = str(pod["metadata"]["uid"])
         self._folder = node.settings.pods / self._uid
         self._wake = asyncio.Event()
@@ -141,7 +142,11 @@ class PodWorker:
 
     def refresh(self, kind: str, key: Key) -> None:
         """A ConfigMap or Secret has changed: bring files up to date, and try again what it was missing for."""
-        if key.namespace != self._pod["metadata"]["namespace"] or (kind, key.name) not in self._references:
+        if key.namespace != self._pod["metadata"]["namespace"]:
+            return
+        if self._references is None:
+            self._references = references(self._pod)
+        if (kind, key.name) not in self._references:
             return
         for record in self._records:
             if (record.state.get("waiting") or {}).get("reason") == "CreateContainerConfigError":
@@ -209,7 +214,6 @@ class PodWorker:
     async def _set_up(self) -> bool:
         """Make volumes, environments and the sandbox; False when the Pod went away before."""
         known = self._folder.exists() or (self._pod.get("status") or {}).get("containerStatuses")
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if known:
             await self._adopt()
         if not any(record.running or record.exit_code is not None for record in self._records):
@@ -275,6 +279,8 @@ class PodWorker:
         own_network = node.network.own_network and not pod["spec"].get("hostNetwork")
         if self._sandbox is None and not self._address and own_network == node.network.own_network:
             self._sandbox = node.spares.take(self._uid, self._folder, self._told)
+        if self._sandbox is None:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._address = node.network.allocate(self._uid, self._address)
         node.announce(pod, self._address)
         self._stale = False

@@ -136,12 +136,13 @@ def clear_folder(folder: Path, container: str) -> None:
     """
     Remove what a Pod has left in its folder. Blocking.
 
-    Its shim's files stay, and what ``container`` was given at its start, where that is empty and has the mode, owner
-    and attributes that it was made with.
+    Its shim's files stay, the folder of its volumes, and what ``container`` was given at its start, where that is empty
+    and has the mode, owner and attributes that it was made with.
     """
     unmount_memory(folder)
     kept = {f"home/{container}": 0o700, f"messages/{container}": 0o600}
     kept |= {f"private/{container}/{name}": 0o1777 for name in ("tmp", "var-tmp")}
+    kept["volumes/"] = 0o755  # none that is in it
     _clear(str(folder), "", kept if container else {})
 
 

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 SHIM = {"shim.sock", "shim.json", "shim.log"}
 MADE = {"home/main", "messages/main", "private/main/tmp", "private/main/var-tmp"}
-ABOVE = {"home", "messages", "private", "private/main"}
+ABOVE = {"home", "messages", "private", "private/main", "volumes"}
 
 
 def names_in(folder: Path) -> set[str]:
