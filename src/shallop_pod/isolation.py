@@ -39,7 +39,7 @@ import signal
 import stat
 from typing import Any
 
-__all__ = ["Entrance", "fork_first", "shape_of"]
+__all__ = ["TOKEN_FOLDER", "Entrance", "fork_first", "shape_of"]
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -58,6 +58,9 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+
+# Where nearly every Pod has a token, in a folder of the machine's that must be shown with one entry more.
+TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,8 +85,11 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 def shape_of(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what making and finishing an :class:`Entrance` need of a plan; most Pods of a node have the same."""
     shape = {key: plan[key] for key in ("user", "pid", "reap", "join") if plan.get(key)}
-    devices = [mount for mount in plan.get("mounts") or () if mount.get("devices")]
-    return {**shape, "mounts": devices} if devices else shape
+    mounts = plan.get("mounts") or ()
+    if devices := [mount for mount in mounts if mount.get("devices")]:
+        shape["mounts"] = devices
+        shape["points"] = [TOKEN_FOLDER] if any(mount["target"] == TOKEN_FOLDER for mount in mounts) else []
+    return shape
 
 
 def fork_first() -> int:
@@ -139,6 +145,8 @@ class Entrance:
         if devices := shape.get("mounts"):
             # Such a plan is a container's; its mount points hardly ever all exist.
             self._view.build(devices, new_root=True)
+            for point in shape["points"]:
+                self._view.make_point(point, folder=True)
 
     def finish(self) -> None:
         """Complete a PID namespace, in its first process: /proc shows what is in it."""
@@ -243,7 +251,7 @@ class _View:
     def _place(self, mount: dict[str, Any]) -> None:
         target = mount["target"].rstrip("/") or "/"
         if mount.get("tmpfs"):
-            self._make_point(target, folder=True)
+            self.make_point(target, folder=True)
             _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, mount.get("options", "mode=0755"))
             self._own.add(target)
             return
@@ -251,7 +259,7 @@ class _View:
             self._place_devices(target)
             return
         descriptor = self._sources[mount["source"]]
-        self._make_point(target, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        self.make_point(target, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
         _mount(f"/proc/self/fd/{descriptor}", target, None, _MS_BIND | _MS_REC)
         if mount.get("readonly"):
             _mount("none", target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _locked_flags(target))
@@ -262,7 +270,7 @@ class _View:
         _mount("tmpfs", target, "tmpfs", _MS_NOSUID, "mode=0755")
         self._own.add(target)
         for name, descriptor in descriptors.items():
-            self._make_point(name, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
+            self.make_point(name, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
             _mount(f"/proc/self/fd/{descriptor}", name, None, _MS_BIND | _MS_REC)
             os.close(descriptor)
         for name, place in _DEVICE_LINKS.items():
@@ -270,7 +278,8 @@ class _View:
         os.mkdir(f"{target}/shm")
         os.chmod(f"{target}/shm", 0o1777)
 
-    def _make_point(self, target: str, *, folder: bool) -> None:
+    def make_point(self, target: str, *, folder: bool) -> None:
+        """Make a file or folder to mount on, unless it is there."""
         if os.path.exists(target):
             return
         ancestor = _existing(target)

@@ -222,16 +222,23 @@ class _Shim:
         request = Request(**order["request"])
         if request.plan and request.plan.get("netns") == "pod":
             request.plan["netns"] = f"/proc/{os.getpid()}/ns/net"
-        log = _Log(order["log"], *order.get("rotate", _ROTATE))
+        logs: list[_Log] = []
+
+        def open_log() -> None:
+            logs.append(_Log(order["log"], *order.get("rotate", _ROTATE)))
+
         attach = order.get("attach") or {}
         theirs, ours, given = _stdio(attach)
         try:
-            child = spawn(order["socket"], request, theirs)
-        except (OSError, ZygoteError) as error:
+            child = spawn(order["socket"], request, theirs, meanwhile=open_log)
+            (log,) = logs
+        except ZygoteError as error:
             for descriptor in [*ours, *([given] if given >= 0 else ())]:
                 os.close(descriptor)
-            log.write("stderr", [str(error).encode()])
-            log.close()
+            if not logs:
+                open_log()
+            logs[0].write("stderr", [str(error).encode()])
+            logs[0].close()
             unreachable = not _listens(order["socket"])
             self._tell({"event": "failed", "id": name, "error": str(error), "unreachable": unreachable})
             return

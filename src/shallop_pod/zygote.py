@@ -148,13 +148,19 @@ class Child:
         self._connection.close()
 
 
-def spawn(socket_path: str, request: Request, stdio: tuple[int, int, int]) -> Child:
+def spawn(
+    socket_path: str, request: Request, stdio: tuple[int, int, int], meanwhile: Callable[[], None] = lambda: None
+) -> Child:
     """
     Start a process by the zygote at ``socket_path``; takes a few milliseconds.
+
+    Args:
+        meanwhile: called while the zygote is at work; what it raises is raised when the process has been killed.
 
     Raises:
         ZygoteError: no zygote listens there, or it could not start the process (the text says why).
     """
+    problem = None
     try:
         connection = connect(socket_path)
     except OSError as error:
@@ -163,6 +169,10 @@ def spawn(socket_path: str, request: Request, stdio: tuple[int, int, int]) -> Ch
         connection.settimeout(_REQUEST_TIMEOUT_S)
         _send(connection, vars(request), stdio)
         connection.settimeout(None)
+        try:
+            meanwhile()
+        except Exception as error:  # of any kind: nobody would know of the process
+            problem = error
         answer = _receive(connection)
     except OSError as error:
         # One that stops accepts the connection and goes away before it reads.
@@ -171,6 +181,10 @@ def spawn(socket_path: str, request: Request, stdio: tuple[int, int, int]) -> Ch
     if answer is None or "pid" not in answer:
         connection.close()
         raise ZygoteError((answer or {}).get("error", f"zygote {socket_path} ended before it started the process"))
+    if problem is not None:
+        os.killpg(answer["pid"], signal.SIGKILL)
+        connection.close()
+        raise problem
     return Child(answer["pid"], connection)
 
 
@@ -475,10 +489,10 @@ class _Standby:
 
 
 class _Machine:
-    """The mounts of this machine and the entries of its root, as they were when this was made."""
+    """The mounts of this machine and the entries of folders that are shown anew, as they were when this was made."""
 
     def __init__(self) -> None:
-        self._root = os.stat("/").st_mtime_ns
+        self._changed = self._change_times()
         self._mounts = os.open("/proc/self/mounts", os.O_RDONLY)
         self._changes = select.poll()
         # The kernel marks the file as exceptional, once, when something was mounted or unmounted.
@@ -486,7 +500,11 @@ class _Machine:
         self._changes.poll(0)
 
     def has_changed(self) -> bool:
-        return os.stat("/").st_mtime_ns != self._root or bool(self._changes.poll(0))
+        return self._change_times() != self._changed or bool(self._changes.poll(0))
+
+    def _change_times(self) -> list[int]:
+        folders = filter(os.path.isdir, ("/", _isolation().TOKEN_FOLDER.partition("/secrets")[0]))
+        return [os.stat(folder).st_mtime_ns for folder in folders]
 
     def close(self) -> None:
         os.close(self._mounts)
