@@ -312,6 +312,18 @@ async def test_half_a_request_is_forgotten_with_its_connection(world: World, whe
 
 
 @pytest.mark.parametrize("where", ["model server", "gateway"])
+async def test_a_client_that_has_ended_its_side_is_answered(world: World, where: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.ports[where])
+    writer.write(post(V1, GOOD) * 50 + post(V1, GOOD)[:-1])
+    writer.write_eof()
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await reader.read(-1)).count(b"[3.0]") == 50
+    writer.close()
+    world.gateway.close_idle_except(())
+    await world.settled()
+
+
+@pytest.mark.parametrize("where", ["model server", "gateway"])
 async def test_a_client_that_sends_byte_by_byte_is_answered(world: World, where: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", world.ports[where])
     for byte in post(V1, GOOD):
@@ -428,7 +440,7 @@ async def test_no_mutation_of_a_request_breaks_a_server_or_stays_in_it(world: Wo
         reader, writer = await asyncio.open_connection("127.0.0.1", world.ports[where])
         try:
             writer.write(data)
-            # The model server answers who has said all; the gateway takes that for a client that is gone.
+            # Who has said all is answered, or closed where that is no whole request.
             writer.write_eof()
             async with asyncio.timeout(DEADLINE_S):
                 while await reader.read(65536):

@@ -1,4 +1,4 @@
-"""Servers that users wrote run as they are: with the package kserve, with FastAPI, with Flask."""
+"""Servers that users wrote run as they are: with the package kserve, FastAPI, Flask; one that speaks HTTP/2 only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shallop.settings import Settings
 
 CODE = Path(__file__).parent / "custom"
 # One environment for all of them.
-REQUIREMENTS = ["kserve==0.21.0", "flask==3.1.3"]
+REQUIREMENTS = ["kserve==0.21.0", "flask==3.1.3", "h2==4.4.1"]
 ANNOTATIONS = {"environment.shallop.dev/requirements": "\n".join(REQUIREMENTS)}
 
 pytestmark = pytest.mark.timeout(300)
@@ -70,14 +70,23 @@ def test_servers_of_users_run_unmodified(platform: Any, tmp_path: Path) -> None:
             "flasky",
             predictor=component("flasky", ports=[{"containerPort": 9099}], env=[{"name": "PORT", "value": "9099"}]),
         ),
+        service("h2only", predictor=component("h2only", ports=[{"name": "h2c", "containerPort": 8080}])),
     ]
     platform.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-    names = ("doubler", "fast", "flasky")
+    names = ("doubler", "fast", "flasky", "h2only")
     platform.kubectl("wait", *(f"isvc/{name}" for name in names), "--for=condition=Ready", "--timeout=95s")
     urls = {name: platform.kubectl("get", "isvc", name, "-o", "jsonpath={.status.url}") for name in names}
     rows = {"instances": [[1, 2, 3], [4, 5, 6]]}
     assert post(f"{urls['fast']}/v1/models/fast:predict", rows) == {"predictions": [3, 3]}
     assert post(f"{urls['flasky']}/score", {"rows": [[1, 5, 2]]}) == {"scores": [5]}
+    # Asked by HTTP/1.1, which its server does not speak.
+    assert post(f"{urls['h2only']}/v1/models/h2only:predict", rows) == {"predictions": [6, 15]}
+    stream = urllib.request.Request(f"{urls['h2only']}/stream", json.dumps(rows).encode())
+    with urllib.request.urlopen(stream, timeout=30) as answer:
+        assert (answer.headers["Content-Type"], list(answer)) == (
+            "text/event-stream",
+            [b"data: 6\n", b"\n", b"data: 15\n", b"\n"],
+        )
     # The transformer adds one to each number, the predictor doubles it, the transformer adds them up.
     assert post(f"{urls['doubler']}/v1/models/doubler:predict", rows) == {"predictions": [18, 36]}
     with pytest.raises(urllib.error.HTTPError) as refused:

@@ -297,6 +297,66 @@ async def test_a_client_that_leaves_ends_the_backends_work(world: World) -> None
     assert b'code="499"} 2' in world.gateway.metrics.render()
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_client_that_has_ended_its_side_gets_its_answers(world: World, version: str) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def late(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        asked.set()
+        await answer.wait()
+        writer.write(OK)
+
+    await world.backend(late)
+    reader, writer = await world.connect()
+    ahead = 1 if version == "1.0" else 3
+    writer.write(get(method="POST", body=b"x", version=version) * ahead)
+    writer.write_eof()
+    await asked.wait()
+    answer.set()
+    for _ in range(ahead):
+        assert (await read_answer(reader))[::2] == (200, b"ok")
+    assert await reader.read() == b""
+    reader, writer = await world.connect()
+    writer.write(get() + get("/app", "Content-Length: 100", method="POST") + b"part")
+    writer.write_eof()
+    assert (await read_answer(reader))[::2] == (200, b"ok")
+    assert await reader.read() == b""
+
+
+async def test_a_client_that_has_ended_its_side_waits_for_the_first_pod(world: World) -> None:
+    woken = asyncio.Event()
+    world.gateway.wake = woken.set
+    world.scale()
+    reader, writer = await world.connect()
+    writer.write(get(method="POST", body=b"patience"))
+    writer.write_eof()
+    await woken.wait()
+    # Asked whether it is there, it says nothing and so is.
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    await world.backend(echo)
+    world.gateway.admit_all()
+    assert (await read_answer(reader))[::2] == (200, b"patience")
+
+
+async def test_a_client_that_closed_its_connection_is_found_out(world: World) -> None:
+    gone = asyncio.Event()
+
+    async def wait(reader: Reader, writer: Writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        gone.set()
+
+    await world.backend(wait)
+    _, writer = await world.connect()
+    writer.write(get())
+    await writer.drain()
+    writer.close()
+    await gone.wait()
+    assert b'code="499"} 1' in world.gateway.metrics.render()
+
+
 async def test_a_backend_that_dies_before_its_answer_is_reported_and_not_asked_again(world: World) -> None:
     asked = 0
 
@@ -467,6 +527,28 @@ async def test_idle_connections_to_endpoints_that_are_gone_are_closed(world: Wor
     await world.ask(get())
     world.gateway.close_idle_except(())
     await closed.wait()
+
+
+async def test_a_connection_to_an_endpoint_that_went_during_a_request_is_closed_after_it(world: World) -> None:
+    asked, answer, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def last(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        asked.set()
+        await answer.wait()
+        writer.write(OK)
+        await reader.read()
+        gone.set()
+
+    await world.backend(last)
+    reader, writer = await world.connect()
+    writer.write(get())
+    await asked.wait()
+    world.serve_at()
+    world.gateway.close_idle_except(world.table.addresses())
+    answer.set()
+    assert (await read_answer(reader))[0] == 200
+    await asyncio.wait_for(gone.wait(), DEADLINE_S)
 
 
 async def test_metrics_count_by_route_and_code(world: World) -> None:

@@ -1,10 +1,10 @@
-"""gRPC through the gateway between real sockets on loopback: scripted Pods behind it, a raw client before it."""
+"""HTTP/2 and gRPC through the gateway between real sockets on loopback: scripted Pods behind it, raw clients before."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -530,3 +530,243 @@ async def test_calls_are_captured_like_any_prediction(world: World) -> None:
     (capture,) = await asyncio.wait_for(taking, DEADLINE_S)
     assert (capture.request, capture.response, capture.status) == (b"question", b"a", 200)
     assert capture.content_type == "application/grpc"
+
+
+# -- what comes by HTTP/1.1, to Pods that speak HTTP/2 only
+
+
+class Plain:
+    """A client of HTTP/1.1."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def head(self) -> tuple[int, bytes]:
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+        return int(head.split(b" ")[1]), head
+
+    async def chunk(self) -> bytes:
+        size = int(await asyncio.wait_for(self.reader.readline(), DEADLINE_S), 16)
+        return (await asyncio.wait_for(self.reader.readexactly(size + 2), DEADLINE_S))[:-2]
+
+    async def answer(self, *, method: str = "POST") -> tuple[int, bytes, bytes]:
+        code, head = await self.head()
+        body = b""
+        if b"transfer-encoding: chunked" in head:
+            chunks = [await self.chunk()]
+            while chunks[-1]:
+                chunks.append(await self.chunk())
+            body = b"".join(chunks)
+        elif b"content-length: " in head and method != "HEAD":
+            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            body = await asyncio.wait_for(self.reader.readexactly(length), DEADLINE_S)
+        return code, head, body
+
+
+def request(
+    method: str = "POST", *headers: str, body: bytes = b"", chunks: Sequence[bytes] = (), version: str = "1.1"
+) -> bytes:
+    lines = [f"{method} /v1/models/m:predict HTTP/{version}", "Host: iris:8081", "Accept: */*", *headers]
+    lines += ["Transfer-Encoding: chunked"] if chunks else [f"Content-Length: {len(body)}"] if body else []
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]) if chunks else body
+    return "\r\n".join([*lines, "", ""]).encode() + framed
+
+
+@pytest.fixture
+async def plain(world: World) -> AsyncIterator[Callable[[], Any]]:
+    """Connects clients of HTTP/1.1 to a gateway whose Service speaks HTTP/2."""
+    world.table.http2_ports = {("ns", "app", 80), ("ns", "canary", 80)}
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connect() -> Plain:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        writers.append(writer)
+        return Plain(reader, writer)
+
+    yield connect
+    for writer in writers:
+        writer.transport.abort()
+
+
+def mirror(*, sized: bool) -> Callable[[Peer, Any], None]:
+    """Answer with the request's content, backwards."""
+    kept: dict[tuple[Peer, int], bytes] = {}
+
+    def script(pod: Peer, event: Any) -> None:
+        if isinstance(event, Data):
+            pod.frames.acknowledge(event.stream, event.size)
+            kept[pod, event.stream] = kept.get((pod, event.stream), b"") + event.data
+        if isinstance(event, Headers | Data) and event.end:
+            body = kept.pop((pod, event.stream), b"")[::-1]
+            length = [(b"content-length", b"%d" % len(body))] if sized else []
+            pod.frames.send_headers(event.stream, [(b":status", b"200"), (b"x-kind", b"mirror"), *length], end=not body)
+            if body:
+                pod.frames.send_data(event.stream, body)
+                pod.frames.send_data(event.stream, b"", end=True)
+
+    return script
+
+
+@pytest.mark.parametrize("sized", [True, False])
+async def test_requests_of_http1_reach_a_pod_that_speaks_http2_only(world: World, plain: Any, sized: bool) -> None:
+    world.serve_at(await world.pod("a", mirror(sized=sized)))
+    client = await plain()
+    large = bytes(range(256)) * 12_000
+    cases: list[tuple[bytes, bytes]] = [
+        (request(body=b"abc"), b"cba"),
+        (request(chunks=[b"ab", b"c"]), b"cba"),
+        (request(body=large), large[::-1]),
+        (request(chunks=[large, large]), (large + large)[::-1]),
+        (request("GET"), b""),
+    ]
+    for sent, body in cases:
+        client.writer.write(sent)
+        code, head, answer = await client.answer()
+        assert (code, answer == body, b"x-kind: mirror" in head) == (200, True, True), head
+    client.writer.write(request("HEAD") + request(body=b"12") + request("GET"))
+    assert (await client.answer(method="HEAD"))[0] == 200
+    assert [(await client.answer())[2], (await client.answer())[2]] == [b"21", b""]
+    (pod,) = world.pods["a"]
+    (asked, *_) = [dict(event.headers) for event in pod.heard if isinstance(event, Headers)]
+    assert (asked[b":authority"], asked[b":path"]) == (b"iris:8081", b"/v1/models/m:predict")
+    assert (asked[b"accept"], asked[b"x-added"]) == (b"*/*", b"yes")
+    await until(lambda: not pod.frames.streams)
+    assert not any(isinstance(event, Reset) for event in pod.heard)
+    old = await plain()
+    old.writer.write(request(body=b"old", version="1.0"))
+    assert (await asyncio.wait_for(old.reader.read(), DEADLINE_S)).endswith(b"\r\n\r\ndlo")
+
+
+async def test_an_answer_of_http2_streams_to_a_client_of_http1(world: World, plain: Any) -> None:
+    world.serve_at(await world.pod("a", silent))
+    client = await plain()
+    client.writer.write(request(body=b"go"))
+    pod = (await until(lambda: world.pods.get("a")))[0]
+    asked = (await until(lambda: pod.heard and pod.heard))[0]
+    pod.frames.send_headers(asked.stream, [(b":status", b"103"), (b"link", b"<x>")], end=False)
+    pod.frames.send_headers(asked.stream, [(b":status", b"200"), (b"content-type", b"text/event-stream")], end=False)
+    pod.flush()
+    assert (await client.head())[0] == 103
+    assert b"content-type: text/event-stream" in (await client.head())[1]
+    for number in range(3):
+        pod.frames.send_data(asked.stream, b"data: %d\n\n" % number)
+        pod.flush()
+        assert await client.chunk() == b"data: %d\n\n" % number
+    pod.frames.send_headers(asked.stream, [(b"x-trailer", b"1")], end=True)
+    pod.flush()
+    assert await client.chunk() == b""
+
+
+async def test_a_slow_reader_of_http1_holds_a_pod_of_http2_back(world: World, plain: Any) -> None:
+    left: list[int] = []
+    total = 32 << 20
+
+    def pour(pod: Peer, event: Any) -> None:
+        if isinstance(event, Headers):
+            pod.frames._on_sent = lambda stream, size: left.append(size)
+            pod.frames.send_headers(event.stream, [(b":status", b"200")], end=False)
+            pod.frames.send_data(event.stream, bytes(total), end=True)
+
+    world.serve_at(await world.pod("a", pour))
+    client = await plain()
+    client.writer.write(request("GET"))
+    await until(lambda: left)
+    before = -1
+    while before != sum(left):
+        before = sum(left)
+        await asyncio.sleep(0.3)
+    assert before < total / 2, "the answer piles up in the gateway"
+    assert len((await client.answer())[2]) == total
+
+
+async def test_a_slow_pod_of_http2_holds_a_client_of_http1_back(world: World, plain: Any) -> None:
+    world.serve_at(await world.pod("a", silent))
+    client = await plain()
+    total = 32 << 20
+    client.writer.write(request(body=bytes(total)))
+    left, before = client.writer.transport.get_write_buffer_size(), -1
+    while left != before:
+        await asyncio.sleep(0.3)
+        left, before = client.writer.transport.get_write_buffer_size(), left
+    assert left > total / 2, "the request piles up in the gateway"
+    pod = world.pods["a"][0]
+    pod.say(pod.heard[0].stream, b"enough")
+    assert (await client.answer())[2] == b"enough"
+    assert await asyncio.wait_for(client.reader.read(), DEADLINE_S) == b""
+
+
+async def test_a_request_of_http1_that_a_pod_of_http2_did_not_begin_is_sent_elsewhere(world: World, plain: Any) -> None:
+    def refuse(pod: Peer, event: Any) -> None:
+        if isinstance(event, Headers):
+            pod.frames.reset(event.stream, REFUSED_STREAM)
+
+    gone = await world.pod("gone")
+    world._servers[-1].close()
+    world.serve_at(await world.pod("a", mirror(sized=True)), await world.pod("r", refuse), gone)
+    client = await plain()
+    for _ in range(6):
+        client.writer.write(request(body=b"ab"))
+        assert (await client.answer())[::2] == (200, b"ba")
+    # What changes nothing is asked once more when a Pod has died over it.
+    world.serve_at(await world.pod("b", mirror(sized=True)), await world.pod("d", die))
+    for _ in range(4):
+        client.writer.write(request(body=b"ab"))
+        assert (await client.answer())[::2] == (200, b"ba")
+    world.serve_at(await world.pod("e", die))
+    client.writer.write(request(body=b"ab"))
+    code, _, said = await client.answer()
+    assert (code, b"no ready endpoint" in said) == (503, True)
+
+
+async def test_an_answer_of_http2_that_breaks_off_or_cannot_be_read_is_never_passed_off_as_whole(
+    world: World, plain: Any
+) -> None:
+    def script(pod: Peer, event: Any) -> None:
+        if isinstance(event, Headers):
+            odd = dict(event.headers)[b"x-how"]
+            if odd == b"header":
+                pod.frames.send_headers(event.stream, [(b":status", b"200"), (b"x", b"a\r\nb: c")], end=True)
+                return
+            length = [(b"content-length", b"10")] if odd == b"short" else []
+            pod.frames.send_headers(event.stream, [(b":status", b"200"), *length], end=False)
+            pod.frames.send_data(event.stream, b"half", end=odd == b"short")
+            if odd == b"reset":
+                pod.flush()
+                pod.frames.reset(event.stream, INTERNAL_ERROR)
+
+    world.serve_at(await world.pod("a", script))
+    for how in ("short", "reset"):
+        client = await plain()
+        client.writer.write(request("GET", f"X-How: {how}"))
+        # Without its last chunk, or shorter than its length.
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ValueError)):
+            raise AssertionError(await client.answer())
+    client = await plain()
+    client.writer.write(request("GET", "X-How: header"))
+    assert (await client.answer())[0] == 502
+
+
+async def test_a_client_of_http1_that_leaves_ends_the_work_of_a_pod_of_http2(world: World, plain: Any) -> None:
+    world.serve_at(await world.pod("a", silent))
+    client = await plain()
+    client.writer.write(request("GET"))
+    pod = (await until(lambda: world.pods.get("a")))[0]
+    await until(lambda: pod.heard)
+    client.writer.transport.abort()
+    await until(lambda: pod.heard[-1] == Reset(pod.heard[0].stream, CANCEL))
+
+
+async def test_a_pod_that_speaks_http1_although_its_port_says_http2_is_asked_so(world: World, plain: Any) -> None:
+    async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        good = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+        writer.write(b"HTTP/1.1 505 No\r\n\r\n" if head.startswith(b"PRI ") else good)
+        writer.close()
+
+    server = await asyncio.start_server(http1, "127.0.0.1", 0)
+    world.serve_at(server.sockets[0].getsockname()[:2])
+    client = await plain()
+    for _ in range(2):
+        client.writer.write(request("GET"))
+        assert (await client.answer())[2] == b"ok"
+    server.close()

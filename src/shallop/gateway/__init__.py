@@ -13,7 +13,7 @@ from shallop.controller import Change, Index, Informer, Part, Services
 from shallop.gateway.httproute import HTTPROUTE
 from shallop.gateway.podautoscaler import POD_AUTOSCALER, Autoscaler
 from shallop.gateway.proxy import Gateway
-from shallop.gateway.routes import RouteTable, endpoints_by_service, parse_routes, service_of
+from shallop.gateway.routes import H2C, RouteTable, endpoints_by_service, parse_routes, service_of
 from shallop.kube.objects import Gvk
 
 __all__ = ["PART"]
@@ -34,6 +34,7 @@ async def _serve(services: Services) -> None:
     # Of a thousand Services only the one that has changed is looked at.
     slices_of = Index(slices, service_of)
     names: dict[tuple[str, str, int], str] = {}
+    http2: set[tuple[str, str, int]] = set()
 
     def endpoints_changed(change: Change) -> None:
         endpoints = dict(table.endpoints)
@@ -51,11 +52,13 @@ async def _serve(services: Services) -> None:
                 continue
             namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
             for port in (service.get("spec") or {}).get("ports") or ():
+                key = namespace, name, port["port"]
+                names.pop(key, None)
+                http2.discard(key)
                 if service is change.new:
-                    names[namespace, name, port["port"]] = port.get("name") or ""
-                else:
-                    names.pop((namespace, name, port["port"]), None)
-        table.port_names = names
+                    names[key] = port.get("name") or ""
+                    http2.update([key] if port.get("appProtocol") == H2C else ())
+        table.port_names, table.http2_ports = names, http2
 
     routes.add_handler(routes_changed)
     slices.add_handler(endpoints_changed)

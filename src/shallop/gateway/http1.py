@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["Body", "Head", "MessageError", "parse_request", "parse_response"]
+__all__ = ["Body", "Head", "MessageError", "is_header", "parse_request", "parse_response"]
 
 
 # What a name may not hold besides letters, digits and its own marks (RFC 9110, "token"), and a value not at all.
@@ -80,6 +80,11 @@ def _fields(lines: list[bytes]) -> tuple[bytes, frozenset[bytes], int | None, bo
     if chunked and length is not None:
         raise MessageError("Content-Length and Transfer-Encoding in one message")
     return host, _options(connection), length, chunked
+
+
+def is_header(name: bytes, value: bytes) -> bool:
+    """Say whether name and value can be a header line."""
+    return bool(name) and not _BAD_NAME.search(name) and not _BAD_VALUE.search(value)
 
 
 def _options(connection: bytes) -> frozenset[bytes]:

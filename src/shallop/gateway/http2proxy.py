@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from shallop.gateway.http1 import MessageError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from shallop.gateway.proxy import Gateway
 
-__all__ = ["Http2Client", "Http2Pool"]
+__all__ = ["Exchange", "Http2Client", "Http2Pool", "Upstream"]
 
 _CONNECT_S = 5.0
 _CLIENT_LEFT = 499
@@ -53,13 +53,42 @@ _HTTP_OF_GRPC = {0: 200, 1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429,
 _DROPPED = HOP_HEADERS - {b"te"}
 
 
+class Exchange(Protocol):
+    """A request on its way over a connection of the pool."""
+
+    is_grpc: bool
+
+    def attach(self, backend: Upstream) -> None:
+        """Send the request over a connection."""
+
+    def retry(self, why: str, refused: Endpoint | None = None) -> None:
+        """There is no connection to that endpoint."""
+
+    def request_sent(self, size: int) -> None:
+        """So much of the content has left."""
+
+    def answer_headers(self, headers: list[Header], *, end: bool) -> None:
+        """Take headers or trailers."""
+
+    def answer(self, data: bytes | memoryview, size: int, *, end: bool) -> None:
+        """Take content, and acknowledge ``size`` for it."""
+
+    def not_begun(self, backend: _Backend) -> None:
+        """The backend did nothing with the request."""
+
+    def backend_lost(self, backend: Upstream, said: str) -> None:
+        """The connection has ended; ``said``: what a message says of the backend."""
+
+    def backend_reset(self, code: int) -> None:
+        """The backend gave the request up."""
+
+
 class _Connection(Http2Protocol):
     """One end of an HTTP/2 connection of the gateway."""
 
     def __init__(self, gateway: Gateway, *, client: bool) -> None:
         super().__init__(Http2(client=client, on_sent=self.sent))
         self.gateway = gateway
-        self.exchanges: dict[int, _Exchange] = {}
 
     def sent(self, stream: int, size: int) -> None:
         """Content of a stream has left."""
@@ -71,6 +100,7 @@ class Http2Client(_Connection):
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway, client=False)
+        self.exchanges: dict[int, _Exchange] = {}
 
     def start(self, transport: asyncio.BaseTransport, data: bytes) -> None:
         self.gateway.clients.add(self)
@@ -122,6 +152,7 @@ class _Backend(_Connection):
     def __init__(self, gateway: Gateway, endpoint: Endpoint) -> None:
         super().__init__(gateway, client=True)
         self.endpoint = endpoint
+        self.exchanges: dict[int, Exchange] = {}
         self._heard = False
         self._said = "ended before its answer was complete"
 
@@ -175,19 +206,22 @@ class _Backend(_Connection):
             exchange.request_sent(size)
 
 
+Upstream = _Backend | Http1Stream
+
+
 class Http2Pool:
     """Connections to endpoints, opened as streams need them."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._open: dict[Endpoint, list[_Backend]] = {}
-        self._waiting: dict[Endpoint, dict[_Exchange, None]] = {}
+        self._waiting: dict[Endpoint, dict[Exchange, None]] = {}
         self._opening: dict[Endpoint, asyncio.Task[None]] = {}
-        self._translating: dict[_Exchange, asyncio.Task[None]] = {}
+        self._translating: dict[Exchange, asyncio.Task[None]] = {}
         # Endpoints that took the preface of HTTP/2 for nonsense.
         self.http1_only: set[Endpoint] = set()
 
-    def ask(self, exchange: _Exchange, endpoint: Endpoint) -> None:
+    def ask(self, exchange: Exchange, endpoint: Endpoint) -> None:
         if endpoint in self.http1_only and not exchange.is_grpc:
             task = asyncio.get_running_loop().create_task(self._translate(exchange, endpoint))
             self._translating[exchange] = task
@@ -200,12 +234,12 @@ class Http2Pool:
         if endpoint not in self._opening:
             self._opening[endpoint] = asyncio.get_running_loop().create_task(self._connect(endpoint))
 
-    def cancel(self, exchange: _Exchange, endpoint: Endpoint) -> None:
+    def cancel(self, exchange: Exchange, endpoint: Endpoint) -> None:
         self._waiting.get(endpoint, {}).pop(exchange, None)
         if task := self._translating.pop(exchange, None):
             task.cancel()
 
-    async def _translate(self, exchange: _Exchange, endpoint: Endpoint) -> None:
+    async def _translate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -270,7 +304,7 @@ class _Exchange(Placed):
         self._all_received = request.end
         self._repeatable = False
         self._lost = 0
-        self._backend: _Backend | Http1Stream | None = None
+        self._backend: Upstream | None = None
         self._backend_stream = 0
         self._unread_request = self._unread_answer = 0
         self._code = 0
@@ -336,7 +370,7 @@ class _Exchange(Placed):
     def ask(self, endpoint: Endpoint) -> None:
         self._gateway.http2.ask(self, endpoint)
 
-    def attach(self, backend: _Backend | Http1Stream) -> None:
+    def attach(self, backend: Upstream) -> None:
         """Send the request, as far as it is here, over a connection."""
         assert self._kept is not None
         self._backend = backend
@@ -415,7 +449,7 @@ class _Exchange(Placed):
         else:
             self.fail(503, "the backend takes no more requests, and this one is too large to be sent again")
 
-    def backend_lost(self, backend: _Backend | Http1Stream, said: str) -> None:
+    def backend_lost(self, backend: Upstream, said: str) -> None:
         self._backend = None
         if self._kept is not None and isinstance(backend, _Backend) and self._can_be_translated(backend.endpoint):
             # It read nothing of the request: it stumbled over the preface.

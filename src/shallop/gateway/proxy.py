@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections import deque
 from collections.abc import Callable, Collection
 from http import HTTPStatus
@@ -28,6 +29,7 @@ from shallop.gateway.metrics import Metrics
 from shallop.gateway.placement import MAX_REPLAY, MAX_WAITING, Placed, Recording
 from shallop.gateway.plan import Plan, hop_headers, plan_request
 from shallop.gateway.routes import Endpoint, RouteTable, ServiceKey
+from shallop.gateway.tunnel import Tunnel
 
 __all__ = ["Gateway"]
 
@@ -43,6 +45,10 @@ _CONNECT_S = 5.0
 # client might lose the answer that says why.
 _LINGER_S = 2.0
 _CLIENT_LEFT = 499
+# A client that has ended its side may be gone or wait for its answer: after so long it is asked, by an answer that
+# announces another one and that nobody minds; where it is gone, its system says so.
+_ASK_CLIENT_S = 0.3
+_STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # A Pod that refuses connections and is still listed as ready has just died: it is asked again until it is found out.
 _ASK_AGAIN_S = 0.2
 # Heads, of requests and of answers, that are remembered with what they mean.
@@ -75,6 +81,11 @@ class _Backend(asyncio.Protocol):
             client.finish(keep_alive=False)
         else:
             client.backend_lost(self, answered=self._head is not None or bool(self._buffer))
+
+    @property
+    def unasked(self) -> bool:
+        """Whether a request that was lost here may have found nobody: it may be sent again."""
+        return self.used or (isinstance(self.transport, Tunnel) and not self.transport.begun)
 
     def begin(self, client: _Client, method: bytes) -> None:
         self.client = client
@@ -167,14 +178,15 @@ class _Client(Placed, asyncio.Protocol):
         # The request as far as it was read, until its answer begins; None when it is too large to be asked again.
         self._replay: list[bytes] | None = None
         self._replay_size = 0
-        self._connecting: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | Tunnel | None = None
         self._lost = 0
         self._repeatable = False
         self._method = b""
         self._code = 0
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._paused = False
+        self._asking: asyncio.TimerHandle | None = None
+        self._ended = self._asked = self._paused = False
         self._lingering = False
         self.persistent = True
         self.keep_alive = True
@@ -187,8 +199,9 @@ class _Client(Placed, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gateway.clients.discard(self)
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._asking):
+            if timer:
+                timer.cancel()
         if self.busy:
             self._count(_CLIENT_LEFT)
         self._drop_backend()
@@ -241,6 +254,32 @@ class _Client(Placed, asyncio.Protocol):
         else:
             self._next()
 
+    def eof_received(self) -> bool:
+        """The client has said all: what it asked completely is answered, half a request is forgotten."""
+        self._ended = True
+        if self.busy:
+            if self.sent_all and self._asking is None:
+                self._asking = self._loop.call_later(_ASK_CLIENT_S, self._ask_client)
+            return self.sent_all
+        if self._buffer and not self._lingering:
+            # Closes when it holds no whole request.
+            self._loop.call_soon(self._next)
+            return True
+        return False
+
+    def _ask_client(self) -> None:
+        """Find out whether a client that has ended its side is there, while nothing is sent that would tell."""
+        self._asking = None
+        if not self.busy or self._code or not self.persistent:
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if not self._asked:
+            self._asked = True
+            self.transport.write(_STILL_THERE)
+        self._asking = self._loop.call_later(_ASK_CLIENT_S, self._ask_client)
+
     def drain(self) -> None:
         """Close when idle, else after the request under way."""
         self.keep_alive = False
@@ -255,6 +294,8 @@ class _Client(Placed, asyncio.Protocol):
             del self._buffer[:2]
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 and len(self._buffer) <= _MAX_HEAD:
+            if self._ended:
+                self.transport.close()
             return
         self.busy, self.sent_all, self._code, self._route, self._method = True, False, 0, None, b""
         self._since = self._loop.time()
@@ -285,6 +326,9 @@ class _Client(Placed, asyncio.Protocol):
             data = bytes(self._buffer)
             self._buffer.clear()
             self._send_body(data)
+        if self._ended and not self.sent_all:
+            self.transport.close()
+            return
         self.place()
 
     def _speak_http2(self) -> None:
@@ -366,6 +410,11 @@ class _Client(Placed, asyncio.Protocol):
             self.transport.pause_reading()
 
     def ask(self, endpoint: Endpoint) -> None:
+        table, http2 = self._gateway.table, self._gateway.http2
+        if table.speaks_http2(self._target) and endpoint not in http2.http1_only:
+            self._connecting = tunnel = Tunnel(http2, endpoint, self._use, self._refuse)
+            tunnel.open()
+            return
         backend = self._gateway.take(endpoint) if not self._attempts else None
         if backend is not None:
             self._attach(backend)
@@ -386,6 +435,16 @@ class _Client(Placed, asyncio.Protocol):
         else:
             self._attach(backend)
 
+    def _use(self, tunnel: Tunnel) -> None:
+        self._connecting = None
+        tunnel.protocol = backend = _Backend(self._gateway, tunnel.endpoint)
+        backend.connection_made(tunnel)
+        self._attach(backend)
+
+    def _refuse(self, why: str, endpoint: Endpoint | None) -> None:
+        self._connecting = None
+        self.retry(why, endpoint)
+
     def _attach(self, backend: _Backend) -> None:
         assert self._replay is not None
         self._backend = backend
@@ -402,10 +461,10 @@ class _Client(Placed, asyncio.Protocol):
     def backend_lost(self, backend: _Backend, *, answered: bool) -> None:
         """Try again where nothing of an answer came over a connection that was kept from an earlier request."""
         self._backend = None
-        if not answered and self._replay is not None and (backend.used or self._may_repeat()):
-            if not backend.used:
+        if not answered and self._replay is not None and (backend.unasked or self._may_repeat()):
+            if not backend.unasked:
                 self._lost += 1
-            self.retry("the backend closed the connection", None if backend.used else backend.endpoint)
+            self.retry("the backend closed the connection", None if backend.unasked else backend.endpoint)
         else:
             self.fail(502, f"backend {backend.endpoint[0]}:{backend.endpoint[1]} ended before its answer was complete")
 
@@ -456,7 +515,9 @@ class _Client(Placed, asyncio.Protocol):
             self._close()
             return
         self.transport.resume_reading()
-        if self._buffer:
+        if self._ended and not self._buffer:
+            self.transport.close()
+        elif self._buffer:
             # In a turn of its own: thousands of requests may wait in one buffer.
             self._loop.call_soon(self._next)
 
@@ -501,6 +562,8 @@ class Gateway:
         self.wake: Callable[[], None] = lambda: None
         self._waiting: dict[ServiceKey, dict[Placed, None]] = {}
         self._idle: dict[Endpoint, deque[_Backend]] = {}
+        # Those that there are, once they are known.
+        self._endpoints: Collection[Endpoint] | None = None
         self._plans: dict[bytes, Plan] = {}
         self._planned = table.generation
         self._answers: dict[bytes, Head] = {}
@@ -593,6 +656,10 @@ class Gateway:
         return None
 
     def release(self, backend: _Backend) -> None:
+        if self._endpoints is not None and backend.endpoint not in self._endpoints:
+            # Its Pod may wait for this to end.
+            backend.transport.close()
+            return
         idle = self._idle.setdefault(backend.endpoint, deque())
         if len(idle) < _MAX_IDLE_PER_ENDPOINT:
             idle.append(backend)
@@ -608,6 +675,7 @@ class Gateway:
 
     def close_idle_except(self, endpoints: Collection[Endpoint]) -> None:
         """Close kept connections to endpoints that are gone: their address may soon be another Pod's."""
+        self._endpoints = endpoints
         for endpoint in [known for known in self._idle if known not in endpoints]:
             for backend in self._idle.pop(endpoint):
                 backend.transport.close()

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from shallop.kube.objects import Object, annotations_of, labels_of
 
 __all__ = [
+    "H2C",
     "Backend",
     "Endpoint",
     "Matcher",
@@ -33,6 +34,8 @@ ServiceKey = tuple[str, str]
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(\d{1,5})(ms|h|m|s)")
 CAPTURE = "gateway.shallop.dev/capture"
+# The protocol of a Service's port whose servers speak HTTP/2 without TLS, and nothing else.
+H2C = "kubernetes.io/h2c"
 _MAX_REMEMBERED = 4096
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -287,6 +290,7 @@ class RouteTable:
 
     Attributes:
         scalable: Services whose Pods an autoscaler starts when a request waits for them.
+        http2_ports: namespace, Service and number of the ports whose servers speak HTTP/2 only.
         generation: counts the replacements of ``routes``, so that what was decided by them can be forgotten.
     """
 
@@ -299,6 +303,7 @@ class RouteTable:
     ) -> None:
         self.routes = list(routes)
         self.scalable = set(scalable)
+        self.http2_ports: Collection[tuple[str, str, int]] = ()
         self.generation = 0
         self._endpoints: Mapping[ServiceKey, Sequence[tuple[str, dict[str, int]]]] = endpoints or {}
         self._port_names: Mapping[tuple[str, str, int], str] = {}
@@ -398,6 +403,11 @@ class RouteTable:
             return None
         self._turn += 1
         return addresses[self._turn % len(addresses)]
+
+    def speaks_http2(self, backend: Backend | None) -> bool:
+        """Say whether requests have to reach a backend by HTTP/2."""
+        ports = self.http2_ports
+        return bool(ports) and backend is not None and (backend.namespace, backend.service, backend.port) in ports
 
     def addresses(self) -> set[Endpoint]:
         """Return every address that a request may go to now."""

@@ -154,7 +154,7 @@ def render_service(service: Object, template: Object, component: str = "predicto
 def _port(declared: Mapping[str, Any], port: int, default_name: str) -> dict[str, Any]:
     name = declared.get("name") or default_name or f"port-{port}"
     rendered = {"name": name, "port": port, "targetPort": declared["containerPort"], "protocol": "TCP"}
-    return rendered | ({"appProtocol": "kubernetes.io/h2c"} if name.startswith(("h2c", "grpc")) else {})
+    return rendered | ({"appProtocol": "kubernetes.io/h2c"} if name.startswith(("h2c", "http2", "grpc")) else {})
 
 
 def render_autoscaler(service: Object, component: str = "predictor") -> Object | None:

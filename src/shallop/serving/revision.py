@@ -100,7 +100,7 @@ def pod_port(spec: Mapping[str, Any]) -> tuple[int, str]:
 def render_service(revision: Object) -> Object:
     number, name = pod_port(revision["spec"])
     port: dict[str, Any] = {"name": name, "port": 80, "targetPort": number, "protocol": "TCP"}
-    if name.startswith(("h2c", "grpc")):
+    if name.startswith(("h2c", "http2", "grpc")):
         port["appProtocol"] = "kubernetes.io/h2c"
     return {
         "apiVersion": "v1",

@@ -116,7 +116,7 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._chunks: bytearray | None = None
         self._busy = False
-        self._close = False
+        self._close = self._ended = False
         self._paused = False
         self._without_body = False
         self._chunked = True
@@ -159,6 +159,13 @@ class Connection(asyncio.BufferedProtocol):
             self._paused = True
             self._transport.pause_reading()
 
+    def eof_received(self) -> bool:
+        """The client has said all: what it asked completely is answered, half a request is forgotten."""
+        self._ended = True
+        if self._buffer and not self._busy:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        return self._busy or bool(self._buffer)
+
     def _take_or_grow(self, body: bytearray) -> None:
         assert self._head is not None
         if self._filled == self._head.length:
@@ -179,10 +186,12 @@ class Connection(asyncio.BufferedProtocol):
     def _advance(self) -> None:
         """Take the next complete request out of the buffer and hand it over."""
         try:
-            if self._head is None and not self._read_head():
-                return
-            body = self._read_chunked() if self._chunks is not None else self._read_sized()
+            body = None
+            if self._head is not None or self._read_head():
+                body = self._read_chunked() if self._chunks is not None else self._read_sized()
             if body is None:
+                if self._ended:
+                    self._transport.close()
                 return
         except ProtocolError as error:
             self._close = True
@@ -324,6 +333,8 @@ class Connection(asyncio.BufferedProtocol):
         elif self._buffer:
             # In a turn of its own: thousands of requests may wait in one buffer.
             asyncio.get_running_loop().call_soon(self._go_on)
+        elif self._ended:
+            self._transport.close()
 
     def _go_on(self) -> None:
         if not self._busy and not self._transport.is_closing():
