@@ -408,11 +408,12 @@ def _is_up_to_date(component: Component) -> bool:
 def _model_status(predictor: Component, failure: Failure | None, *, available: bool) -> dict[str, Any]:
     living = [pod for pod in predictor.pods if not is_deleting(pod)]
     loaded = available or bool((predictor.workload.get("status") or {}).get("latestReadyRevisionName"))
-    if available and _is_up_to_date(predictor):
+    if available and _is_up_to_date(predictor) and living:
         transition, target = "UpToDate", "Loaded"
     elif failure:
         transition, target = "BlockedByFailedLoad", "FailedToLoad"
     else:
+        # Without any Pod, at zero too, as upstream shows it: ready, with a model that is loaded when it is asked for.
         transition, target = "InProgress", "Loading" if living else "Pending"
     ready = sum((find_condition(pod, "Ready") or {}).get("status") == "True" for pod in living)
     failed = sum(find_failure([pod]) is not None for pod in living)

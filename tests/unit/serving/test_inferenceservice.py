@@ -151,7 +151,7 @@ async def test_a_service_gets_its_objects_and_becomes_ready_with_its_deployment(
         done = await w.until(ISVC, "iris", lambda obj: ready(obj) == "True")
         assert done["status"]["clusterServingRuntimeName"] == "kserve-sklearnserver"
         assert done["status"]["observedGeneration"] == done["metadata"]["generation"]
-        assert done["status"]["modelStatus"]["transitionStatus"] == "UpToDate"
+        assert done["status"]["modelStatus"]["states"]["activeModelState"] == "Loaded"
         assert (await w.event("InferenceServiceReady"))["message"] == "InferenceService [iris] is Ready"
 
 

@@ -101,6 +101,16 @@ def test_a_starting_service_says_what_it_waits_for() -> None:
     assert status_of(deployment())["modelStatus"]["states"]["targetModelState"] == "Pending"
 
 
+def test_a_service_at_zero_is_ready_and_its_model_pending() -> None:
+    status = status_of(deployment(available=True))
+    assert condition(status, "Ready") == ("True", "", "")
+    assert status["modelStatus"] == {
+        "transitionStatus": "InProgress",
+        "states": {"activeModelState": "Loaded", "targetModelState": "Pending"},
+        "copies": {"failedCopies": 0, "totalCopies": 0},
+    }
+
+
 def test_a_model_that_cannot_be_loaded_is_told_in_its_own_last_words() -> None:
     crashed = pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ended(TRACE))
     status = status_of(deployment(), crashed)
