@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,7 +223,10 @@ def test_a_service_scales_to_zero_and_every_request_that_wakes_it_is_answered(pl
     deployment = "deploy/sleepy-predictor-00001-deployment"
     until(lambda: service.get(".spec.replicas", deployment) == "0", "scaled to zero")
     until(lambda: not service.kubectl("get", "pods", "-o", "name").strip(), "no Pod is left")
-    assert service.get(".status.conditions[?(@.type=='Ready')].status") == "True"
+    until(lambda: service.get(".status.modelStatus.states.targetModelState") == "Pending", "the status follows")
+    assert service.get(".status.modelStatus.copies.totalCopies") == "0"
+    columns = service.kubectl("get", "isvc", "sleepy", "--no-headers").split()
+    assert columns[2:5] == ["True", "100", "sleepy-predictor-00001"]
     answers: list[dict[str, Any]] = []
     threads = [threading.Thread(target=lambda: answers.append(service.ask({"sleep": 0.05}))) for _ in range(20)]
     for thread in threads:
@@ -232,6 +236,58 @@ def test_a_service_scales_to_zero_and_every_request_that_wakes_it_is_answered(pl
     assert len(answers) == 20
     assert {answer["predictions"][0] for answer in answers} == {"one"}
     assert max(answer["most"] for answer in answers) == 2, "containerConcurrency is a hard limit"
+
+
+def test_a_service_is_scaled_by_the_requests_of_a_second(platform: Any, namespace: str) -> None:
+    service = Service(platform, namespace, "busy", **{"autoscaling.knative.dev/window": "6s"})
+    service.apply("one", maxReplicas=3, scaleMetric="rps", scaleTarget=5)
+    service.wait_ready()
+    with traffic(service):
+        # Some 50 requests a second of three clients: by the requests at once, which count otherwise, one Pod would do.
+        ready = "deploy/busy-predictor-00001-deployment"
+        until(lambda: service.get(".status.readyReplicas", ready) == "3", "as many Pods as may be")
+
+
+@pytest.mark.parametrize("mode", ["Knative", "Standard"])
+def test_a_stopped_service_answers_nobody_and_lets_nobody_wait(platform: Any, namespace: str, mode: str) -> None:
+    service = Service(platform, namespace, "halted", **{"serving.kserve.io/deploymentMode": mode})
+    service.apply("one")
+    service.wait_ready()
+    seen: Counter[Any] = Counter()
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            try:
+                seen[service.ask({"sleep": 0.05})["predictions"][0]] += 1
+            except urllib.error.HTTPError as error:
+                seen[error.code, "error" in json.load(error)] += 1
+            except OSError as error:
+                seen[repr(error)] += 1
+
+    def stopped(value: str) -> None:
+        service.kubectl("annotate", "--overwrite", "isvc/halted", f"serving.kserve.io/stop={value}")
+
+    threads = [threading.Thread(target=send) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: seen["one"] > 20, "requests are answered")
+        stopped("true")
+        service.kubectl("wait", "isvc/halted", "--for=condition=Stopped", "--timeout=60s")
+        until(lambda: not service.kubectl("get", "pods", "-o", "name").strip(), "no Pod is left")
+        assert service.get(".status.conditions[?(@.type=='Ready')].reason") == "Stopped"
+        before = seen[404, True]
+        until(lambda: seen[404, True] > before + 20, "requests are told that there is no such service")
+        stopped("false")
+        service.wait_ready()
+        before = seen["one"]
+        until(lambda: seen["one"] > before + 20, "requests are answered again")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(seen) <= {"one", (404, True), (503, True)}, seen
 
 
 def test_a_killed_replica_costs_nobody_an_error(platform: Any, namespace: str) -> None:
@@ -307,3 +363,102 @@ def test_a_named_canary_of_standard_mode_is_promoted_without_a_restart(platform:
         until(lambda: service.versions(20) == {"two": 20}, "promoted")
     assert service.get(".items[*].metadata.uid", what=green_pods) == pods
     until(lambda: "named-predictor" not in service.kubectl("get", "deploy", "-o", "name"), "the old one is gone")
+
+
+# The head gathers parts of a sum from its workers, who register with it; it answers when all of them are there.
+HEAD = """
+import http.server, json, os, socket, threading
+workers, count = [], int(os.environ["RAY_NODE_COUNT"]) - 1
+door = socket.create_server(("0.0.0.0", 6379))
+while len(workers) < count:
+    link = door.accept()[0]
+    workers.append(link.makefile("rw"))
+class Predictor(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        rows = json.loads(self.rfile.read(int(self.headers["content-length"])))["instances"]
+        parts = []
+        for worker in workers:
+            print(json.dumps(rows), file=worker, flush=True)
+            parts.append(json.loads(worker.readline()))
+        sums = [sum(part["sums"][row] for part in parts) for row in range(len(rows))]
+        said = {"predictions": sums, "workers": sorted(part["pod"] for part in parts), "size": os.environ["MODEL_DIR"]}
+        body = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+http.server.HTTPServer(("0.0.0.0", 8080), Predictor).serve_forever()
+"""
+WORKER = """
+import json, os, socket, time
+head = f'{os.environ["HEAD_SVC"]}.{os.environ["POD_NAMESPACE"]}.svc.cluster.local'
+while True:
+    try:
+        link = socket.create_connection((head, 6379)).makefile("rw")
+        break
+    except OSError:
+        time.sleep(0.05)
+share = json.load(open("/mnt/models/share.json")) / (int(os.environ["RAY_NODE_COUNT"]) - 1)
+for line in link:
+    sums = [share * sum(row) for row in json.loads(line)]
+    print(json.dumps({"sums": sums, "pod": os.environ["POD"]}), file=link, flush=True)
+"""
+
+
+def test_a_model_is_spread_over_a_head_and_workers(platform: Any, namespace: str, tmp_path: Path) -> None:
+    (tmp_path / "share.json").write_text("10")
+
+    def field(name: str, path: str) -> dict[str, Any]:
+        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+    def container(name: str, program: str) -> dict[str, Any]:
+        env = [field("POD", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")]
+        return {"name": name, "image": "python:3.11", "command": ["python3", "-c", program], "env": env}
+
+    runtime = {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ServingRuntime",
+        "metadata": {"name": "spread"},
+        "spec": {
+            "supportedModelFormats": [{"name": "sums", "version": "1", "autoSelect": True}],
+            "containers": [container("kserve-container", HEAD)],
+            "workerSpec": {"containers": [container("worker-container", WORKER)]},
+        },
+    }
+    notes = {"serving.kserve.io/deploymentMode": "Standard", "serving.kserve.io/autoscalerClass": "none"}
+    service = Service(platform, namespace, "spread", **notes)
+
+    def apply(size: int) -> None:
+        model = {"modelFormat": {"name": "sums"}, "storageUri": f"file://{tmp_path}"}
+        predictor = {"model": model, "workerSpec": {"pipelineParallelSize": size}}
+        metadata = {"name": "spread", "annotations": notes}
+        manifest = {"apiVersion": ISVC, "kind": "InferenceService", "metadata": metadata}
+        service.kubectl("apply", "-f", "-", stdin=json.dumps(manifest | {"spec": {"predictor": predictor}}))
+
+    service.kubectl("apply", "-f", "-", stdin=json.dumps(runtime))
+    apply(3)
+    service.wait_ready()
+    said = service.ask({"instances": [[1, 2], [3, 4]]})
+    pods = service.kubectl("get", "pods", "-l", "app=isvc.spread-predictor-worker", "-o", "name").split()
+    assert said == {
+        "predictions": [30, 70],
+        "workers": sorted(name.removeprefix("pod/") for name in pods),
+        "size": "/mnt/models",
+    }
+    assert len(pods) == 2
+    # One node more: all of them are new, and find each other beside the old ones.
+    apply(4)
+
+    def workers() -> int:
+        try:
+            return len(service.ask({"instances": [[1]]})["workers"])
+        except urllib.error.HTTPError as error:
+            error.close()  # the old head without its workers
+            return 0
+
+    until(lambda: workers() == 3, "the new nodes answer")
+    service.wait_ready()
+    heads = "svc/spread-head-1"
+    until(lambda: service.kubectl("get", heads, "--ignore-not-found") == "", "the old head's Service is gone")

@@ -148,6 +148,7 @@ def validate(service: Object, old: Object | None) -> list[FieldError]:
     errors += _check_implementation(predictor)
     errors += _check_storage(spec)
     errors += _check_checksum(service, predictor)
+    errors += _check_workers(service, predictor)
     for name in COMPONENTS:
         component = spec.get(name) or {}
         errors += _check_replicas(f"spec.{name}", component)
@@ -260,6 +261,39 @@ def _check_checksum(service: Object, predictor: Mapping[str, Any]) -> list[Field
         detail = "is for a model of one file that is brought; a claim is mounted, an image has a digest: @sha256:..."
         return [FieldError.forbidden(path, detail)]
     return []
+
+
+def _check_workers(service: Object, predictor: Mapping[str, Any]) -> list[FieldError]:
+    """Check a predictor of several nodes."""
+    path, workers, model = "spec.predictor.workerSpec", predictor.get("workerSpec"), predictor.get("model")
+    if workers is None:
+        return []
+    errors = []
+    if mode_of(service) == "Knative":
+        errors.append(FieldError.forbidden(path, f"is for Standard mode: set the annotation {DEPLOYMENT_MODE}"))
+    scaler, note = annotations_of(service).get(AUTOSCALER) or "", f"metadata.annotations[{AUTOSCALER}]"
+    if scaler != "none":
+        detail = "Multinode only supports 'none' autoscaler: several nodes are one replica"
+        errors.append(FieldError.invalid(note, scaler, detail))
+    if model is None:
+        detail = "needs spec.predictor.model: the workers are those of its runtime"
+        errors.append(FieldError.forbidden(path, detail))
+    elif not (model.get("storageUri") or model.get("storage") or predictor.get("storageUris")):
+        detail = "StorageURI must be set for multinode enabled"
+        errors.append(FieldError.required("spec.predictor.model.storageUri", detail))
+    for name in ("pipelineParallelSize", "tensorParallelSize"):
+        if (size := workers.get(name)) is not None and size < 1:
+            errors.append(FieldError.invalid(f"{path}.{name}", size, "cannot be less than 1"))
+    containers = workers.get("containers") or []
+    if len(containers) > 1:
+        errors.append(FieldError.forbidden(f"{path}.containers", "multiple containers in workerSpec are not allowed"))
+    declared = [("spec.predictor.model", model or {}), *((f"{path}.containers[0]", item) for item in containers[:1])]
+    for where, container in declared:
+        for index, item in enumerate(container.get("env") or ()):
+            if item.get("name") in ("PIPELINE_PARALLEL_SIZE", "TENSOR_PARALLEL_SIZE"):
+                detail = f"setting {item['name']} in environment variables is not allowed; use the size in {path}"
+                errors.append(FieldError.forbidden(f"{where}.env[{index}]", detail))
+    return errors
 
 
 def _check_replicas(path: str, component: Mapping[str, Any]) -> list[FieldError]:
@@ -445,15 +479,11 @@ def _ignored_of_logger(path: str, logger: Mapping[str, Any] | None) -> list[str]
     return [f"{path}.{field} with an http url" for field in fields if logger.get(field)]
 
 
-_IGNORED = ("workerSpec",)
-
-
 def ignored_fields(service: Object) -> list[str]:
     """Return the paths of fields that are stored but have no effect here yet."""
     spec, mode, paths = service["spec"], mode_of(service), []
     for name in COMPONENTS:
         component = spec.get(name) or {}
-        paths += [f"spec.{name}.{field}" for field in _IGNORED if component.get(field) is not None]
         paths += _ignored_of_logger(f"spec.{name}.logger", component.get("logger"))
         metrics = (component.get("autoScaling") or {}).get("metrics") or []
         paths += [

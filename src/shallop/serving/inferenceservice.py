@@ -3,7 +3,8 @@ InferenceService: a model behind an address.
 
 Honoured: ``spec.predictor`` with ``model`` (or a legacy framework key) or ``containers`` of its own, ``transformer``,
 ``explainer``, both deployment modes, ``canaryTrafficPercent`` (Knative) and ``spec.canary`` (Standard), scaling fields,
-``containerConcurrency``, ``timeout``, ``storageUris``, ``labels``, ``annotations``, ``deploymentStrategy``, Pod fields;
+``containerConcurrency``, ``timeout``, ``storageUris``, ``labels``, ``annotations``, ``deploymentStrategy``, Pod fields,
+``workerSpec`` (Standard, see ``multinode``);
 annotations ``serving.kserve.io/stop``, ``autoscalerClass``, ``enable-tag-routing``, ``storage.kserve.io/readonly``.
 What is not honoured is named in an Event, see ``admission.ignored_fields``.
 """
@@ -56,6 +57,17 @@ from shallop.serving.localmodels import (
     find_cache,
     folder_of,
     marks_of,
+)
+from shallop.serving.multinode import (
+    GENERATION,
+    head_service_name,
+    is_multi_node,
+    plan_layout,
+    render_head,
+    render_head_service,
+    render_strategy,
+    render_workers,
+    worker_name,
 )
 from shallop.serving.podtemplate import (
     CONTAINER,
@@ -219,7 +231,14 @@ def _choose_runtime(ctx: Context, service: Object) -> Object | None:
         return None
     namespaced = ctx.cache(RUNTIME).list(service["metadata"]["namespace"])
     clustered = ctx.cache(CLUSTER_RUNTIME).list()
-    return select_runtime(model.model_format, model.protocol_version or "v1", model.runtime, namespaced, clustered)
+    return select_runtime(
+        model.model_format,
+        model.protocol_version or "v1",
+        model.runtime,
+        namespaced,
+        clustered,
+        multi_node=is_multi_node(service),
+    )
 
 
 def storage_uris(component: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -432,23 +451,46 @@ async def _apply_standard(
     storage, pins = await _resolve_storage(ctx, service, runtime, name)
     env = await logger_env(ctx, service, name)
     template = render_pod_template(service, runtime, storage, name, logger_env=env)
-    workload = await ctx.client.apply(render.render_deployment(service, template, pins, name), owner=service)
+    layout = plan_layout(service, runtime) if name == "predictor" and is_multi_node(service) else None
+    if layout:
+        template = render_head(template, service, layout, has_model=bool(storage.uri))
+    deployment = render.render_deployment(service, template, pins, name)
+    if layout:
+        deployment["spec"]["strategy"] = render_strategy(service)
+    workload = await ctx.client.apply(deployment, owner=service)
     await ctx.client.apply(render.render_service(service, template, name), owner=service)
     if scaler := render.render_autoscaler(service, name):
         await ctx.client.apply(scaler, owner=service)
     names, namespace = workload["metadata"]["name"], service["metadata"]["namespace"]
     keep |= {("Deployment", names), ("Service", names)} | ({(AUTOSCALER.kind, names)} if scaler else set())
     workload = await _keep_replicas(ctx, service, workload, name)
-    pods = [pod for pod in _pods(ctx, service, name) if labels_of(pod).get("app") == f"isvc.{names}"]
+    url = _component_url(ctx, workload)
+    apps = {f"isvc.{names}"}
+    if layout and runtime:
+        workers = await ctx.client.apply(render_workers(service, runtime, storage, layout), owner=service)
+        apps.add(f"isvc.{worker_name(service)}")
+        keep |= {("Deployment", worker_name(service)), *await _apply_head_services(ctx, service)}
+        # All nodes together are the predictor: it is as ready as the one that lacks most.
+        if (find_condition(workers, "Available") or {}).get("status") != "True":
+            workload = workers
+    pods = [pod for pod in _pods(ctx, service, name) if labels_of(pod).get("app") in apps]
     slices = [
         item
         for item in ctx.cache(ENDPOINT_SLICE).list(namespace)
         if labels_of(item).get("kubernetes.io/service-name") == names
     ]
     address = f"http://{names}.{namespace}.svc.cluster.local"
-    url = _component_url(ctx, workload) if ctx.settings.gateway_url else address
+    url = url if ctx.settings.gateway_url else address
     component = Component(workload, pods, slices, url, address)
     return _Applied(component, [(names, 80, 1)])
+
+
+async def _apply_head_services(ctx: Context, service: Object) -> set[tuple[str, str]]:
+    """Keep the head's Service of this generation, and those of earlier ones that have Pods yet; returns all of them."""
+    applied = await ctx.client.apply(render_head_service(service), owner=service)
+    generations = {labels_of(pod).get(GENERATION) for pod in _pods(ctx, service, "predictor")} - {None}
+    earlier = {("Service", head_service_name(service, str(generation))) for generation in generations}
+    return {("Service", applied["metadata"]["name"]), *earlier}
 
 
 async def _keep_replicas(ctx: Context, service: Object, deployment: Object, name: str) -> Object:
@@ -474,6 +516,7 @@ async def _apply_canaries(
         given = entry["predictor"].get("minReplicas")
         replicas = given or max(1, math.ceil((stable.get("minReplicas") or 1) * percent / 100))
         predictor = _overlay(stable, entry["predictor"]) | {"minReplicas": replicas, "maxReplicas": replicas}
+        predictor.pop("workerSpec", None)
         part = {**service, "spec": {**service["spec"], "predictor": predictor}}
         part["metadata"] = {
             **service["metadata"],

@@ -179,7 +179,7 @@ _PREDICTOR_SPEC = _object(
         **dict.fromkeys(FRAMEWORKS, _object(_MODEL)),
         "name": STRING,
         "storageContainerName": STRING,
-        "workerSpec": ANY,
+        "workerSpec": _object({**_POD, **dict.fromkeys(("pipelineParallelSize", "tensorParallelSize"), INT32)}),
         "model": _MODEL_SPEC,
     }
 )

@@ -83,6 +83,8 @@ def select_runtime(
     wanted: str,
     namespaced: Sequence[Object],
     clustered: Sequence[Object],
+    *,
+    multi_node: bool = False,
 ) -> Object:
     """
     Choose the runtime of a model.
@@ -92,6 +94,7 @@ def select_runtime(
         wanted: name of the runtime that the user chose; empty to choose one.
         namespaced: ServingRuntimes of the namespace; one that fits wins over every cluster-wide one.
         clustered: ClusterServingRuntimes.
+        multi_node: the model wants workers beside the server: only a runtime that has them will do.
 
     Raises:
         SelectionError: nothing fits; the message says what would.
@@ -100,9 +103,12 @@ def select_runtime(
         return _named(format_, wanted, [*namespaced, *clustered])
     for runtimes in (namespaced, clustered):
         candidates = [_Candidate(runtime, _spec(runtime)) for runtime in runtimes]
-        fitting = [item for item in candidates if _fits(item.spec, format_, protocol)]
+        fitting = [item for item in candidates if _fits(item.spec, format_, protocol, multi_node=multi_node)]
         if fitting:
             return _order(fitting, format_)[0].runtime
+    if multi_node:
+        said = f"spec.predictor.workerSpec: no runtime with a workerSpec serves {format_} with protocol {protocol}"
+        raise SelectionError("NoSupportingRuntime", f"{said}; create a ServingRuntime that has one")
     raise SelectionError("NoSupportingRuntime", _explain(format_, protocol, [*namespaced, *clustered]))
 
 
@@ -110,8 +116,8 @@ def _spec(runtime: Object) -> RuntimeSpec:
     return msgspec.convert(runtime.get("spec") or {}, RuntimeSpec)
 
 
-def _fits(spec: RuntimeSpec, format_: ModelFormat, protocol: str) -> bool:
-    usable = not spec.disabled and not spec.multi_model and spec.worker_spec is None
+def _fits(spec: RuntimeSpec, format_: ModelFormat, protocol: str, *, multi_node: bool) -> bool:
+    usable = not spec.disabled and not spec.multi_model and (spec.worker_spec is not None) == multi_node
     return usable and spec.supports(format_, automatically=True) and spec.speaks(protocol)
 
 

@@ -177,10 +177,8 @@ def test_the_deployment_mode_stays() -> None:
 
 
 def test_fields_without_effect_are_named() -> None:
-    given = {**model(), "minReplicas": 0, "workerSpec": {}, "canaryTrafficPercent": 5}
-    assert ignored_fields(service(given)) == ["spec.predictor.workerSpec"]
+    given = {**model(), "minReplicas": 0, "canaryTrafficPercent": 5}
     assert ignored_fields(service(given, annotations=STANDARD)) == [
-        "spec.predictor.workerSpec",
         "spec.predictor.canaryTrafficPercent",
         "spec.predictor.minReplicas of 0 in Standard mode",
     ]
