@@ -147,6 +147,7 @@ class _Shim:
         self._folder = folder
         self._selector = selectors.DefaultSelector()
         self._containers: dict[str, _Container] = {}
+        self._early: dict[str, int] = {}  # signals, by the id of a container that has not been started
         self._connection: socket.socket | None = None
         self._received = b""
         # Before the socket: who finds a shim must be able to end it.
@@ -209,6 +210,9 @@ class _Shim:
             container = self._containers.get(order["id"])
             if container is not None:
                 _kill(container.child.pid, order["signal"])
+            else:
+                # Told to end before the order to start it came; for one that has ended this means nothing.
+                self._early[order["id"]] = order["signal"]
         elif order["op"] == "folder":
             self._folder = order["folder"]
         elif order["op"] == "quit":
@@ -259,6 +263,8 @@ class _Shim:
             self._selector.register(stream.descriptor, selectors.EVENT_READ, lambda s=stream: self._read(s))
         self._selector.register(container.news, selectors.EVENT_READ, lambda: self._check(name))
         self._tell({"event": "started", "id": name, "pid": child.pid, "at": container.at})
+        if number := self._early.pop(name, 0):
+            _kill(child.pid, number)
 
     def _read(self, stream: _Stream) -> None:
         if stream.descriptor < 0:

@@ -75,6 +75,7 @@ _HEADER = struct.Struct("!I")
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _REQUEST_TIMEOUT_S = 10.0
 _KILLED = 128 + signal.SIGKILL
+_LAUNCHER = "shallop_pod.launcher"
 
 
 class ZygoteError(RuntimeError):
@@ -564,6 +565,10 @@ def _wait_for_request(
                 entrance.complete(request.plan)
         except Exception as error:
             _refuse(connection, f"isolation: {error}")
+        if request.module == _LAUNCHER:
+            # Whoever knows the pid may end it. The first process of a namespace does not hear what nobody handles, and
+            # until a task's launcher does, stopping a run would take its whole grace period.
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
         _send(connection, {"pid": pid})
         code = 128
         if _prepare(request):

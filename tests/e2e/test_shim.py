@@ -62,3 +62,25 @@ def test_a_connection_that_ends_when_the_next_one_comes_harms_nobody(shim: Child
         second.sendall(b'{"op": "quit"}\n')
         ended = shim.wait(20)
     assert ended is not None and ended.code == 0, (tmp_path / "shim.log").read_text()
+
+
+def test_a_container_that_is_told_to_end_before_it_starts_ends(shim: Child, platform: Any, tmp_path: Path) -> None:
+    path = tmp_path / "shim.sock"
+    while not path.exists():
+        assert shim.wait(0.01) is None
+    zygote = next((platform.home / "run" / "zygotes").glob("*.sock"))
+    task = json.dumps({"name": "t", "dir": str(tmp_path / "task"), "executorInput": {}})
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(platform.home / "run" / "python")}
+    request = vars(Request("shallop_pod.launcher", ["--task", task, "--", "sleep", "60"], environment))
+    orders: tuple[dict[str, Any], ...] = (
+        {"op": "signal", "id": "main-0", "signal": signal.SIGTERM},
+        {"op": "start", "id": "main-0", "socket": str(zygote), "log": str(tmp_path / "0.log"), "request": request},
+    )
+    with connect(str(path)) as connection, connection.makefile("rw") as stream:
+        connection.settimeout(40)
+        for order in orders:
+            stream.write(json.dumps(order) + "\n")
+        stream.flush()
+        while (news := json.loads(stream.readline())).get("event") != "exited":
+            assert news.get("event") != "failed", news
+    assert news["code"] == 143

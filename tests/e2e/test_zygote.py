@@ -297,6 +297,20 @@ def test_the_next_process_is_the_standby(starter: Starter, zygote_pid: int, plan
     assert found is not None and found.code == 5
 
 
+def test_a_task_ends_when_it_is_told_so_at_the_moment_of_its_start(
+    starter: Starter, tmp_path: Path, plan: dict[str, Any]
+) -> None:
+    task = json.dumps({"name": "t", "dir": str(tmp_path / "task"), "executorInput": {}})
+    argv = ["--task", task, "--", "sleep", "60"]
+    env = {"PYTHONPATH": str(tmp_path / "home/run/python"), "PATH": os.environ["PATH"]}
+    with open(os.devnull, "r+") as nothing:
+        stdio = (nothing.fileno(),) * 3
+        child = spawn(str(starter.socket), Request("shallop_pod.launcher", argv, env, "/", plan), stdio)
+    os.kill(child.pid, signal.SIGTERM)
+    found = child.wait(30)
+    assert found is not None and found.code == 143
+
+
 @pytest.mark.parametrize("function", ["hold", "hold_in_a_thread", "hold_in_a_child"])
 def test_nothing_of_a_container_is_left_when_its_end_is_known(
     starter: Starter, plan: dict[str, Any], tmp_path: Path, function: str
