@@ -36,7 +36,8 @@ def _chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: its driver keeps an event loop running in the main thread, where others start their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 

@@ -144,6 +144,14 @@ def test_a_failed_step_says_why(page: Page, runs: dict[str, str]) -> None:
     expect(panel).to_contain_text("Upstream task 'refuse' ended FAILED")
 
 
+def test_a_run_is_cloned(page: Page, runs: dict[str, str]) -> None:
+    page.goto(f"/#/runs/details/{runs['pick-a-model']}")
+    page.get_by_role("button", name="Clone", exact=True).click()
+    expect(page.get_by_role("heading", name="Clone of pick-a-model")).to_be_visible()
+    expect(page).not_to_have_url(re.compile(runs["pick-a-model"]))
+    expect(step(page, "root/exit-handler-1/evaluate")).to_contain_text(re.compile("From cache|Succeeded"))
+
+
 def test_results_show_metrics_curves_and_a_sandboxed_report(page: Page, runs: dict[str, str]) -> None:
     page.goto(f"/#/runs/details/{runs['pick-a-model']}?tab=results")
     expect(page.get_by_test_id("artifact-counts")).to_contain_text("0.125")

@@ -5,6 +5,7 @@ export interface RunMessage {
   display_name: string
   description?: string
   experiment_id: string
+  service_account?: string
   state: string
   created_at: string
   finished_at: string
@@ -249,7 +250,7 @@ const only = (field: string, value: string) =>
 export const kfp = {
   runs: (options: { experiment?: string; state?: string; size?: number; token?: string }) =>
     kfpPage<RunMessage>(
-      `/runs?sort_by=${encodeURIComponent('created_at desc')}&page_size=${options.size ?? 25}` +
+      `/runs?view=SUMMARY&sort_by=${encodeURIComponent('created_at desc')}&page_size=${options.size ?? 25}` +
         (options.token ? `&page_token=${encodeURIComponent(options.token)}` : '') +
         (options.experiment ? `&experiment_id=${encodeURIComponent(options.experiment)}` : inNamespace()) +
         (options.state ? `&filter=${only('state', options.state)}` : ''),
@@ -265,6 +266,18 @@ export const kfp = {
     `${KFP}/runs/${encodeURIComponent(run)}/tasks/${encodeURIComponent(task)}/log?follow=true&attempt=${attempt}`,
   terminate: (id: string) => post(`${KFP}/runs/${encodeURIComponent(id)}:terminate`),
   retry: (id: string) => post(`${KFP}/runs/${encodeURIComponent(id)}:retry`),
+  /** Submit the same pipeline with the same parameters once more. */
+  clone: ({ display_name, experiment_id, service_account, runtime_config, pipeline_spec, pipeline_version_reference }: RunMessage) =>
+    post<RunMessage>(
+      `${KFP}/runs`,
+      JSON.stringify({
+        display_name: `Clone of ${display_name.replace(/^(Clone of )+/, '')}`.slice(0, 255),
+        experiment_id,
+        service_account,
+        runtime_config,
+        ...(pipeline_version_reference ? { pipeline_version_reference } : { pipeline_spec }),
+      }),
+    ),
   experiments: () => kfpPage<Experiment>(`/experiments?page_size=200${inNamespace()}`, 'experiments'),
   experiment: (id: string) => getJson<Experiment>(`${KFP}/experiments/${encodeURIComponent(id)}`),
   pipelines: async () => {

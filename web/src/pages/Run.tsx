@@ -1,5 +1,5 @@
 import { Alert, Anchor, Box, Button, Code, Group, Stack, Tabs, Text } from '@mantine/core'
-import { IconAlertCircle, IconPlayerStop, IconRefresh } from '@tabler/icons-react'
+import { IconAlertCircle, IconCopy, IconPlayerStop, IconRefresh } from '@tabler/icons-react'
 import { useMutation, useQuery, useQueryClient } from '@tanstack/react-query'
 import { useCallback, useMemo, useState } from 'react'
 import { kfp, type RunMessage, type TaskView } from '../api'
@@ -51,6 +51,14 @@ export default function Run({ id }: { id: string }) {
     },
   })
 
+  const clone = useMutation({
+    mutationFn: kfp.clone,
+    onSuccess: (made) => {
+      void queries.invalidateQueries({ queryKey: ['runs'] })
+      window.location.hash = link.run(made.run_id)
+    },
+  })
+
   const tab = query.get('tab') ?? 'graph'
   const step = query.get('step') ?? undefined
   const select = useCallback((path: string | undefined) => setQuery({ step: path }), [])
@@ -77,12 +85,15 @@ export default function Run({ id }: { id: string }) {
             {(run.state === 'FAILED' || run.state === 'CANCELED') && (
               <Button size="xs" variant="default" leftSection={<IconRefresh size={14} />} loading={change.isPending} onClick={() => change.mutate('retry')}>Retry</Button>
             )}
+            {!active && loaded.data && (
+              <Button size="xs" variant="default" leftSection={<IconCopy size={14} />} loading={clone.isPending} onClick={() => clone.mutate(loaded.data)}>Clone</Button>
+            )}
           </>
         }
       >
         {run.display_name}
       </PageTitle>
-      {change.error && <Problem error={change.error} />}
+      {(change.error ?? clone.error) && <Problem error={(change.error ?? clone.error)!} />}
       {run.state === 'FAILED' && failed && (
         <Alert color="red" variant="light" mb="sm" py="xs" icon={<IconAlertCircle size={18} />} title={`Step ${failed.display_name} failed`}>
           <Group justify="space-between" wrap="nowrap" gap="md">
