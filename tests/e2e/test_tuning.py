@@ -182,6 +182,9 @@ def test_every_collector_finds_what_trials_write(cluster: Cluster) -> None:
 
 def test_a_trial_that_fails_says_why_and_ends_the_experiment(cluster: Cluster) -> None:
     run = job("python3", "-c", quoted("raise SystemExit('no data at ${trialParameters.x}')"))
+    retried = copy.deepcopy(run)
+    del retried["spec"]["backoffLimit"]
+    cluster.apply(experiment("retried", retried))
     cluster.apply(experiment("failing", run, maxTrialCount=6, maxFailedTrialCount=2))
     found = cluster.ended("failing", "Failed")
     assert found["status"]["trialsFailed"] >= 2
@@ -191,6 +194,11 @@ def test_a_trial_that_fails_says_why_and_ends_the_experiment(cluster: Cluster) -
     cluster.apply(experiment("silent", silent, maxTrialCount=2, maxFailedTrialCount=1, parallelTrialCount=1))
     found = cluster.ended("silent", "Failed")
     assert found["status"]["trialMetricsUnavailable"] == 1, found["status"]
+    about = ("get", "events", "-n", "tuning-e2e", "--field-selector", "reason=TrialPodFailed", "-o", "json")
+    items = wait_for("why a run is tried again", lambda: json.loads(cluster.kubectl(*about))["items"])
+    told = next(item for item in items if item["involvedObject"]["name"].startswith("retried-"))
+    assert "its run goes on. Last lines of the log: no data at 0." in told["message"], told
+    cluster.kubectl("delete", "experiment.kubeflow.org", "retried", "-n", "tuning-e2e", "--wait=false")
 
 
 def test_an_algorithm_that_cannot_work_fails_the_experiment(cluster: Cluster) -> None:

@@ -121,8 +121,12 @@ def missing_program(pod: Object) -> str:
 
     An environment does not change: a command or a Python module that it lacks is missing at each restart.
     """
-    for container in (pod.get("status") or {}).get("containerStatuses") or ():
-        for state in (container.get("state") or {}, container.get("lastState") or {}):
+    status = pod.get("status") or {}
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        now = container.get("state") or {}
+        if (now.get("terminated") or {}).get("exitCode") == 0:
+            continue
+        for state in (now, container.get("lastState") or {}):
             ended = state.get("terminated") or {}
             lines = str(ended.get("message") or "").strip().splitlines()
             if ended.get("exitCode") == _NOT_FOUND or (lines and lines[-1].startswith(_NO_MODULE)):

@@ -165,7 +165,8 @@ def _apply(step: _Step, value: Any) -> Any:
     return ABSENT
 
 
-def _split(text: str) -> list[str]:
+@lru_cache(256)
+def _split(text: str) -> tuple[str, ...]:
     parts, depth = [""], 0
     for char in text:
         depth += (char in "([") - (char in ")]")
@@ -173,12 +174,13 @@ def _split(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += char
-    return [part.strip() for part in parts if part.strip()]
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 _OPERATORS = ("==", "!=", "<=", ">=", "!%", "<", ">", "%", "=")
 
 
+@lru_cache(256)
 def _query(text: str) -> Callable[[Any], bool]:
     position, quoted, depth = 0, False, 0
     while position < len(text):

@@ -66,6 +66,7 @@ class Looks:
         self._began: dict[str, datetime] = {}
         self._ended: dict[str, datetime] = {}
         self._found: dict[str, Found] = {}
+        self._failures: dict[str, set[str]] = {}
 
     def found(self, trial: Object, pods: Sequence[Object]) -> list[Report] | None:
         """Return what was read when all these Pods had ended; None when it was not."""
@@ -74,6 +75,13 @@ class Looks:
 
     def keep_found(self, trial: Object, pods: Sequence[Object], reports: list[Report]) -> None:
         self._found[trial["metadata"]["uid"]] = Found(_uids(pods), reports)
+
+    def is_new_failure(self, trial: Object, pod: Object) -> bool:
+        """Whether nobody has asked about this Pod before."""
+        told = self._failures.setdefault(trial["metadata"]["uid"], set())
+        is_new = pod["metadata"]["uid"] not in told
+        told.add(pod["metadata"]["uid"])
+        return is_new
 
     def linger_s(self, trial: Object, now: datetime) -> float:
         """Return seconds until the run of a trial that is over should go."""
@@ -103,7 +111,7 @@ class Looks:
                 del known[uid]
 
     def _all(self) -> tuple[dict[str, Any], ...]:
-        return self._at, self._began, self._ended, self._found
+        return self._at, self._began, self._ended, self._found, self._failures
 
 
 async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
@@ -141,6 +149,7 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
             return Result(min(left_s, unshown_s) if unshown_s > 0 else left_s)
     looks.done(raw, ctx.now())
     reports = looks.found(raw, pods) if ended else None
+    fresh = ended and reports is None
     if reports is None:
         reports = await _collect(ctx, raw, pods)
         if ended:
@@ -152,8 +161,21 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
     elif not ended and await _is_stopped(ctx, raw, reports):
         await _end(ctx, raw, "EarlyStopped", "TrialEarlyStopped", "Trial is early stopped", reports)
     else:
+        if not fresh:
+            await _tell_failures(ctx, raw, pods, looks)
         return Result(looks.left_s(raw, ctx.now()))
     return Result()
+
+
+async def _tell_failures(ctx: Context, trial: Object, pods: Sequence[Object], looks: Looks) -> None:
+    """Say in Events why Pods have failed whose run goes on: it tries again, maybe for long."""
+    for pod in pods:
+        if (pod.get("status") or {}).get("phase") == "Failed" and looks.is_new_failure(trial, pod):
+            text = f"Pod {pod['metadata']['name']} has failed, and its run goes on"
+            container = trial["spec"].get("primaryContainerName", "")
+            if lines := await asyncio.to_thread(last_lines, ctx.settings, [pod], container):
+                text += f". Last lines of the log: {lines}"
+            ctx.events.record(trial, "TrialPodFailed", text, "Warning")
 
 
 def _collector(trial: Object) -> str:

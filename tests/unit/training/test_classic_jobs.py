@@ -466,6 +466,10 @@ def test_a_job_whose_init_container_fails_again_and_again_says_why_it_waits() ->
     said = result.status["conditions"][-1]["message"]
     assert "init container fetch of Pod j-master-0 ended with exit code 3; last lines:\nfetching\nno such" in said
     assert types(plan(after(raw, result), [pod(raw, "Master", 0, "Running")])) == {"Created": "True", "Running": "True"}
+    ended["message"] = "ModuleNotFoundError: No module named 'acme'\n"
+    missing = find_condition({"status": plan(raw, [starting]).status}, "Failed")
+    assert missing and "No module named 'acme'" in missing["message"], "it would lack it again"
+    ended["message"] = "no such bucket\n"
     looping["restartCount"] = 4
     failed = find_condition({"status": plan(raw, [starting]).status}, "Failed")
     assert failed and "backoff limit" in failed["message"] and "no such bucket" in failed["message"]
