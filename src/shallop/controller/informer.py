@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from shallop.errors import ApiError, ExpiredError, NotFoundError
 from shallop.kube.client import Client
@@ -88,31 +89,90 @@ class Informer:
     A stream that ends or breaks goes on from the last revision. Where that fails, or the revision has expired, the kind
     is listed again and handlers hear of the differences: no change is told twice, none is missed in its result.
     A kind that the server does not have is an empty one (``served`` is False) until it appears.
+
+    Informers of one kind by one client share a stream and a Store, which last as long as one of them runs.
     """
 
     def __init__(self, client: Client, gvk: Gvk) -> None:
         self.gvk = gvk
-        self.store = Store()
-        self.synced = asyncio.Event()
-        self.served = True
-        self._client = client
+        feeds = _FEEDS.setdefault(client, WeakValueDictionary())
+        self._feed = feeds.get(gvk) or feeds.setdefault(gvk, _Feed(client, gvk))
         self._handlers: list[Callable[[Change], None]] = []
         self._appeared: list[Callable[[], None]] = []
-        self._revision = ""
-        self._heard = False
+
+    @property
+    def store(self) -> Store:
+        return self._feed.store
+
+    @property
+    def synced(self) -> asyncio.Event:
+        return self._feed.synced
+
+    @property
+    def served(self) -> bool:
+        return self._feed.served
 
     def add_handler(self, handler: Callable[[Change], None]) -> None:
         """Call ``handler`` for each later change, and now for each known object."""
         self._handlers.append(handler)
+        self._feed.handlers.append(handler)
         for obj in self.store.list():
             handler(Change(None, obj))
 
     def on_appeared(self, call: Callable[[], None]) -> None:
         """Call when the server has the kind after all."""
         self._appeared.append(call)
+        self._feed.appeared.append(call)
 
     async def run(self) -> None:
-        """List and watch for ever."""
+        """List and watch until cancelled; handlers hear nothing afterwards."""
+        task = self._feed.join()
+        try:
+            await asyncio.shield(task)
+        finally:
+            for handler in self._handlers:
+                self._feed.handlers.remove(handler)
+            for call in self._appeared:
+                self._feed.appeared.remove(call)
+            self._handlers, self._appeared = [], []
+            await self._feed.leave()
+
+
+class _Feed:
+    """What Informers share."""
+
+    def __init__(self, client: Client, gvk: Gvk) -> None:
+        self.gvk = gvk
+        self.store = Store()
+        self.synced = asyncio.Event()
+        self.served = True
+        self.handlers: list[Callable[[Change], None]] = []
+        self.appeared: list[Callable[[], None]] = []
+        self._client = client
+        self._revision = ""
+        self._heard = False
+        self._users = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def join(self) -> asyncio.Task[None]:
+        """Return the task that follows the kind; the first who asks begins it."""
+        self._users += 1
+        if self._task is None:
+            # What happened since the last one ended is not known.
+            self._revision = ""
+            self.synced.clear()
+            self._task = asyncio.create_task(self._run(), name=f"informer {self.gvk.kind}")
+        return self._task
+
+    async def leave(self) -> None:
+        """Undo a ``join``; the last one waits for the end of the task."""
+        self._users -= 1
+        if not self._users and self._task is not None:
+            task, self._task = self._task, None
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _run(self) -> None:
         failures = 0
         while True:
             began, self._heard = time.monotonic(), False
@@ -171,7 +231,7 @@ class Informer:
         self.synced.set()
         if appeared:
             log.info("%s %s: served now", self.gvk.api_version, self.gvk.kind)
-            for call in self._appeared:
+            for call in self.appeared:
                 call()
 
     async def _watch(self) -> None:
@@ -185,5 +245,8 @@ class Informer:
         if old is None and obj is None:
             return
         change = Change(old, obj)
-        for handler in self._handlers:
+        for handler in self.handlers:
             handler(change)
+
+
+_FEEDS: WeakKeyDictionary[Client, WeakValueDictionary[Gvk, _Feed]] = WeakKeyDictionary()

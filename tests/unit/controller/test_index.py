@@ -8,12 +8,16 @@ from shallop.controller import Change, Index, Informer
 from shallop.kube.objects import Gvk
 
 
+class Nobody:
+    """A client that is not asked."""
+
+
 def slice_of(service: str, name: str = "a") -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "team", "labels": {"service": service} if service else {}}}
 
 
 def test_objects_are_found_by_their_value_as_it_changes() -> None:
-    informer = Informer(None, Gvk("v1", "Slice"))  # type: ignore[arg-type]
+    informer = Informer(Nobody(), Gvk("v1", "Slice"))  # type: ignore[arg-type]
     index = Index(informer, lambda obj: obj["metadata"]["labels"].get("service"))
 
     def tell(old: dict[str, Any] | None, new: dict[str, Any] | None) -> set[Any]:

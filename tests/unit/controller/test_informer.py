@@ -174,3 +174,47 @@ def test_the_store_lists_a_namespace_and_what_an_owner_has() -> None:
 
 def reference(uid: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}
+
+
+def test_informers_of_one_client_and_kind_share_a_stream_as_long_as_one_runs() -> None:
+    async def play() -> None:
+        async with informing() as (client, line, first, _):
+            await client.create(config_map("a", n="1"))
+            second, changes = Informer(line, CONFIG_MAP), []  # type: ignore[arg-type]
+            await until(lambda: second.store.get(Key("default", "a")) is not None)
+            second.add_handler(changes.append)
+            assert told(changes, "a") == ["1"]
+            task = asyncio.create_task(second.run())
+            await client.update(config_map("a", n="2"))
+            await until(lambda: told(changes, "a") == ["1", "2"])
+            assert (line.calls, second.store is first.store) == (["list", "watch"], True)
+            task.cancel()
+            await asyncio.wait({task})
+            await client.update(config_map("a", n="3"))
+            await until(lambda: (first.store.get(Key("default", "a")) or {})["data"]["n"] == "3")
+            assert told(changes, "a") == ["1", "2"]
+
+    asyncio.run(play())
+
+
+def test_an_informer_that_runs_again_hears_what_has_changed_meanwhile() -> None:
+    async def play() -> None:
+        server = ApiServer(None, admin_token="t")
+        await server.start()
+        client, changes = server.client(), []
+        informer = Informer(client, CONFIG_MAP)
+        for number in "12":
+            informer.add_handler(changes.append)
+            task = asyncio.create_task(informer.run())
+            await until(informer.synced.is_set)
+            task.cancel()
+            await asyncio.wait({task})
+            await client.apply(config_map("a", n=number))
+        informer.add_handler(changes.append)
+        task = asyncio.create_task(informer.run())
+        await until(lambda: told(changes, "a")[-1:] == ["2"])
+        task.cancel()
+        await asyncio.wait({task})
+        await server.stop()
+
+    asyncio.run(play())
