@@ -308,8 +308,8 @@ class _Server:
         self._wanted: tuple[dict[str, Any] | None, ...] = ()
         self._selector = selectors.DefaultSelector()
         self._stopping = False
-        # What each process writes to of the memory that it shares with this one.
-        self._written: pages.Ranges = []
+        # What each process writes to of the memory that it shares with this one; looked for when there is time.
+        self._written: pages.Ranges | None = None
 
     def run(self, ready: Callable[[], None]) -> None:
         self._listener = listen(self._path)
@@ -324,7 +324,6 @@ class _Server:
         self._selector.register(wake, selectors.EVENT_READ)
         gc.collect()
         gc.freeze()
-        self._written = rehearsal.written_pages()
         ready()
         try:
             self._loop(wake)
@@ -398,7 +397,7 @@ class _Server:
                     standby.hand_over(request, stdio, connection)
                     self._children[standby.pid] = connection
                     return
-        with contextlib.closing(_Standby(shape, self._written)) as fresh:
+        with contextlib.closing(_Standby(shape, self._written or [])) as fresh:
             self._children[fresh.pid] = connection
             with contextlib.suppress(OSError):  # its namespaces could not be made: it says why
                 fresh.hand_over(request, stdio, connection)
@@ -409,6 +408,8 @@ class _Server:
         """Fork for the next request once nobody waits for this one."""
         if self._standby is None and self._wanted and not self._stopping and not self._selector.select(0):
             with contextlib.suppress(OSError):  # too many processes, or no memory: the next request will say so
+                if self._written is None:
+                    self._written = rehearsal.written_pages()
                 self._standby = _Standby(self._wanted[0], self._written)
 
     def _reap(self) -> None:
