@@ -28,7 +28,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,12 +39,14 @@ from shallop_pod.httpbody import BodyError, read_body
 from shallop_pod.logstore import Record, StoredLog, StoreOptions, store_for
 from shallop_pod.storage import with_config
 
-__all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
+__all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "failed", "main", "parse_options"]
 
 _QUEUE = 1000
 _SENDERS = 2
 _SINK_TIMEOUT_S = 10.0
 _LAME_DUCK_S = 0.5
+# Of an answer of unknown length; what is larger passes, and is not logged.
+_MAX_LOGGED = 64 * 2**20
 # Together less than the half minute that a Pod has to end.
 _SETTLE_S, _DRAIN_S = 10.0, 10.0
 _HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "host"))
@@ -77,11 +79,16 @@ class Options(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the component, or the agent itself, answers."""
+    """What the component, or the agent itself, answers; with a ``stream``, whose end is not known yet, as its body."""
 
     status: int
     headers: Sequence[tuple[str, str]]
     body: bytes
+    stream: Iterator[bytes] | None = None
+
+    def read(self) -> Answer:
+        """Return the answer with its whole body."""
+        return self if self.stream is None else Answer(self.status, self.headers, b"".join(self.stream))
 
 
 def parse_options(argv: Sequence[str]) -> Options:
@@ -351,9 +358,9 @@ class Batcher:
             if batch.answer.status == 200:
                 batch.parts = protocol.split(json.loads(batch.answer.body), batch.counts)
                 if batch.parts is None:
-                    batch.answer = _error(502, "the component did not answer with one prediction per instance")
+                    batch.answer = failed(502, "the component did not answer with one prediction per instance")
         except (OSError, http.client.HTTPException, ValueError, AttributeError, KeyError, TypeError) as error:
-            batch.answer = _error(502, f"the component cannot be asked: {error}")
+            batch.answer = failed(502, f"the component cannot be asked: {error}")
         finally:
             batch.done.set()
 
@@ -442,7 +449,8 @@ _V2 = _Protocol(
 )
 
 
-def _error(status: int, message: str) -> Answer:
+def failed(status: int, message: str) -> Answer:
+    """Return an error in the shape of the protocols'."""
     return Answer(status, [("Content-Type", "application/json")], json.dumps({"error": message}).encode())
 
 
@@ -457,7 +465,7 @@ class Agent:
         self._pending = 0
         self._settled = threading.Condition()
         batching = options.batch_size > 0
-        self._batcher = Batcher(options.batch_size, options.batch_latency_s, self._ask) if batching else None
+        self._batcher = Batcher(options.batch_size, options.batch_latency_s, self._ask_whole) if batching else None
 
     def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Answer one request; ``headers`` with names in lower case."""
@@ -485,7 +493,7 @@ class Agent:
         try:
             return self._answer(method, path, headers, body)
         except (OSError, http.client.HTTPException) as error:
-            return _error(502, f"the component cannot be asked: {error}")
+            return failed(502, f"the component cannot be asked: {error}")
 
     def _logged(self, id_: str, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         assert self.logger is not None
@@ -493,8 +501,35 @@ class Agent:
         answer = self._asked(method, path, headers, body)
         if answer.status == 200:
             content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
-            self.logger.log("response", id_, headers, content_type or "application/json", answer.body)
+
+            def log(body: bytes) -> None:
+                assert self.logger is not None
+                self.logger.log("response", id_, headers, content_type or "application/json", body)
+
+            if answer.stream is not None:
+                return answer._replace(stream=self._seen(answer.stream, log))
+            log(answer.body)
         return answer
+
+    def _seen(self, stream: Iterator[bytes], log: Callable[[bytes], None]) -> Iterator[bytes]:
+        """Pass a stream on and log it when it is whole."""
+        assert self.logger is not None
+        with self._settled:
+            self._pending += 1
+        try:
+            kept = bytearray()
+            for part in stream:
+                yield part
+                if len(kept) <= _MAX_LOGGED:
+                    kept += part
+            if len(kept) <= _MAX_LOGGED:
+                log(bytes(kept))
+            else:
+                self.logger.drop()
+        finally:
+            with self._settled:
+                self._pending -= 1
+                self._settled.notify_all()
 
     def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         plain = path.partition("?")[0]
@@ -525,14 +560,18 @@ class Agent:
             try:
                 connection.request(method, path, body or None, sent)
                 response = connection.getresponse()
-                content = response.read()
+                streams = response.length is None
+                content = b"" if streams else response.read()
             except (OSError, http.client.HTTPException):
                 connection.close()
                 if kept:
                     continue  # closed under our hands since the last request; a fresh one says how it is
                 raise
             kept_headers = [(k, v) for k, v in response.getheaders() if k.lower() not in (*_HOP, "content-length")]
-            return Answer(response.status, kept_headers, content)
+            return Answer(response.status, kept_headers, content, _parts(connection, response) if streams else None)
+
+    def _ask_whole(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        return self._ask(method, path, headers, body).read()
 
     def serve_http2(self, client: socket.socket) -> None:
         """Serve a client of HTTP/2 until it leaves: by batches, or as it is."""
@@ -570,13 +609,25 @@ class Agent:
 
     def _metrics(self, headers: Mapping[str, str]) -> Answer:
         try:
-            own = self._ask("GET", "/metrics", headers, b"")
+            own = self._ask_whole("GET", "/metrics", headers, b"")
         except (OSError, http.client.HTTPException):
             own = Answer(200, (), b"")
         dropped = self.logger.dropped if self.logger else 0
         text = f"# TYPE shallop_agent_events_dropped_total counter\nshallop_agent_events_dropped_total {dropped}\n"
         body = (own.body if own.status == 200 else b"") + text.encode()
         return Answer(200, [("Content-Type", "text/plain; version=0.0.4")], body)
+
+
+def _parts(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield an answer as it comes; its connection is closed when not all was read."""
+    whole = False
+    try:
+        while part := response.read1(1 << 16):
+            yield part
+        whole = True
+    finally:
+        if not whole:
+            connection.close()
 
 
 def _copy(source: socket.socket, target: socket.socket, see: Callable[[bytes], None] | None) -> None:
@@ -618,7 +669,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = read_body(self.headers, self.rfile)
         except BodyError as error:
             self.close_connection = True
-            self._send(_error(error.status, str(error)))
+            self._send(failed(error.status, str(error)))
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         self._send(self.agent.handle(self.command, self.path, headers, body))
@@ -630,10 +681,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in answer.headers:
             if name.lower() not in ("date", "server"):
                 self.send_header(name, value)
+        if answer.stream is not None:
+            self._pass_on(answer.stream)
+            return
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
+
+    def _pass_on(self, stream: Iterator[bytes]) -> None:
+        """Send an answer as it comes; one that breaks off ends the connection without its proper end."""
+        chunked = self.request_version != "HTTP/1.0"
+        if chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.close_connection = True
+        try:
+            self.end_headers()
+            for part in stream:
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            self.wfile.write(b"0\r\n\r\n" if chunked else b"")
+        except (OSError, http.client.HTTPException):
+            self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Be quiet: the gateway counts requests."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Mapping, Sequence  # noqa: UP035  environments may be Python 3.9
 
+from shallop_pod.agent import failed
 from shallop_pod.graphhttp2 import serve_application, with_data
 from shallop_pod.modelserver.protocol import ProtocolError, dumps
 
@@ -61,7 +63,10 @@ class _Application:
         threading.Thread(target=self._ask, args=arguments, daemon=True).start()
 
     def _ask(self, connection: Any, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
-        answer = self._agent.handle(method, path, headers, body)
+        try:
+            answer = self._agent.handle(method, path, headers, body).read()
+        except (OSError, http.client.HTTPException) as error:
+            answer = failed(502, f"the component broke off: {error}")
         said = {name.lower(): value for name, value in answer.headers}
         content, tensors = answer.body, None
         if (length := said.get("inference-header-content-length", "")).isdigit():

@@ -268,7 +268,8 @@ def test_a_client_that_sends_half_a_request_to_a_graph_is_dropped_in_time() -> N
         assert client.recv(100) == b""
 
 
-def test_words_of_a_model_pass_a_graph_as_they_come() -> None:
+@pytest.mark.parametrize("module", ["graphrouter", "agent"])
+def test_words_of_a_model_pass_a_graph_and_an_agent_as_they_come(module: str, tmp_path: Path) -> None:
     heard = [threading.Event() for _ in range(3)]
 
     class Model(http.server.BaseHTTPRequestHandler):
@@ -294,12 +295,18 @@ def test_words_of_a_model_pass_a_graph_as_they_come() -> None:
     serving.start()
     url = f"http://127.0.0.1:{model.server_port}/openai/v1/completions"
     graph = {"nodes": {"root": {"routerType": "Sequence", "steps": [{"serviceUrl": url}]}}}
-    port = free_port()
+    arguments, port = ["--graph-json", json.dumps(graph)], free_port()
+
+    def logged() -> list[Path]:
+        return list(tmp_path.rglob("*-response.json"))
+
+    if module == "agent":
+        arguments = ["--component-port", str(model.server_port), "--log-url", f"file://{tmp_path}"]
     try:
-        with process("shallop_pod.graphrouter", port, "--graph-json", json.dumps(graph)):
+        with process(f"shallop_pod.{module}", port, *arguments):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
             for _ in range(2):
-                connection.request("POST", "/", b"{}")
+                connection.request("POST", "/openai/v1/completions", b"{}")
                 answer = connection.getresponse()
                 assert answer.getheader("Content-Type") == "text/event-stream"
                 for number, event in enumerate(heard):
@@ -307,7 +314,10 @@ def test_words_of_a_model_pass_a_graph_as_they_come() -> None:
                     event.set()
                 assert answer.read() == b""
             connection.close()
+            until(lambda: len(logged()) == (2 if module == "agent" else 0))
     finally:
         model.shutdown()
         model.server_close()
         serving.join()
+    bodies = [base64.b64decode(json.loads(path.read_text())["bytes"]) for path in logged()]
+    assert bodies == [b"data: 0\n\ndata: 1\n\ndata: 2\n\n"] * len(bodies)

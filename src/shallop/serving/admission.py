@@ -9,7 +9,7 @@ from typing import Any
 from shallop.controller.kind import Admission
 from shallop.errors import FieldError, InvalidError
 from shallop.kube.client import Client
-from shallop.kube.objects import Object, annotations_of
+from shallop.kube.objects import Object, annotations_of, labels_of
 from shallop.serving.clusterstoragecontainer import CLUSTER_STORAGE_CONTAINER, select_container
 from shallop.serving.podtemplate import (
     CONTAINER,
@@ -45,6 +45,8 @@ _LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 _MODES = ("Standard", "Knative", "ModelMesh")
 _V2_BY_DEFAULT = ("triton", "onnx", "huggingface", "vLLM")
 _MAX_NAME = 63
+_VISIBILITY = ("networking.kserve.io/visibility", "networking.knative.dev/visibility")
+NO_UPDATE = "serving.kserve.io/disable-auto-update"
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _REQUESTS, _RESOURCES = ("concurrency", "rps"), ("cpu", "memory")
 _METRIC_TYPES = ("Resource", "External", "PodMetric")
@@ -498,6 +500,11 @@ def ignored_fields(service: Object) -> list[str]:
         paths.append("spec.predictor.minReplicas of 0 in Standard mode")
     if annotations_of(service).get(AUTOSCALER) == "keda":
         paths.append(f"annotation {AUTOSCALER} of keda: (nobody scales; use hpa)")
+    for label in _VISIBILITY:
+        if labels_of(service).get(label) == "cluster-local":
+            paths.append(f"label {label} of cluster-local: (the gateway serves every service)")
+    if annotations_of(service).get(NO_UPDATE) == "true":
+        paths.append(f"annotation {NO_UPDATE}")
     if annotations_of(service).get(DEPLOYMENT_MODE) == "ModelMesh":
         paths.append(f"annotation {DEPLOYMENT_MODE} of ModelMesh")
     return paths

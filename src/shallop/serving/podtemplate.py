@@ -36,7 +36,7 @@ __all__ = [
     "workload_name",
 ]
 
-CONTAINER = "kserve-container"
+CONTAINER, TRANSFORMER = "kserve-container", "transformer-container"
 MODEL_PATH = "/mnt/models"
 REQUIREMENTS = "environment.shallop.dev/requirements"
 READ_ONLY = "storage.kserve.io/readonly"
@@ -165,7 +165,8 @@ def render_pod_template(
     spec = {name: runtime_spec[name] for name in _RUNTIME_POD_FIELDS if name in runtime_spec}
     pod_fields = {name: value for name, value in declared.items() if name not in _COMPONENT_FIELDS}
     spec = strategic_merge_patch(spec, pod_fields, "Pod", _merge_rule)
-    spec["containers"] = [_finish(container, service) for container in containers]
+    collocated = any(container.get("name") == TRANSFORMER for container in containers)
+    spec["containers"] = [_finish(container, service, collocated=collocated) for container in containers]
     metadata = _metadata(service, runtime_spec, storage, component)
     spec = _add_agent(_add_storage(spec, service, storage), service, component, logger_env)
     if component == "predictor" and not storage.uri and is_multi_model(service):
@@ -237,7 +238,8 @@ def _add_agent(
         url = ""
     if not url and batcher is None:
         return spec
-    ports = next((item.get("ports") for item in spec["containers"] if item.get("name") == CONTAINER), None)
+    named = {item.get("name"): item for item in spec["containers"]}
+    ports = (named.get(TRANSFORMER) or named.get(CONTAINER) or {}).get("ports")
     port = ports[0]["containerPort"] if ports else PORT
     args = ["--component-port", str(port), "--component", component]
     args += ["--inference-service", metadata["name"], "--namespace", metadata["namespace"]]
@@ -387,14 +389,21 @@ def _with_tag(image: str, tag: str) -> str:
     return f"{repository if colon and '/' not in last else image}:{tag}"
 
 
-def _finish(container: Mapping[str, Any], service: Object) -> dict[str, Any]:
+def _finish(container: Mapping[str, Any], service: Object, *, collocated: bool) -> dict[str, Any]:
+    """
+    Complete a container.
+
+    Args:
+        collocated: a transformer is in the Pod, and has the port that is asked unless the other one says its own.
+    """
     finished: dict[str, Any] = _expand(container, service)
     env = [item for item in finished.get("env") or [] if item["name"] != "INFERENCE_SERVICE_NAME"]
     finished["env"] = [*env, {"name": "INFERENCE_SERVICE_NAME", "value": service["metadata"]["name"]}]
     # What a process said last becomes the message that users read when it could not load its model.
     finished.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
-    if finished.get("name") == CONTAINER:
-        ports = finished.get("ports") or []
+    ports = finished.get("ports") or []
+    name = finished.get("name")
+    if name == TRANSFORMER or (name == CONTAINER and (ports or not collocated)):
         port = ports[0]["containerPort"] if ports else PORT
         probe = {"tcpSocket": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 3}
         finished.setdefault("readinessProbe", probe)

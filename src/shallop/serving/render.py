@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shallop.kube.objects import Object, annotations_of
-from shallop.serving.podtemplate import AGENT, AGENT_PORT, CONTAINER, PORT, workload_name
+from shallop.serving.podtemplate import AGENT, AGENT_PORT, CONTAINER, PORT, TRANSFORMER, workload_name
 from shallop.serving.traffic import render_targets
 
 __all__ = [
@@ -133,10 +133,9 @@ def render_deployment(
 
 def render_service(service: Object, template: Object, component: str = "predictor") -> Object:
     """Render the Service of a component: port 80 to the first port of its container, further ports by number."""
-    container = next(
-        (item for item in template["spec"]["containers"] if item.get("name") == CONTAINER),
-        template["spec"]["containers"][0],
-    )
+    named = {item.get("name"): item for item in reversed(template["spec"]["containers"])}
+    # A transformer in the Pod of its predictor stands before it.
+    container = named.get(TRANSFORMER) or named.get(CONTAINER) or template["spec"]["containers"][0]
     declared = container.get("ports") or [{"containerPort": PORT}]
     first = declared[0]
     if any(item.get("name") == AGENT for item in template["spec"]["containers"]):

@@ -182,6 +182,9 @@ def test_fields_without_effect_are_named() -> None:
         "spec.predictor.canaryTrafficPercent",
         "spec.predictor.minReplicas of 0 in Standard mode",
     ]
+    hidden = service(model(), annotations={"serving.kserve.io/disable-auto-update": "true"})
+    hidden["metadata"]["labels"] = {"networking.knative.dev/visibility": "cluster-local"}
+    assert [path.partition(" ")[0] for path in ignored_fields(hidden)] == ["label", "annotation"]
     assert ignored_fields(service(model())) == []
 
 

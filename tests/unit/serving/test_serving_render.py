@@ -143,6 +143,21 @@ def test_the_service_leads_port_80_to_the_first_port_of_the_container() -> None:
     assert container(template)["readinessProbe"]["tcpSocket"] == {"port": 9090}
 
 
+def test_a_transformer_in_the_pod_of_its_predictor_stands_before_it() -> None:
+    own = [
+        {"name": "kserve-container", "image": "p", "args": ["--http_port=8085"]},
+        {"name": "transformer-container", "image": "t", "ports": [{"containerPort": 8090}]},
+    ]
+    given = service({"containers": own, "batcher": {}})
+    template = render_pod_template(given, None, Storage())
+    agent = next(item for item in template["spec"]["containers"] if item["name"] == "agent")
+    assert agent["args"][:2] == ["--component-port", "8090"]
+    probes = [item.get("readinessProbe", {}).get("tcpSocket") for item in template["spec"]["containers"]]
+    assert probes == [None, {"port": 8090}, {"port": 9081}]
+    template["spec"]["containers"].remove(agent)
+    assert render_service(given, template)["spec"]["ports"][0]["targetPort"] == 8090
+
+
 def test_the_deployment_selects_its_pods_and_its_autoscaler_has_the_replicas() -> None:
     given = service({**model(), "minReplicas": 3, "maxReplicas": 5})
     template = render_pod_template(given, SKLEARN, Storage())
