@@ -2,8 +2,11 @@
 Object stores that models come from: what lies below a URI and how each object is asked for. Standard library only.
 
 ``s3://BUCKET/PREFIX`` (AWS Signature 4, any S3-compatible server by ``AWS_ENDPOINT_URL``), ``gs://BUCKET/PREFIX``
-(public buckets, an access token in ``GOOGLE_OAUTH_ACCESS_TOKEN``, or ``STORAGE_EMULATOR_HOST``),
-``https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX`` (public containers or ``AZURE_STORAGE_SAS_TOKEN``) and
+(public buckets, a service account's key in ``GOOGLE_APPLICATION_CREDENTIALS_JSON`` or the file that
+``GOOGLE_APPLICATION_CREDENTIALS`` names, an access token in ``GOOGLE_OAUTH_ACCESS_TOKEN``, or
+``STORAGE_EMULATOR_HOST``), ``https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX`` (public containers,
+``AZURE_STORAGE_SAS_TOKEN``, ``AZURE_STORAGE_ACCESS_KEY``, or a service principal's ``AZ_CLIENT_ID``,
+``AZ_CLIENT_SECRET`` and ``AZ_TENANT_ID``) and
 ``hf://OWNER/MODEL[:REVISION]`` (``HF_TOKEN``, ``HF_ENDPOINT``).
 
 Source: AWS Signature Version 4; S3 ListObjectsV2; GCS JSON API v1; Azure Blob service REST; Hugging Face Hub API;
@@ -21,7 +24,10 @@ import urllib.parse
 import urllib.request
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from shallop_pod.cloudkeys import CloudKeyError, azure_sas, azure_token_request, google_token
 
 __all__ = ["ObjectStoreError", "RemoteObject", "is_object_store", "list_objects", "put_request", "sign", "ssl_context"]
 
@@ -218,11 +224,23 @@ def _bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+def _google_token(environ: Mapping[str, str]) -> str:
+    if token := environ.get("GOOGLE_OAUTH_ACCESS_TOKEN"):
+        return token
+    credentials = environ.get("GOOGLE_APPLICATION_CREDENTIALS_JSON", "")
+    if not credentials and (path := environ.get("GOOGLE_APPLICATION_CREDENTIALS")):
+        credentials = Path(path).read_text()
+    try:
+        return google_token(credentials, datetime.datetime.now(datetime.UTC).timestamp()) if credentials else ""
+    except CloudKeyError as error:
+        raise ObjectStoreError(f"Google Cloud Storage: {error}.") from error
+
+
 def _list_gs(uri: str, environ: Mapping[str, str], fetch: Fetch) -> Iterator[RemoteObject]:
     bucket, prefix = _bucket_and_prefix(uri)
     base = environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     base = (base if "://" in base else f"http://{base}").rstrip("/")
-    headers = _bearer(environ.get("GOOGLE_OAUTH_ACCESS_TOKEN", ""))
+    headers = _bearer(_google_token(environ))
     root, query = f"{base}/storage/v1/b/{_quote(bucket)}/o", {"prefix": prefix}
     while True:
         page: dict[str, Any] = json.loads(fetch(Request(f"{root}?{urllib.parse.urlencode(query)}", headers=headers)))
@@ -239,24 +257,41 @@ def _list_gs(uri: str, environ: Mapping[str, str], fetch: Fetch) -> Iterator[Rem
         query["pageToken"] = page["nextPageToken"]
 
 
+def _azure_access(
+    parts: urllib.parse.SplitResult, container: str, environ: Mapping[str, str], fetch: Fetch
+) -> tuple[str, dict[str, str]]:
+    """Return what is added to the query, and the headers, of requests for a container."""
+    if given := environ.get("AZURE_STORAGE_SAS_TOKEN") or parts.query:
+        return given.lstrip("?"), {}
+    if key := environ.get("AZURE_STORAGE_ACCESS_KEY"):
+        account, now = (parts.hostname or "").partition(".")[0], datetime.datetime.now(datetime.UTC)
+        try:
+            return azure_sas(account, container, key, now), {}
+        except CloudKeyError as error:
+            raise ObjectStoreError(f"Azure Blob Storage: {error}.") from error
+    if request := azure_token_request(environ):
+        return "", _bearer(json.loads(fetch(request))["access_token"]) | {"x-ms-version": "2021-08-06"}
+    return "", {}
+
+
 def _list_azure(uri: str, environ: Mapping[str, str], fetch: Fetch) -> Iterator[RemoteObject]:
     parts = urllib.parse.urlsplit(uri)
     container, _, prefix = urllib.parse.unquote(parts.path).strip("/").partition("/")
     if not container:
         raise ObjectStoreError(f"{uri}: name a container, as in https://ACCOUNT{_AZURE}/CONTAINER/FOLDER.")
     base = f"{parts.scheme}://{parts.netloc}/{_quote(container)}"
-    access = (environ.get("AZURE_STORAGE_SAS_TOKEN") or parts.query).lstrip("?")
+    access, headers = _azure_access(parts, container, environ, fetch)
     query = {"restype": "container", "comp": "list", "prefix": prefix}
     while True:
         url = f"{base}?{urllib.parse.urlencode(query)}" + (f"&{access}" if access else "")
         # The answer begins with a byte order mark.
-        page = xml.etree.ElementTree.fromstring(fetch(Request(url)).decode("utf-8-sig"))
+        page = xml.etree.ElementTree.fromstring(fetch(Request(url, headers=headers)).decode("utf-8-sig"))
         for item in page.iterfind("./Blobs/Blob"):
             name = item.findtext("Name") or ""
             relative = _below(name, prefix)
             if relative and not name.endswith("/"):
                 target = f"{base}/{urllib.parse.quote(name)}" + (f"?{access}" if access else "")
-                yield RemoteObject(relative, lambda target=target: Request(target))  # type: ignore[misc]
+                yield RemoteObject(relative, lambda target=target: Request(target, headers=headers))  # type: ignore[misc]
         marker = page.findtext("NextMarker")
         if not marker:
             return

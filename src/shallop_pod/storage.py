@@ -20,6 +20,7 @@ Source: KServe 0.21 storage initializer; Kubeflow model registry's custom storag
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import fnmatch
@@ -266,6 +267,8 @@ def with_config(environ: Mapping[str, str]) -> dict[str, str]:
         except ValueError as error:
             raise StorageError(f"{name}: no JSON object: {error}") from error
         result.update({_CONFIG[key]: str(value) for key, value in config.items() if key in _CONFIG and value})
+        if account := config.get("base64_service_account"):
+            result["GOOGLE_APPLICATION_CREDENTIALS_JSON"] = base64.b64decode(account).decode(errors="replace")
     return result
 
 

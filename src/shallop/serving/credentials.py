@@ -24,8 +24,11 @@ __all__ = ["CredentialsError", "env_of_config", "env_of_pull_secrets", "env_of_s
 # Keys of Secrets that are variables of the initializer by themselves.
 _KEYS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN"),
-    *("AZURE_STORAGE_SAS_TOKEN", "GOOGLE_OAUTH_ACCESS_TOKEN"),
+    *("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_ACCESS_KEY", "GOOGLE_OAUTH_ACCESS_TOKEN"),
+    *(f"{start}_{end}" for start in ("AZ", "AZURE") for end in ("CLIENT_ID", "CLIENT_SECRET", "TENANT_ID")),
 )
+# Files, as KServe calls them, that are variables of the initializer.
+_FILES = {"gcloud-application-credentials.json": "GOOGLE_APPLICATION_CREDENTIALS_JSON"}
 _ANNOTATIONS = {
     "s3-endpoint": "S3_ENDPOINT",
     "s3-region": "AWS_DEFAULT_REGION",
@@ -47,10 +50,10 @@ def env_of_secrets(secrets: Iterable[Object]) -> list[dict[str, Any]]:
     env: dict[str, dict[str, Any]] = {}
     for secret in secrets:
         name, data = secret["metadata"]["name"], secret.get("data") or {}
-        for key in _KEYS:
+        for key, variable in (*((key, key) for key in _KEYS), *_FILES.items()):
             if key in data:
                 reference = {"secretKeyRef": {"name": name, "key": key}}
-                env.setdefault(key, {"name": key, "valueFrom": reference})
+                env.setdefault(variable, {"name": variable, "valueFrom": reference})
         if "https-host" in data and "headers" in data:
             header = f"{_text(data['https-host'])}-headers"
             env.setdefault(header, {"name": header, "valueFrom": {"secretKeyRef": {"name": name, "key": "headers"}}})

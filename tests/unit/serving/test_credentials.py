@@ -33,6 +33,19 @@ def test_the_secrets_of_an_account_become_variables_that_refer_to_them() -> None
     ]
 
 
+def test_keys_of_google_and_azure_are_taken_too() -> None:
+    google = {"gcloud-application-credentials.json": "e30="}
+    found = env_of_secrets(
+        [{"metadata": {"name": "g"}, "data": google}, secret("a", AZ_CLIENT_ID="c", AZ_TENANT_ID="t")]
+    )
+    references = {item["name"]: item["valueFrom"]["secretKeyRef"] for item in found}
+    assert references == {
+        "GOOGLE_APPLICATION_CREDENTIALS_JSON": {"name": "g", "key": "gcloud-application-credentials.json"},
+        "AZ_CLIENT_ID": {"name": "a", "key": "AZ_CLIENT_ID"},
+        "AZ_TENANT_ID": {"name": "a", "key": "AZ_TENANT_ID"},
+    }
+
+
 def test_headers_of_a_host_are_for_that_host() -> None:
     (found,) = env_of_secrets([secret("h", https__host="models.example.com", headers="{}")])
     assert found["name"] == "models.example.com-headers"

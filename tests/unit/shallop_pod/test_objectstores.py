@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.parse
 import urllib.request
@@ -9,7 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from shallop_pod.cloudkeys import azure_sas
 from shallop_pod.objectstores import ObjectStoreError, is_object_store, list_objects, put_request, sign
 from shallop_pod.storage import StorageError, with_config
 
@@ -126,3 +130,65 @@ def test_an_object_is_stored_under_its_very_name() -> None:
     # The server undoes one level: the name is "logs/a%2F1.json".
     assert (request.get_method(), request.full_url) == ("PUT", "http://s3.test/b/logs/a%252F1.json")
     assert "SignedHeaders=content-type;host;x-amz-content-sha256;x-amz-date" in request.headers["Authorization"]
+
+
+def google_key(format_: serialization.PrivateFormat) -> tuple[rsa.RSAPublicKey, str]:
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, format_, serialization.NoEncryption()).decode()
+    return key.public_key(), json.dumps({"client_email": "me@team", "private_key": pem, "private_key_id": "7"})
+
+
+@pytest.mark.parametrize("format_", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL])
+def test_a_service_account_of_google_signs_for_itself(format_: serialization.PrivateFormat) -> None:
+    public, credentials = google_key(format_)
+    environ = {"GOOGLE_APPLICATION_CREDENTIALS_JSON": credentials}
+    (found,) = list_objects("gs://bucket/m", environ, Server(first={"items": [{"name": "m/a"}]}))
+    said, _, signature = found.request().headers["Authorization"].removeprefix("Bearer ").rpartition(".")
+
+    def decoded(text: str) -> bytes:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+    public.verify(decoded(signature), said.encode(), padding.PKCS1v15(), hashes.SHA256())
+    head, claims = (json.loads(decoded(part)) for part in said.split("."))
+    assert head == {"alg": "RS256", "typ": "JWT", "kid": "7"}
+    assert (claims["iss"], claims["aud"]) == ("me@team", "https://storage.googleapis.com/")
+    assert claims["exp"] - claims["iat"] == 3600
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    ["{", "[]", '{"client_email": "me", "private_key": "no"}', '{"client_email": "me", "private_key": "a\\nMAA=\\nb"}'],
+)
+def test_a_key_of_google_that_cannot_be_read_is_told(credentials: str) -> None:
+    with pytest.raises(ObjectStoreError, match="Google Cloud Storage: the "):
+        list(list_objects("gs://bucket/m", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": credentials}, Server(first={})))
+
+
+def test_a_key_of_an_azure_account_signs_as_the_library_of_azure_does() -> None:
+    key = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+    # The signature is that of azure-storage-blob 12.31, told to use the same version.
+    assert dict(urllib.parse.parse_qsl(azure_sas("acct", "models", key, datetime(2026, 8, 1, 12, tzinfo=UTC)))) == {
+        "sp": "rl",
+        "se": "2026-08-01T13:00:00Z",
+        "sv": "2021-08-06",
+        "sr": "c",
+        "sig": "pNlCDCQM0qcaIRpZfr/hH+sqxCJFBpAHohqIJvwl0NA=",
+    }
+    with pytest.raises(ObjectStoreError, match="no key of a storage account"):
+        uri = "https://acct.blob.core.windows.net/models/m"
+        list(list_objects(uri, {"AZURE_STORAGE_ACCESS_KEY": "no key"}, Server(first="")))
+
+
+def test_a_service_principal_of_azure_asks_for_its_token_first() -> None:
+    page = "<EnumerationResults><Blobs><Blob><Name>m/a</Name></Blob></Blobs><NextMarker/></EnumerationResults>"
+    asked: list[urllib.request.Request] = []
+
+    def fetch(request: urllib.request.Request) -> bytes:
+        asked.append(request)
+        return page.encode() if request.data is None else b'{"access_token": "t"}'
+
+    environ = {"AZ_CLIENT_ID": "c", "AZ_CLIENT_SECRET": "s", "AZ_TENANT_ID": "t/1"}
+    (found,) = list_objects("https://acct.blob.core.windows.net/models/m", environ, fetch)
+    assert asked[0].full_url == "https://login.microsoftonline.com/t%2F1/oauth2/v2.0/token"
+    assert dict(urllib.parse.parse_qsl(str(asked[0].data, "ascii")))["scope"] == "https://storage.azure.com/.default"
+    assert found.request().headers["Authorization"] == asked[1].headers["Authorization"] == "Bearer t"
