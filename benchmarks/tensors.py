@@ -1,10 +1,13 @@
 """
 Tensors of 1 MiB there and back: the model server and the gateway before it, beside what copying alone costs.
 
-Run: ``python benchmarks/tensors.py [SECONDS]`` in an environment with numpy, uvloop, orjson and what shallop needs.
+Run: ``python benchmarks/tensors.py [SECONDS]`` in an environment with numpy, uvloop, orjson, grpcio and what shallop
+needs.
 A model answers with the tensor that it was sent, V2 with binary data. The floor of the model server is a server that
 reads as many bytes into place and writes as many; that of the gateway is a relay before it that reads and writes and
-looks at nothing. One client asks, one request after the other; all run on uvloop, each in a process of its own.
+looks at nothing. By gRPC the floor is a bare server of ``grpc.aio`` that sends the message back as it came, unread,
+with the same relay before it. One client asks, one request after the other; all of ours run on uvloop, each in a
+process of its own.
 "cpu" is the processor time of the servers.
 """
 
@@ -19,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
 import uvloop
 from instance import write
@@ -26,8 +31,11 @@ from model_formats import Client, serve, started, v2
 
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import Backend, Route, RouteTable
+from shallop_pod.protobuf import bytes_field, text_field
 
 ROUNDS = 5
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+NO_LIMIT = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 def run(factory: Callable[[], asyncio.BaseProtocol], port: int) -> None:
@@ -88,6 +96,43 @@ def serve_floor(port: int) -> None:
     run(Floor, port)
 
 
+def serve_bare(port: int) -> None:
+    async def main() -> None:
+        async def echo(request: bytes, context: Any) -> bytes:
+            return request
+
+        server = grpc.aio.server(options=NO_LIMIT)
+        service, _, name = INFER[1:].partition("/")
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service, {name: grpc.unary_unary_rpc_method_handler(echo)})]
+        )
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        await server.wait_for_termination()
+
+    asyncio.run(main())
+
+
+class GrpcClient:
+    """Sends a message as it is, and takes the answer as it is."""
+
+    def __init__(self, port: int) -> None:
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=NO_LIMIT)
+        grpc.channel_ready_future(channel).result(timeout=60)
+        self.ask: Callable[[bytes], bytes] = channel.unary_unary(INFER)
+
+
+def infer_message(tensor: np.ndarray) -> bytes:
+    """Return a ModelInferRequest."""
+    shape = b"".join(_varint(size) for size in tensor.shape)
+    about = text_field(1, "x") + text_field(2, "FP32") + bytes_field(3, shape)
+    return text_field(1, "m") + bytes_field(5, about) + bytes_field(7, tensor.tobytes())
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
+
+
 def serve_relay(port: int, target: int) -> None:
     run(lambda: Relay(target), port)
 
@@ -130,12 +175,20 @@ def main(seconds: float) -> None:
     floor, floor_port = started(serve_floor)
     gateway, gateway_port = started(serve_gateway, echo_port)
     relay, relay_port = started(serve_relay, floor_port)
-    clients = {
+    bare, bare_port = started(serve_bare)
+    bare_relay, bare_relay_port = started(serve_relay, bare_port)
+    message = infer_message(tensor)
+    clients: dict[str, Any] = {
         "model server": Client(echo_port),
         "floor of the model server": Client(floor_port),
         "gateway and model server": Client(gateway_port),
         "relay and floor": Client(relay_port),
+        "gRPC, model server": GrpcClient(echo_port),
+        "gRPC, bare grpc.aio": GrpcClient(bare_port),
+        "gRPC, gateway and model server": GrpcClient(gateway_port),
+        "gRPC, relay and bare grpc.aio": GrpcClient(bare_relay_port),
     }
+    assert tensor.tobytes() in clients["gRPC, model server"].ask(message)
     for name in list(clients)[:1]:
         size = clients[name].ask(request)
         assert bytes(clients[name].buffer[size - tensor.nbytes : size]) == tensor.tobytes()
@@ -144,16 +197,26 @@ def main(seconds: float) -> None:
         "floor of the model server": [floor.pid],
         "gateway and model server": [gateway.pid, echo.pid],
         "relay and floor": [relay.pid, floor.pid],
+        "gRPC, model server": [echo.pid],
+        "gRPC, bare grpc.aio": [bare.pid],
+        "gRPC, gateway and model server": [gateway.pid, echo.pid],
+        "gRPC, relay and bare grpc.aio": [bare_relay.pid, bare.pid],
     }
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
     for _ in range(ROUNDS):
         # In turn, so that what else the machine does falls upon all.
         for name, client in clients.items():
-            seen[name].append(measure(lambda: client.ask(request), seconds / ROUNDS, pids[name]))  # noqa: B023
-    for process in (echo, floor, gateway, relay):
+            sent = message if name.startswith("gRPC") else request
+            seen[name].append(measure(lambda: client.ask(sent), seconds / ROUNDS, pids[name]))  # noqa: B023
+    for process in (echo, floor, gateway, relay, bare, bare_relay):
         process.terminate()
     best = {name: tuple(map(min, zip(*values, strict=True))) for name, values in seen.items()}
-    floors = {"model server": "floor of the model server", "gateway and model server": "relay and floor"}
+    floors = {
+        "model server": "floor of the model server",
+        "gateway and model server": "relay and floor",
+        "gRPC, model server": "gRPC, bare grpc.aio",
+        "gRPC, gateway and model server": "gRPC, relay and bare grpc.aio",
+    }
     rows = []
     for name, (p50_ms, cpu_ms) in best.items():
         row = {"1 MiB there and back": name, "p50_ms": round(p50_ms, 3), "cpu_ms": round(cpu_ms, 3)}

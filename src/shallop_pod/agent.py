@@ -39,7 +39,7 @@ from shallop_pod.httpbody import BodyError, read_body
 from shallop_pod.logstore import Record, StoredLog, StoreOptions, store_for
 from shallop_pod.storage import with_config
 
-__all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "failed", "main", "parse_options"]
+__all__ = ["Agent", "Answer", "Batcher", "Logger", "Options", "main", "parse_options"]
 
 _QUEUE = 1000
 _SENDERS = 2
@@ -358,9 +358,9 @@ class Batcher:
             if batch.answer.status == 200:
                 batch.parts = protocol.split(json.loads(batch.answer.body), batch.counts)
                 if batch.parts is None:
-                    batch.answer = failed(502, "the component did not answer with one prediction per instance")
+                    batch.answer = _error(502, "the component did not answer with one prediction per instance")
         except (OSError, http.client.HTTPException, ValueError, AttributeError, KeyError, TypeError) as error:
-            batch.answer = failed(502, f"the component cannot be asked: {error}")
+            batch.answer = _error(502, f"the component cannot be asked: {error}")
         finally:
             batch.done.set()
 
@@ -449,8 +449,7 @@ _V2 = _Protocol(
 )
 
 
-def failed(status: int, message: str) -> Answer:
-    """Return an error in the shape of the protocols'."""
+def _error(status: int, message: str) -> Answer:
     return Answer(status, [("Content-Type", "application/json")], json.dumps({"error": message}).encode())
 
 
@@ -493,7 +492,7 @@ class Agent:
         try:
             return self._answer(method, path, headers, body)
         except (OSError, http.client.HTTPException) as error:
-            return failed(502, f"the component cannot be asked: {error}")
+            return _error(502, f"the component cannot be asked: {error}")
 
     def _logged(self, id_: str, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         assert self.logger is not None
@@ -669,7 +668,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = read_body(self.headers, self.rfile)
         except BodyError as error:
             self.close_connection = True
-            self._send(failed(error.status, str(error)))
+            self._send(_error(error.status, str(error)))
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         self._send(self.agent.handle(self.command, self.path, headers, body))

@@ -15,7 +15,6 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, Mapping, Sequence  # noqa: UP035  environments may be Python 3.9
 
-from shallop_pod.agent import failed
 from shallop_pod.graphhttp2 import serve_application, with_data
 from shallop_pod.modelserver.protocol import ProtocolError, dumps
 
@@ -66,7 +65,10 @@ class _Application:
         try:
             answer = self._agent.handle(method, path, headers, body).read()
         except (OSError, http.client.HTTPException) as error:
-            answer = failed(502, f"the component broke off: {error}")
+            broken = dumps({"error": f"the component broke off: {error}"})
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(lambda: connection.answer(502, broken))
+            return
         said = {name.lower(): value for name, value in answer.headers}
         content, tensors = answer.body, None
         if (length := said.get("inference-header-content-length", "")).isdigit():
