@@ -123,18 +123,20 @@ def _run(options: argparse.Namespace) -> int:
         raise ShallopError("run: name a file, or a run with --repeat.")
     if options.start and not options.repeat:
         raise ShallopError("--from: needs --repeat RUN, the run whose other steps are taken over.")
+    # Nothing is compiled for a server that does not run.
+    client = None if options.local_only else _connect(options)
     document = None
     if options.file is not None:
         from shallop.runner.compile import load_pipeline, without_cache
 
         document = load_pipeline(options.file, _settings(options), pipeline=options.pipeline, python=options.python)
         document = without_cache(document) if options.no_cache else document
-    if options.local_only:
+    if client is None:
         from shallop.runner.local import run_locally
 
         options.watch = True
         return run_locally(_settings(options), lambda url: _submit(PipelinesClient(url), options, document))
-    return _submit(_connect(options), options, document)
+    return _submit(client, options, document)
 
 
 def _submit(client: PipelinesClient, options: argparse.Namespace, document: dict[str, Any] | None) -> int:
@@ -255,6 +257,8 @@ def _cache_list(options: argparse.Namespace) -> int:
 def _cache_clear(options: argparse.Namespace) -> int:
     client = _connect(options)
     query = _selected(options, client) | ({"all": "true"} if options.all else {})
+    if not query:
+        raise ShallopError("cache clear: name what to forget with --pipeline, --component or --run, or give --all.")
     deleted = client.call("DELETE", "/cache", **query)["deleted"]
     print(f"{deleted} entries are forgotten; these steps run again.")
     return 0

@@ -55,6 +55,8 @@ def load_pipeline(path: Path, settings: Settings, *, pipeline: str = "", python:
     """
     from shallop.pipelines.package import load_package
 
+    if not path.is_file():
+        raise ShallopError(f"{path}: there is no such file; name Python source, or what 'kfp dsl compile' writes.")
     if path.suffix == ".py":
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "pipeline.yaml")
@@ -73,7 +75,10 @@ def _compile(path: Path, pipeline: str, target: Path, settings: Settings, python
     for interpreter in [python] if python else _interpreters(settings):
         command = [interpreter, "-W", "ignore", "-c", _COMPILE, str(path.absolute()), pipeline, str(target)]
         environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+        except OSError as error:
+            raise ShallopError(f"--python {interpreter}: cannot be started: {error.strerror}.") from error
         if done.returncode == 0:
             return
         if done.returncode != _NO_KFP:
