@@ -10,6 +10,8 @@ at no more of the plan than ``shape_of(plan)`` keeps::
         entrance.complete(plan)      # and then the user's code
     else: ...                        # wait for the child, then entrance.end()
 
+``with visiting(plan): ...`` enters for a while, all but a PID namespace.
+
 Keys of a plan, all optional:
 
 - ``user``: true for an ordinary user: a user namespace comes first.
@@ -32,14 +34,15 @@ Source: mount_namespaces(7), user_namespaces(7), pivot_root(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import os
 import signal
 import stat
-from typing import Any
+from typing import Any, Iterator, Sequence  # noqa: UP035  environments may be Python 3.9
 
-__all__ = ["TOKEN_FOLDER", "Entrance", "fork_first", "shape_of"]
+__all__ = ["TOKEN_FOLDER", "Entrance", "fork_first", "shape_of", "visiting"]
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -186,6 +189,54 @@ class Entrance:
                 os.wait()
             except ChildProcessError:
                 return
+
+
+@contextlib.contextmanager
+def visiting(plan: dict[str, Any]) -> Iterator[None]:
+    """
+    Be where a Pod's process would be, but for a PID namespace, and come back; with a single thread.
+
+    An ordinary user comes back to the machine's view in a user namespace, whose children can enter Pods as ever. After
+    an exception the process stays, and is to end.
+
+    Raises:
+        OSError: the kernel refused, on the way there or back; the message names the step.
+    """
+    groups = _own_groups(plan.get("cgroups") or ())
+    if plan.get("user"):
+        _enter_user_namespace()
+        # The machine's own could not be entered again from here.
+        _call("unshare", _libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC))
+        _mount("none", "/", None, _MS_REC | _MS_SLAVE)
+    folder = os.getcwd()
+    homes = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("net", "uts", "ipc", "mnt")}
+    entrance = Entrance({key: value for key, value in shape_of(plan).items() if key in ("mounts", "points")})
+    entrance.complete(plan)
+    yield
+    for name, home in homes.items():
+        # One that was never left may not be entered.
+        if not os.path.samestat(os.fstat(home), os.stat(f"/proc/self/ns/{name}")):
+            _call(f"come back to {name}", _libc.setns(home, 0))
+        os.close(home)
+    os.chdir(folder)
+    for group in groups:
+        with open(f"{group}/cgroup.procs", "w") as file:
+            file.write("0")
+
+
+def _own_groups(others: Sequence[str]) -> list[str]:
+    """Return the control groups of this process, of the hierarchies in which others lie."""
+    with open("/proc/self/cgroup") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    own = {name: path for _, names, path in lines for name in names.split(",")}
+    roots = [os.path.dirname(other) for other in others]
+    found = []
+    for root in roots:
+        # The one hierarchy of version 2 has no name; those of version 1 have their controllers'.
+        path = own.get(os.path.basename(root), own.get("", "/"))
+        # Seen from inside of a container the path may be one that only the machine has.
+        found.append(root + path if os.path.isdir(root + path) else root)
+    return found
 
 
 def _children() -> list[int]:

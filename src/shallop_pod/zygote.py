@@ -69,7 +69,19 @@ from typing import Any, Callable, Iterator, NoReturn, Sequence  # noqa: UP035  e
 
 from shallop_pod import pages, rehearsal
 
-__all__ = ["Child", "Exit", "Request", "ZygoteError", "connect", "listen", "main", "run_to_end", "spawn"]
+__all__ = [
+    "Child",
+    "Exit",
+    "Request",
+    "ZygoteError",
+    "connect",
+    "count_threads",
+    "listen",
+    "main",
+    "run_to_end",
+    "serve_forks",
+    "spawn",
+]
 
 _HEADER = struct.Struct("!I")
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -297,9 +309,10 @@ def _receive_with_descriptors(connection: socket.socket, count: int) -> tuple[di
 
 
 class _Server:
-    def __init__(self, socket_path: str, idle_s: float) -> None:
+    def __init__(self, socket_path: str, idle_s: float, *, standby: bool = True) -> None:
         self._path = socket_path
         self._idle_s = idle_s
+        self._keeps_standby = standby
         self._listener: socket.socket | None = None
         self._inode = 0
         self._children: dict[int, socket.socket] = {}
@@ -406,7 +419,9 @@ class _Server:
 
     def _prepare_standby(self) -> None:
         """Fork for the next request once nobody waits for this one."""
-        if self._standby is None and self._wanted and not self._stopping and not self._selector.select(0):
+        if not self._keeps_standby or self._stopping:
+            return
+        if self._standby is None and self._wanted and not self._selector.select(0):
             with contextlib.suppress(OSError):  # too many processes, or no memory: the next request will say so
                 if self._written is None:
                     self._written = rehearsal.written_pages()
@@ -808,17 +823,32 @@ def _preload(modules: Sequence[str]) -> None:
             print(f"zygote: {module} is not preloaded: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     rehearsal.rehearse()
     _find_thread_pools()
+
+
+def count_threads() -> int:
+    """Return how many threads a fork would meet."""
     # OpenBLAS ends its threads before a fork and starts them again when they are needed: from here on there is one.
     if (pid := os.fork()) == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-
-
-def _count_threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         return threading.active_count()
+
+
+def serve_forks(socket_path: str, *, idle_s: float, ready: Callable[[], None]) -> None:
+    """
+    Be a zygote, as what this process has become: children have all of it, and are asked for as ever.
+
+    For processes without threads whose children all have the same variables. None waits in advance.
+
+    Args:
+        ready: called when it listens.
+    """
+    # Sized already, and what this process has done since may have chosen other sizes.
+    _pools.clear()
+    _Server(socket_path, idle_s, standby=False).run(ready)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -836,7 +866,7 @@ def main(argv: Sequence[str]) -> int:
     os.nice(options.nicer)
     _weigh_session()
     _preload(options.preload)
-    if (threads := _count_threads()) > 1:
+    if (threads := count_threads()) > 1:
         print(f"zygote: {threads} threads run after preloading; forks may hang", file=sys.stderr, flush=True)
 
     def ready() -> None:

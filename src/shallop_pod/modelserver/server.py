@@ -39,7 +39,7 @@ from shallop_pod.modelserver.protocol import (
 from shallop_pod.modelserver.queue import MAX_BATCH_ROWS, ModelQueue, is_fast
 from shallop_pod.modelserver.workers import supervise
 
-__all__ = ["ModelServer", "fail", "main", "run"]
+__all__ = ["Loaded", "ModelServer", "fail", "how_to_load", "load_all", "main", "run"]
 
 _LAME_DUCK_S = 0.3
 
@@ -52,6 +52,8 @@ _SERVER = {
 _TRITON_TYPES = {"BYTES": "STRING"}
 
 Load = Callable[[str], Model]
+# The models, and what loads more of them.
+Loaded = tuple[list[Model], Load | None]
 
 
 class ModelServer:
@@ -475,29 +477,39 @@ async def _serve(server: ModelServer, options: Options) -> None:
         await asyncio.sleep(0.02)
 
 
-def main(argv: list[str]) -> int:
-    """Serve until SIGTERM; exit code 1 and a termination message when the model cannot be loaded."""
+def main(argv: list[str], loaded: Loaded | None = None) -> int:
+    """
+    Serve until SIGTERM; exit code 1 and a termination message when the model cannot be loaded.
+
+    Args:
+        loaded: what loading the models would give.
+    """
     try:
         options = parse_options(argv, os.environ)
         if options.ignored:
             print(f"arguments without effect here: {' '.join(options.ignored)}", file=sys.stderr, flush=True)
-        how = LoadOptions(
-            threads=options.threads,
-            framework=options.framework or os.environ.get("SHALLOP_MODEL_FORMAT", ""),
-            mlserver=options.mlserver,
-            arguments=options.arguments,
-        )
         if options.workers > 1:
-            return _run_workers(options, how)
-        models, load = _load_all(options, how)
+            return _run_workers(options, loaded)
+        models, load = loaded or load_all(options)
     except (LoadError, OptionsError) as error:
         return fail(error)
     return run(models, options, load=load)
 
 
-def _run_workers(options: Options, how: LoadOptions) -> int:
+def how_to_load(options: Options) -> LoadOptions:
+    """Return what the options and variables of the server say about loading."""
+    return LoadOptions(
+        threads=options.threads,
+        framework=options.framework or os.environ.get("SHALLOP_MODEL_FORMAT", ""),
+        mlserver=options.mlserver,
+        arguments=options.arguments,
+    )
+
+
+def _run_workers(options: Options, loaded: Loaded | None) -> int:
     board = Board(options.workers)
-    shared = _load_all(options, how)[0] if survives_fork(Path(options.folder), how) else None
+    if loaded is None and survives_fork(Path(options.folder), how_to_load(options)):
+        loaded = load_all(options)
     # What is there now stays where it is: a collection in a worker would write to, and so copy, what they share.
     gc.collect()
     gc.freeze()
@@ -505,7 +517,7 @@ def _run_workers(options: Options, how: LoadOptions) -> int:
     def work(number: int) -> int:
         board.worker = number
         try:
-            models = _load_all(options, how)[0] if shared is None else shared
+            models, _ = loaded or load_all(options)
         except LoadError as error:
             return fail(error)
         return run(models, options, board=board)
@@ -520,9 +532,14 @@ def fail(error: Exception) -> int:
     return 1
 
 
-def _load_all(options: Options, how: LoadOptions) -> tuple[list[Model], Load | None]:
-    """Load the model of the folder, or all models of a repository, which can be loaded and unloaded later."""
-    folder = Path(options.folder)
+def load_all(options: Options) -> Loaded:
+    """
+    Load the model of the folder, or all models of a repository, which can be loaded and unloaded later.
+
+    Raises:
+        LoadError: one cannot be loaded.
+    """
+    how, folder = how_to_load(options), Path(options.folder)
     if folder.name == "model-store" and not folder.exists():
         folder = folder.parent  # TorchServe's layout is asked for, the plain one is there
     # Told to wait for models: a puller puts them into the folder one by one.

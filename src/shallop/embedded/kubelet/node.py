@@ -24,6 +24,7 @@ from shallop.embedded.kubelet.engine import find_engine
 from shallop.embedded.kubelet.environments import Environment, Environments
 from shallop.embedded.kubelet.execution import dial
 from shallop.embedded.kubelet.gpus import GPU, Gpus, find_gpus
+from shallop.embedded.kubelet.holders import Holders
 from shallop.embedded.kubelet.housekeeping import clean_up
 from shallop.embedded.kubelet.limits import ControlGroups
 from shallop.embedded.kubelet.logs import follow_log, log_folder, log_path, since_of
@@ -90,6 +91,7 @@ class Node:
         self.groups = ControlGroups(self.settings.home)
         self.gpus = Gpus(find_gpus())
         self.zygotes = Zygotes.of(self.settings)
+        self.holders = Holders(self.settings.run / "holders", self.zygotes, self.groups)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self._base: Environment | None = None
         self.spares = Spares(self.settings.run / "sandboxes", self.network, self.base_zygote)
@@ -111,6 +113,7 @@ class Node:
         """Register, then run Pods until cancelled; their processes go on."""
         self.network.start()
         await self.base_zygote()
+        await asyncio.to_thread(self.holders.stop)
         await self._register()
         for kind in ("ConfigMap", "Secret"):
             self._informers[kind].add_handler(self._reference_changed)
@@ -142,6 +145,7 @@ class Node:
     async def stop(self, *, keep_pods: bool) -> None:
         """Call after ``run`` has ended: end the processes of all Pods, or leave them for the next start."""
         await self.spares.end_all()
+        self.holders.stop()
         if keep_pods:
             return
         folders = [folder for folder in self.settings.pods.iterdir() if folder.is_dir()]

@@ -25,6 +25,7 @@ from shallop.embedded.kubelet.execution import (
     read_all,
     start_execution,
 )
+from shallop.embedded.kubelet.holders import HELD, Sharing, can_share
 from shallop.embedded.kubelet.ignored import ignored_fields
 from shallop.embedded.kubelet.images import stand_in
 from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
@@ -110,7 +111,9 @@ class PodWorker:
         self._volumes: dict[str, Path] = {}
         self._probes: dict[str, list[asyncio.Task[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._asked: dict[str, tuple[Environment | None, Request]] = {}
+        self._asked: dict[str, tuple[Environment | None, Request, Sharing | None]] = {}
+        # Runs of containers that the shim has not heard of yet: what they are forked from is being started.
+        self._asking: dict[str, asyncio.Task[None]] = {}
         self._address = ""
         self._start_time = (pod.get("status") or {}).get("startTime") or format_time(node.now())
         self._verdict: tuple[str, str, str] = ("", "", "")
@@ -510,13 +513,47 @@ class PodWorker:
         elif program in ("python3", "python") and self._is_one_of_many:
             request = replace(request, module="shallop_pod.interpreter")
             plain = False
-        self._launch(record, None if plain else environment, request)
+        self._launch(record, None if plain else environment, request, self._sharing(record, container, request, env))
 
-    def _launch(self, record: ContainerRecord, environment: Environment | None, request: Request) -> None:
+    def _launch(
+        self,
+        record: ContainerRecord,
+        environment: Environment | None,
+        request: Request,
+        sharing: Sharing | None = None,
+    ) -> None:
         record.ready = record.started = False
-        asyncio.get_running_loop().create_task(self._ask_to_start(record.id, environment, request))
+        self._ask(record.id, environment, request, sharing)
         # Between asking and being told it counts as running: it must not be asked for twice.
         record.state = {"running": {"startedAt": seconds_time(time.time())}}
+
+    def _ask(self, id_: str, environment: Environment | None, request: Request, sharing: Sharing | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._ask_to_start(id_, environment, request, sharing))
+        self._asking[id_] = task
+        task.add_done_callback(lambda done: self._asking.pop(id_) if self._asking.get(id_) is done else None)
+
+    def _sharing(
+        self, record: ContainerRecord, container: Object, request: Request, env: Mapping[str, str]
+    ) -> Sharing | None:
+        """Return what a container that may share its model's memory is to share it by, None for the others."""
+        if annotations_of(self._pod).get(WARM) == "false":
+            return None
+        level = self._node.isolation.level
+        owner = can_share(self._pod, container, request, level=level, restarts=record.restarts)
+        if not owner:
+            return None
+        mounts = container_mounts(container, self._volumes, env, f"spec.containers[{record.name}]")
+        sources = {mount["target"]: mount["source"] for mount in mounts}
+        limits = (container.get("resources") or {}).get("limits") or {}
+        return Sharing(
+            (owner, record.name),
+            self._uid,
+            request,
+            sources,
+            self.network_namespace,
+            int(parse_quantity(limits["memory"])) if "memory" in limits else None,
+            float(parse_quantity(limits["cpu"])) if "cpu" in limits else None,
+        )
 
     def _by_engine(self, record: ContainerRecord, container: Object) -> Request:
         """Return what runs a container by the engine: its client, as a process of the machine."""
@@ -559,21 +596,29 @@ class PodWorker:
             text = f"limit of {cpu} is not enforced, only OMP_NUM_THREADS is set: {why}"
             self._event("CPULimitIgnored", text, container=record.name)
 
-    async def _ask_to_start(self, id_: str, environment: Environment | None, request: Request) -> None:
+    async def _ask_to_start(
+        self, id_: str, environment: Environment | None, request: Request, sharing: Sharing | None
+    ) -> None:
         """Have the shim start a container by the fork-server of an environment; None: any that runs programs."""
-        node = self._node
+        node, asked = self._node, request
         try:
-            socket = await (node.base_zygote() if environment is None else node.zygotes.socket(environment))
+            socket = None
+            if sharing is not None and environment is not None:
+                socket = await node.holders.socket(environment, sharing)
+            if socket is not None:
+                asked = replace(request, module=HELD[request.module])
+            else:
+                socket = await (node.base_zygote() if environment is None else node.zygotes.socket(environment))
         except (NodeError, EnvironmentBuildError) as error:
             self._told({"event": "failed", "id": id_, "error": str(error)})
             return
         if self._sandbox is not None:
             name, _, restart = id_.rpartition("-")
-            self._asked[id_] = (environment, request)
+            self._asked[id_] = (environment, request, sharing)
             settings = node.settings
             log_file = log_path(settings, self._pod, name, int(restart))
             rotated = (log_file, int(settings.log_max_mib * 2**20), settings.log_files)
-            self._sandbox.start(id_, socket, rotated, request, _attachable(self._specs[name]))
+            self._sandbox.start(id_, socket, rotated, asked, _attachable(self._specs[name]))
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
@@ -681,7 +726,7 @@ class PodWorker:
                 self._event("Started", f"Started container {record.name}", container=record.name)
             elif event["event"] == "failed" and event.get("unreachable") and asked is not None:
                 # The fork-server ended between our asking for it and the shim's; the next one is new.
-                asyncio.get_running_loop().create_task(self._ask_to_start(record.id, *asked))
+                self._ask(record.id, *asked)
             elif event["event"] == "failed":
                 now = time.time()
                 self._end(record, Ended(record.id, 128, None, 0.0, now), event["error"])
@@ -878,7 +923,11 @@ class PodWorker:
     # Ending -----------------------------------------------------------------------------------------------------
 
     def _signal(self, record: ContainerRecord, number: int) -> None:
-        if number == signal.SIGKILL and record.name in self._engined and self._node.engine is not None:
+        if (task := self._asking.get(record.id)) is not None and not task.done():
+            # The shim would not know whom to signal, and start it afterwards.
+            task.cancel()
+            self._told({"event": "failed", "id": record.id, "error": "ended before it was started"})
+        elif number == signal.SIGKILL and record.name in self._engined and self._node.engine is not None:
             # Its client cannot pass this one on; it ends when the container does.
             task = asyncio.create_task(self._node.engine.kill(self._engine_name(record)))
             self._stops.add(task)
@@ -1005,6 +1054,7 @@ class PodWorker:
             await self._node.engine.remove_all(f"shallop-{self._uid}-")
         self._node.groups.remove(self._uid)
         self._node.network.release(self._uid)
+        self._node.holders.release(self._uid)
         if self._folder.exists():
             await asyncio.to_thread(remove_pod_folder, self._folder)
 

@@ -29,7 +29,7 @@ from shallop.priority import steps_behind
 from shallop.settings import Settings
 from shallop_pod.zygote import connect
 
-__all__ = ["Zygotes", "link_pod_package"]
+__all__ = ["ForkServer", "Zygotes", "link_pod_package"]
 
 _START_TIMEOUT_S = 120.0
 _LAST_FILE = "last-with-imports"
@@ -68,13 +68,19 @@ def _code_stamp() -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:8]
 
 
-class _Zygote:
+class ForkServer:
     """A fork-server that listened; its process is held by a descriptor, so that asking whether it lives is cheap."""
 
     def __init__(self, path: Path, pid: int) -> None:
         self.path = path
         self._pid = pid
         self._process = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+
+    @classmethod
+    def at(cls, path: Path) -> ForkServer | None:
+        """Return the one that listens at a socket; None when none does."""
+        pid = _pid_at(path)
+        return None if pid is None else cls(path, pid)
 
     def is_alive(self) -> bool:
         if self._process < 0:
@@ -121,9 +127,9 @@ class Zygotes:
         self._python_path = python_path
         self._limit = limit
         self._idle_s = idle_s
-        self._zygotes: OrderedDict[str, _Zygote] = OrderedDict()
+        self._zygotes: OrderedDict[str, ForkServer] = OrderedDict()
         self._starting: dict[str, anyio.Lock] = {}
-        self._starts: set[asyncio.Future[_Zygote]] = set()
+        self._starts: set[asyncio.Future[ForkServer]] = set()
         self._stamp = _code_stamp()
 
     @classmethod
@@ -149,7 +155,7 @@ class Zygotes:
                 if zygote is not None:
                     zygote.forget()
                 path = self._folder / f"{key[:16]}-{self._stamp}.sock"
-                zygote = self._adopt(path) or await self._start_whole(environment, path)
+                zygote = ForkServer.at(path) or await self._start_whole(environment, path)
                 self._zygotes[key] = zygote
             self._zygotes.move_to_end(key)
         self._end_oldest()
@@ -180,25 +186,21 @@ class Zygotes:
         self._zygotes.clear()
         for path in set(self._folder.glob("*.sock")) - told:
             with contextlib.suppress(ProcessLookupError):  # it ends by itself just now
-                if (left := self._adopt(path)) is not None:
+                if (left := ForkServer.at(path)) is not None:
                     left.end()
-
-    def _adopt(self, path: Path) -> _Zygote | None:
-        pid = _pid_at(path)
-        return None if pid is None else _Zygote(path, pid)
 
     def _end_oldest(self) -> None:
         while len(self._zygotes) > self._limit:
             self._zygotes.popitem(last=False)[1].end()
 
-    async def _start_whole(self, environment: Environment, path: Path) -> _Zygote:
+    async def _start_whole(self, environment: Environment, path: Path) -> ForkServer:
         """Start one to the end, though the caller be cancelled: see ``settle``."""
         start = asyncio.ensure_future(self._start(environment, path))
         self._starts.add(start)
         start.add_done_callback(self._starts.discard)
         return await asyncio.shield(start)
 
-    async def _start(self, environment: Environment, path: Path) -> _Zygote:
+    async def _start(self, environment: Environment, path: Path) -> ForkServer:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = path.with_suffix(".log")
         ready = await anyio.to_thread.run_sync(self._spawn, environment, path, log)
@@ -208,7 +210,7 @@ class Zygotes:
                 await anyio.to_thread.run_sync(os.read, ready, 16, abandon_on_cancel=True)
         finally:
             os.close(ready)
-        zygote = self._adopt(path)
+        zygote = ForkServer.at(path)
         if zygote is None:
             text = log.read_text(errors="replace")[-500:].strip() or "it printed nothing"
             raise NodeError(
