@@ -243,6 +243,8 @@ class GarbageCollector:
         references = obj["metadata"].get("ownerReferences") or ()
         states = {reference["uid"]: await self._state_of(obj, reference) for reference in references}
         owners = classify_owners(obj, states)
+        if not (owners.dangling or owners.waiting):
+            return  # as of nearly everything that is made
         uid = obj["metadata"]["uid"]
         blocking = any(_blocks(dependent, uid) for dependent in self._dependents(uid))
         decision = plan_dependent(obj, owners, has_blocking_dependents=blocking)
