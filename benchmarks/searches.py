@@ -1,7 +1,7 @@
 """
 Search algorithms: latency of a suggestion at 1,000 trials, beside Optuna alone, and what they find.
 
-Run: ``python benchmarks/searches.py [latency|digits|formula|architectures|darts|stopping...]``; without names all.
+Run: ``python benchmarks/searches.py [PART...]``, parts as in ``PARTS``; without names all.
 Parameters are searched for a linear model of scikit-learn's digits, architectures for a network with random weights of
 which only the output is fitted; each algorithm against chance on the same space and budget, with the standard error of
 the difference. scikit-learn, and torch for ``darts``, are installed into a folder of their own for the time of the run.
@@ -343,34 +343,44 @@ DARTS_NAS = {
 }
 
 
-def differentiable() -> list[dict[str, Any]]:
+def differentiable(trained: int) -> list[dict[str, Any]]:
     """
     Compare the architecture that a trial of darts finds with random ones of the same space, all trained anew alike.
 
-    An epoch of the search costs as many as there are operations, twice; so many random ones are trained, and the best
-    on data kept for it is taken. A single random one is shown beside it.
+    Of the random ones so many are trained as take the CPU time of the search and of the training that follows it, or a
+    little more; the best on data kept for it is taken. A single random one is shown beside it. A search pays where a
+    training takes longer than it, so there are rows for short trainings and for long ones.
+
+    Args:
+        trained: epochs of a training.
     """
     import supernet
     import torch
 
     torch.set_num_threads(1)
-    problem = Problem("darts", (), False, 0, {"num_epochs": "10"}, nas=DARTS_NAS)
+    problem = Problem("darts", (), False, 0, {"num_epochs": "6"}, nas=DARTS_NAS)
     given = ALGORITHMS["darts"]().suggest(problem, [], 1).proposals[0].assignments
     names, layers = ast.literal_eval(given["search-space"]), int(given["num-layers"])
-    searched, trained = int(ast.literal_eval(given["algorithm-settings"])["num_epochs"]), 15
+    searched = int(ast.literal_eval(given["algorithm-settings"])["num_epochs"])
     data = supernet.Data()
-    candidates = searched * 2 * len(names) // trained
-    found, chosen, single = [], [], []
+    supernet.error_of(data, supernet.random_architecture(names, layers, 0), 1, 0)  # what torch does once
+    found, chosen, single, counts = [], [], [], []
     for seed in range(SEEDS):
+        begun = time.process_time()
         architecture = supernet.search(data, names, layers, searched, seed)
         found.append(supernet.error_of(data, architecture, trained, seed)[1])
-        drawn = [supernet.random_architecture(names, layers, 1000 * seed + number) for number in range(candidates)]
-        errors = [supernet.error_of(data, one, trained, seed) for one in drawn]
+        end = 2 * time.process_time() - begun
+        errors: list[tuple[float, float]] = []
+        while time.process_time() < end:
+            one = supernet.random_architecture(names, layers, 1000 * seed + len(errors))
+            errors.append(supernet.error_of(data, one, trained, seed))
         chosen.append(min(errors)[1])
         single.append(statistics.fmean(error for _, error in errors))
-    case = "architectures, error in percent: darts"
+        counts.append(len(errors))
+    case = f"architectures trained for {trained} epochs, error in percent: darts"
     return [
-        compared(f"{case}, beside the best of {candidates} random ones", found, chosen),
+        compared(f"{case}, beside the best of random ones in the same CPU time", found, chosen)
+        | {"random_ones": statistics.fmean(counts)},
         compared(f"{case}, beside one random one", found, single),
     ]
 
@@ -423,7 +433,8 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "digits": table,
     "formula": lambda: [evenness()],
     "architectures": architectures,
-    "darts": differentiable,
+    "darts": lambda: differentiable(15),
+    "darts-long": lambda: differentiable(40),
     "stopping": stopping,
 }
 
@@ -436,7 +447,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         uv = str(instance.ROOT / ".venv" / "bin" / "uv")
-        wanted = ["scikit-learn", *(["torch==2.13.0"] if "darts" in parts else [])]
+        wanted = ["scikit-learn", *(["torch==2.13.0"] if {"darts", "darts-long"} & set(parts) else [])]
         command = [uv, "pip", "install", "--quiet", "--target", folder, *wanted]
         subprocess.run(command, check=True, env=instance.uv_environ())
         sys.path.append(folder)
