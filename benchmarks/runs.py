@@ -215,7 +215,7 @@ def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> li
 
 def _pages(name: str, run_id: str) -> list[str]:
     """Return what a page asks for."""
-    recent = "/runs?page_size=25&sort_by=created_at%20desc"
+    recent = "/runs?view=SUMMARY&page_size=25&sort_by=created_at%20desc"
     return {
         "list": ["/runs?page_size=20&sort_by=created_at%20desc"],
         "run": [f"/runs/{run_id}"],

@@ -140,6 +140,7 @@ def test_a_failed_step_says_why(page: Page, runs: dict[str, str]) -> None:
     page.get_by_text("Show the step").click()
     panel = page.get_by_test_id("panel")
     expect(panel).to_contain_text("ValueError: row 7 has no label")
+    expect(panel).to_contain_text(re.compile(r"s of CPU, at most [0-9.]+ [KM]B of memory"))
     step(page, "root/announce").click()
     expect(panel).to_contain_text("Upstream task 'refuse' ended FAILED")
 

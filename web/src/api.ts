@@ -30,6 +30,8 @@ export interface TaskView {
   start_time?: string
   end_time?: string
   error?: { message?: string }
+  /** What its component took of the machine. */
+  usage?: { cpuSeconds?: number; maxRssBytes?: number } | null
   inputs?: Record<string, { artifact_ids: string[] }>
   outputs?: Record<string, { artifact_ids: string[] }>
   input_parameters: Record<string, unknown>

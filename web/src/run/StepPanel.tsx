@@ -1,7 +1,7 @@
 import { Alert, Anchor, CloseButton, Group, Stack, Tabs, Text, Title } from '@mantine/core'
 import { useQueries } from '@tanstack/react-query'
 import { kfp, type TaskView } from '../api'
-import { between, headline } from '../format'
+import { between, duration, headline, size } from '../format'
 import { useNow } from '../live'
 import { Fact } from '../Parts'
 import { link, setQuery, usePlace } from '../router'
@@ -86,6 +86,9 @@ function Overview({ task, time }: { task: TaskView; time: string }) {
         <StateBadge state={task.own_state} />
         {task.start_time && <Text size="sm" c="dimmed">{time}</Text>}
         {pods.length > 1 && <Text size="sm" c="dimmed">{pods.length} attempts</Text>}
+        {task.usage && (
+          <Text size="sm" c="dimmed">{duration(1000 * (task.usage.cpuSeconds ?? 0))} of CPU, at most {size(task.usage.maxRssBytes ?? 0)} of memory</Text>
+        )}
       </Group>
       {message && (
         <Alert color="red" variant="light" py="xs" title={headline(message).slice(0, 300)}>
