@@ -74,9 +74,8 @@ _KILL_S = 5.0
 _BRIEF_S = 0.025
 # The same of a Pod that is one of many of a kind.
 _BRIEF_OF_MANY_S = 0.15
-# How long what such a Pod leaves stays: the next one starts first.
+# How long what a Pod leaves stays that is over: the next step of its chain, or the next trial, starts first.
 _LINGER_S = 0.02
-_REST_S = 0.015
 # How often volumes with a size limit are measured.
 _MEASURE_S = 5.0
 _HOOK_S = 600.0
@@ -1003,8 +1002,7 @@ class PodWorker:
         # Before anybody hears that its place is free.
         self._node.gpus.release(self._folder)
         await self._write_status(self._render())
-        if self._is_one_of_many:
-            await asyncio.sleep(_LINGER_S)
+        await asyncio.sleep(_LINGER_S)
         await self._clean_up()
 
     async def _stop_sidecars(self) -> None:
