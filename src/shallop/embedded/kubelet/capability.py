@@ -17,8 +17,10 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from shallop_pod import isolation
 plan = {"user": sys.argv[2] == "user", "pid": True, "mounts": [{"target": "/shallop-probe/models", "source": "/usr"}]}
-entrance = isolation.Entrance(isolation.shape_of(plan))
-pid = os.fork() if entrance.forks else 0
+pid = 0 if plan["user"] else isolation.fork_first()
+if pid == 0:
+    entrance = isolation.Entrance(isolation.shape_of(plan))
+    pid = os.fork() if entrance.forks else 0
 if pid == 0:
     entrance.finish()
     entrance.complete(plan)
