@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ def _load_xgboost(name: str, path: Path, options: LoadOptions) -> Model:
     import numpy as np
     import xgboost
 
-    booster = xgboost.Booster({"nthread": options.threads or 1})
-    booster.load_model(path)
+    with _one_thread():
+        booster = xgboost.Booster({"nthread": options.threads or 1})
+        booster.load_model(path)
 
     def predict(rows: Any) -> Any:
         if isinstance(rows, np.ndarray) and rows.dtype != object:
@@ -40,6 +43,22 @@ def _load_xgboost(name: str, path: Path, options: LoadOptions) -> Model:
         return booster.predict(xgboost.DMatrix(rows, nthread=options.threads or 1))
 
     return Model(name, "xgboost", predict, int(booster.num_features()))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let OpenMP start no threads: they would stay, and a process with threads is not forked."""
+    with open("/proc/self/maps") as maps:
+        paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line or "libomp" in line}
+    pools = [ctypes.CDLL(path) for path in sorted(paths)]
+    sizes = [pool.omp_get_max_threads() for pool in pools]
+    for pool in pools:
+        pool.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        for pool, size in zip(pools, sizes, strict=True):
+            pool.omp_set_num_threads(size)
 
 
 def _is_lightgbm(path: Path) -> bool:
@@ -51,7 +70,8 @@ def _is_lightgbm(path: Path) -> bool:
 def _load_lightgbm(name: str, path: Path, options: LoadOptions) -> Model:
     import lightgbm
 
-    booster = lightgbm.Booster(model_file=str(path))
+    with _one_thread():
+        booster = lightgbm.Booster(model_file=str(path))
 
     names = booster.feature_name()
 
