@@ -191,9 +191,13 @@ def test_a_trial_that_fails_says_why_and_ends_the_experiment(cluster: Cluster) -
     messages = [c["message"] for t in cluster.trials("failing") for c in t["status"]["conditions"]]
     assert any("no data at 0." in message for message in messages), messages
     silent = job("python3", "-c", quoted("print('nothing of ${trialParameters.x}')"))
-    cluster.apply(experiment("silent", silent, maxTrialCount=2, maxFailedTrialCount=1, parallelTrialCount=1))
+    body = experiment("silent", silent, maxTrialCount=2, maxFailedTrialCount=1, parallelTrialCount=1)
+    body["spec"]["trialTemplate"]["primaryContainerName"] = "train"
+    cluster.apply(body)
     found = cluster.ended("silent", "Failed")
     assert found["status"]["trialMetricsUnavailable"] == 1, found["status"]
+    said = cluster.trials("silent")[0]["status"]["conditions"][-1]["message"]
+    assert "primaryContainerName 'train' is none of its containers, which are main" in said, said
     about = ("get", "events", "-n", "tuning-e2e", "--field-selector", "reason=TrialPodFailed", "-o", "json")
     items = wait_for("why a run is tried again", lambda: json.loads(cluster.kubectl(*about))["items"])
     told = next(item for item in items if item["involvedObject"]["name"].startswith("retried-"))

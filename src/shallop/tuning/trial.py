@@ -157,7 +157,7 @@ async def reconcile(ctx: Context, trial: Resource[Any], looks: Looks) -> Result:
     if failed is not None:
         await _end(ctx, raw, "Failed", "TrialFailed", await _why(ctx, raw, pods, failed), reports)
     elif succeeded is not None:
-        await _succeed(ctx, raw, succeeded, reports)
+        await _succeed(ctx, raw, pods, succeeded, reports)
     elif not ended and await _is_stopped(ctx, raw, reports):
         await _end(ctx, raw, "EarlyStopped", "TrialEarlyStopped", "Trial is early stopped", reports)
     else:
@@ -310,7 +310,7 @@ async def _why(ctx: Context, trial: Object, pods: list[Object], failed: Match) -
     return message
 
 
-async def _succeed(ctx: Context, trial: Object, match: Match, reports: list[Report]) -> None:
+async def _succeed(ctx: Context, trial: Object, pods: Sequence[Object], match: Match, reports: list[Report]) -> None:
     objective = trial["spec"]["objective"]
     more = f". Job message: {match.message}. Job reason: {match.reason}" if match.message or match.reason else ""
     if _collector(trial) == "None":
@@ -323,8 +323,19 @@ async def _succeed(ctx: Context, trial: Object, match: Match, reports: list[Repo
     name, metric = trial["metadata"]["name"], objective["objectiveMetricName"]
     missing = Report(metric, UNAVAILABLE)
     await ctx.database.write(lambda c: tables.add_reports(c, name, "end", [missing]))
-    message = f"Metrics are not available: the run ended without a value of {metric!r}{more}"
+    message = (
+        f"Metrics are not available: the run ended without a value of {metric!r}{_other_containers(trial, pods)}{more}"
+    )
     await _end(ctx, trial, "MetricsUnavailable", "MetricsUnavailable", message, [*reports, missing])
+
+
+def _other_containers(trial: Object, pods: Sequence[Object]) -> str:
+    """Say so when no Pod has the container whose log or files are read."""
+    wanted = trial["spec"].get("primaryContainerName", "")
+    names = {container["name"] for pod in pods for container in pod["spec"]["containers"]}
+    if not names or wanted in names or _collector(trial) not in READ:
+        return ""
+    return f"; primaryContainerName {wanted!r} is none of its containers, which are {', '.join(sorted(names))}"
 
 
 async def _is_stopped(ctx: Context, trial: Object, reports: list[Report]) -> bool:
