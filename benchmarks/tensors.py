@@ -31,6 +31,7 @@ from model_formats import Client, serve, started, v2
 
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import Backend, Route, RouteTable
+from shallop.memory import keep_freed
 from shallop_pod.protobuf import bytes_field, text_field
 
 ROUNDS = 5
@@ -148,6 +149,7 @@ def serve_gateway(port: int, target: int) -> None:
         {backend.key: [("127.0.0.1", {"": target})]},
     )
     gateway = Gateway(table)
+    keep_freed()  # as the platform does
     run(gateway.connect, port)
 
 

@@ -33,7 +33,7 @@ from shallop.embedded.kubelet import Node
 from shallop.errors import SettingsError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, labels_of
-from shallop.memory import give_back
+from shallop.memory import give_back, keep_freed
 from shallop.priority import take_precedence
 from shallop.settings import Settings
 from shallop.store.database import Database
@@ -73,6 +73,7 @@ def run(settings: Settings) -> int:
     lock = instance.Lock(settings)
     take_precedence()
     sys.setswitchinterval(_SWITCH_S)
+    keep_freed()
     # A watch is a connection: a thousand of them are more than most systems allow a program at first.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
