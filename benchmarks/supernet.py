@@ -4,11 +4,12 @@ What a trial of ``darts`` does, small enough for a benchmark: a differentiable s
 The network is a stem, one of the operations per layer, a pooling and a linear layer. While it searches each layer is
 the mixture of all operations; the weights of the mixtures are learned on one half of the training data, all others on
 the other half (first order), with a learning rate that falls along a cosine and gradients that are clipped. For the
-first third the mixtures stay as they are: operations without weights are good at once, and would win before the others
-have learned anything. The strongest operation of each layer is the architecture found. Needs torch and scikit-learn.
+first third the mixtures stay as they are, and what operations without weights give is dropped in part: they are good at
+once, and would win before the others have learned anything. The strongest operation of each layer is the architecture
+found. Needs torch and scikit-learn.
 
-Source: Liu, Simonyan, Yang, DARTS: Differentiable Architecture Search, 2019; the late start of the mixtures is from
-Chen, Xie, Wu, Tian, Progressive Differentiable Architecture Search, 2019.
+Source: Liu, Simonyan, Yang, DARTS: Differentiable Architecture Search, 2019; the late start of the mixtures and the
+dropout are from Chen, Xie, Wu, Tian, Progressive Differentiable Architecture Search, 2019.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import nn
 __all__ = ["CHANNELS", "Data", "error_of", "random_architecture", "search"]
 
 CHANNELS, BATCH = 8, 50
-_CLIP = 5.0
+_CLIP, _DROPPED = 5.0, 0.3
 
 
 class Data:
@@ -63,11 +64,19 @@ def _operation(name: str) -> nn.Module:
     )
 
 
+def _mixed(name: str) -> nn.Module:
+    """Return an operation as one of a mixture."""
+    operation = _operation(name)
+    return operation if any(True for _ in operation.parameters()) else nn.Sequential(operation, nn.Dropout(_DROPPED))
+
+
 class _Network(nn.Module):
     def __init__(self, layers: Sequence[Sequence[str]]) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS))
-        self.layers = nn.ModuleList(nn.ModuleList(_operation(name) for name in names) for names in layers)
+        self.layers = nn.ModuleList(
+            nn.ModuleList((_mixed if len(names) > 1 else _operation)(name) for name in names) for names in layers
+        )
         self.head = nn.Linear(CHANNELS * 4, 10)
         self.mixture = nn.ParameterList(nn.Parameter(1e-3 * torch.randn(len(names))) for names in layers)
 
