@@ -257,6 +257,29 @@ def test_calls_of_grpc_and_requests_of_rest_are_one_batch() -> None:
     assert asked == [4]
 
 
+@pytest.mark.parametrize("module", ["graphrouter", "agent"])
+def test_a_client_that_has_ended_its_side_is_answered(module: str) -> None:
+    pytest.importorskip("numpy")
+    port, body = free_port(), b'{"instances": [[1, 2]]}'
+    head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with model_server() as component:
+        url = f"http://127.0.0.1:{component}/v1/models/m:predict"
+        graph = {"nodes": {"root": {"routerType": "Sequence", "steps": [{"serviceUrl": url}]}}}
+        arguments = ["--graph-json", json.dumps(graph)]
+        if module == "agent":
+            arguments = ["--component-port", str(component), "--enable-batcher", "--max-latency", "10"]
+        with (
+            process(f"shallop_pod.{module}", port, *arguments),
+            socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client,
+        ):
+            client.sendall(head + body)
+            client.shutdown(socket.SHUT_WR)
+            found = b""
+            while data := client.recv(65536):
+                found += data
+    assert (found.startswith(b"HTTP/1.1 200"), b"predictions" in found) == (True, True), found
+
+
 def test_a_client_that_sends_half_a_request_to_a_graph_is_dropped_in_time() -> None:
     port = free_port()
     graph = {"nodes": {"root": {"routerType": "Sequence", "steps": []}}, "routerTimeouts": {"serverRead": 1}}
