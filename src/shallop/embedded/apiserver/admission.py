@@ -145,7 +145,7 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
             raise cannot_handle(resource, wrong)
         cleaned, unknown = schema.clean(new)
         if not resource.custom:
-            if error := schema.type_error(cleaned):
+            if not options.typed and (error := schema.type_error(cleaned)):
                 raise cannot_handle(resource, error)
             problems += [f'unknown field "{path}"' for path in unknown]
         else:

@@ -50,7 +50,9 @@ class LocalClient:
             raise NotFoundError(f"{gvk.api_version} {gvk.kind}: the server does not serve this kind", details={})
         return resource
 
-    def _options(self, *, manager: str = "", force: bool = False, place: bool = False) -> WriteOptions:
+    def _options(
+        self, *, manager: str = "", force: bool = False, place: bool = False, typed: bool = False
+    ) -> WriteOptions:
         return WriteOptions(
             user=self._user,
             field_manager=manager or self._field_manager,
@@ -59,6 +61,7 @@ class LocalClient:
             field_validation="Ignore",
             force=force,
             place=place,
+            typed=typed,
         )
 
     async def get(self, gvk: Gvk, name: str, namespace: str = "") -> Object:
@@ -91,7 +94,8 @@ class LocalClient:
         resource = self._resource(gvk_of(obj))
         if self._review is not None and is_review(resource):
             return self._review(resource, _namespace(resource, obj), obj, self._user)
-        options = self._options(place=True)
+        # Events are made in one place; what others create has parts that users wrote.
+        options = self._options(place=True, typed=resource.storage == "events")
         return (await self._verbs.create(resource, _namespace(resource, obj), obj, options)).object
 
     async def update(self, obj: Object, *, subresource: str = "") -> Object:
@@ -111,9 +115,10 @@ class LocalClient:
         return (await self._verbs.patch(resource, namespace, name, patch_type, patch, options)).object
 
     async def patch_status(self, obj: Object, status: dict[str, Any]) -> Object:
-        metadata = obj["metadata"]
-        return await self.patch(
-            gvk_of(obj), metadata["name"], metadata.get("namespace", ""), {"status": status}, subresource="status"
+        metadata, resource = obj["metadata"], self._resource(gvk_of(obj))
+        namespace, options = metadata.get("namespace", ""), self._options(typed=True)
+        return await self._subresources.patch(
+            resource, namespace, metadata["name"], "status", "merge", {"status": status}, options
         )
 
     async def apply(
