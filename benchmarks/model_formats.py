@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 import numpy as np
 import uvloop
 
+from shallop_pod.heap import keep_freed
 from shallop_pod.modelserver.models import Model
 from shallop_pod.modelserver.server import ModelServer
 
@@ -77,6 +78,8 @@ def models() -> dict[str, Callable[[], Callable[[Any], Any]]]:
 
 
 def serve(port: int, made: Callable[[], Callable[[Any], Any]]) -> None:
+    keep_freed()  # as a model server does
+
     async def main() -> None:
         server = ModelServer([Model("m", "sklearn", made(), FEATURES)], inline=True)
         await asyncio.get_running_loop().create_server(server.connect, "127.0.0.1", port)

@@ -31,7 +31,7 @@ from model_formats import Client, serve, started, v2
 
 from shallop.gateway.proxy import Gateway
 from shallop.gateway.routes import Backend, Route, RouteTable
-from shallop.memory import keep_freed
+from shallop_pod.heap import keep_freed
 from shallop_pod.protobuf import bytes_field, text_field
 
 ROUNDS = 5

@@ -1,8 +1,7 @@
 """
-When what was freed goes back to the system.
+What was freed goes back to the system: after a large answer the C library would keep most of it for later.
 
-The C library gives the end of its heap back at once, and takes it again for the next large body: that costs such a
-request a third more. What lies further inside it keeps for ever. We have it keep both, and give all back now and then.
+The end of the heap, which it would give back at once, is kept until then, too: see ``shallop_pod.heap``.
 """
 
 from __future__ import annotations
@@ -13,23 +12,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["give_back", "keep_freed"]
+__all__ = ["give_back"]
 
 _EVERY_S = 30.0
 # As much more than after the last time is worth a look; it takes about 15 ms, in another thread.
 _GROWN_BYTES = 16 << 20
-# Names of mallopt(3), and what they become: so much at the end of the heap is kept, and from so much on an allocation
-# is a mapping of its own (where this is not set too, it stays at 128 KiB, less than what is read from a socket).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _MAPPED_BYTES = 64 << 20, 4 << 20
-
-
-def keep_freed() -> None:
-    """Let the C library keep what is freed, for :func:`give_back`; does nothing where that does nothing."""
-    if _trim() is not None:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 async def give_back() -> None:

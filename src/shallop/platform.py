@@ -33,11 +33,12 @@ from shallop.embedded.kubelet import Node
 from shallop.errors import SettingsError
 from shallop.kube.client import Client
 from shallop.kube.objects import Gvk, Object, labels_of
-from shallop.memory import give_back, keep_freed
+from shallop.memory import give_back
 from shallop.priority import take_precedence
 from shallop.settings import Settings
 from shallop.store.database import Database
 from shallop.webserver import OriginGuard, Server, TokenCookie, bind
+from shallop_pod.heap import keep_freed
 
 __all__ = ["PARTS", "Platform", "run"]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shallop_pod.heap import keep_freed
 from shallop_pod.modelserver.dialects import Options, OptionsError, parse_options
 from shallop_pod.modelserver.http import Connection
 from shallop_pod.modelserver.language import Language
@@ -572,6 +573,7 @@ def _load_what_can_be(names: Sequence[str], load: Load) -> list[Model]:
 
 def run(models: Sequence[Model], options: Options, *, board: Board | None = None, load: Load | None = None) -> int:
     """Serve models until SIGTERM."""
+    keep_freed()
     # uvloop binds in C, past the hook for Pods that share the machine's network.
     options = options._replace(host=options.host or os.environ.get("SHALLOP_POD_IP") or "0.0.0.0")
     server = ModelServer(models, board=board, load=load)
