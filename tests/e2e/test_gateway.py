@@ -277,7 +277,8 @@ async def test_answers_to_head_have_no_body(world: World) -> None:
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + code)
 
 
-async def test_a_client_that_leaves_ends_the_backends_work(world: World) -> None:
+async def until_left(world: World) -> asyncio.Event:
+    """Add a backend that never answers; the event is set when it is asked no longer."""
     gone = asyncio.Event()
 
     async def wait(reader: Reader, writer: Writer) -> None:
@@ -287,6 +288,11 @@ async def test_a_client_that_leaves_ends_the_backends_work(world: World) -> None
         gone.set()
 
     await world.backend(wait)
+    return gone
+
+
+async def test_a_client_that_leaves_ends_the_backends_work(world: World) -> None:
+    gone = await until_left(world)
     for request in (get(), get("/app", "Content-Length: 100", method="POST") + b"part"):
         gone.clear()
         _, writer = await world.connect()
@@ -340,15 +346,7 @@ async def test_a_client_that_has_ended_its_side_waits_for_the_first_pod(world: W
 
 
 async def test_a_client_that_closed_its_connection_is_found_out(world: World) -> None:
-    gone = asyncio.Event()
-
-    async def wait(reader: Reader, writer: Writer) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        gone.set()
-
-    await world.backend(wait)
+    gone = await until_left(world)
     _, writer = await world.connect()
     writer.write(get())
     await writer.drain()

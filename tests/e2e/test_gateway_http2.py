@@ -383,15 +383,21 @@ def read(peer: Peer, event: Any) -> None:
         peer.frames.acknowledge(event.stream, event.size)
 
 
-async def test_a_pod_of_http1_that_breaks_off_is_reported(world: World) -> None:
+async def serve_http1(world: World, answer: bytes) -> asyncio.Server:
+    """Let the service be a Pod that speaks HTTP/1.1 only, and says the same to every request of it."""
+
     async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        good = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345"
-        writer.write(b"HTTP/1.1 505 No\r\n\r\n" if head.startswith(b"PRI ") else good)
+        writer.write(b"HTTP/1.1 505 No\r\n\r\n" if head.startswith(b"PRI ") else answer)
         writer.close()
 
     server = await asyncio.start_server(http1, "127.0.0.1", 0)
     world.serve_at(server.sockets[0].getsockname()[:2])
+    return server
+
+
+async def test_a_pod_of_http1_that_breaks_off_is_reported(world: World) -> None:
+    server = await serve_http1(world, b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345")
     client = await world.client()
     headers = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"iris")]
     stream = client.frames.open(headers, end=True)
@@ -757,14 +763,7 @@ async def test_a_client_of_http1_that_leaves_ends_the_work_of_a_pod_of_http2(wor
 
 
 async def test_a_pod_that_speaks_http1_although_its_port_says_http2_is_asked_so(world: World, plain: Any) -> None:
-    async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        good = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
-        writer.write(b"HTTP/1.1 505 No\r\n\r\n" if head.startswith(b"PRI ") else good)
-        writer.close()
-
-    server = await asyncio.start_server(http1, "127.0.0.1", 0)
-    world.serve_at(server.sockets[0].getsockname()[:2])
+    server = await serve_http1(world, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
     client = await plain()
     for _ in range(2):
         client.writer.write(request("GET"))

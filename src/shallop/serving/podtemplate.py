@@ -32,6 +32,7 @@ __all__ = [
     "model_config_name",
     "parse_duration",
     "render_pod_template",
+    "render_service_port",
     "serving_container",
     "workload_name",
 ]
@@ -387,6 +388,12 @@ def _with_tag(image: str, tag: str) -> str:
         return image
     repository, colon, last = image.rpartition(":")
     return f"{repository if colon and '/' not in last else image}:{tag}"
+
+
+def render_service_port(name: str, port: int, target: int) -> dict[str, Any]:
+    """Render a port of a Service, from the name and number of the container's; the name says what speaks HTTP/2."""
+    rendered = {"name": name, "port": port, "targetPort": target, "protocol": "TCP"}
+    return rendered | ({"appProtocol": "kubernetes.io/h2c"} if name.startswith(("h2c", "http2", "grpc")) else {})
 
 
 def _finish(container: Mapping[str, Any], service: Object, *, collocated: bool) -> dict[str, Any]:

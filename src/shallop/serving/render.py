@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shallop.kube.objects import Object, annotations_of
-from shallop.serving.podtemplate import AGENT, AGENT_PORT, CONTAINER, PORT, TRANSFORMER, workload_name
+from shallop.serving.podtemplate import (
+    AGENT,
+    AGENT_PORT,
+    CONTAINER,
+    PORT,
+    TRANSFORMER,
+    render_service_port,
+    workload_name,
+)
 from shallop.serving.traffic import render_targets
 
 __all__ = [
@@ -152,8 +160,7 @@ def render_service(service: Object, template: Object, component: str = "predicto
 
 def _port(declared: Mapping[str, Any], port: int, default_name: str) -> dict[str, Any]:
     name = declared.get("name") or default_name or f"port-{port}"
-    rendered = {"name": name, "port": port, "targetPort": declared["containerPort"], "protocol": "TCP"}
-    return rendered | ({"appProtocol": "kubernetes.io/h2c"} if name.startswith(("h2c", "http2", "grpc")) else {})
+    return render_service_port(name, port, declared["containerPort"])
 
 
 def render_autoscaler(service: Object, component: str = "predictor") -> Object | None:

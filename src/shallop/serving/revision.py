@@ -16,7 +16,7 @@ from typing import Any
 from shallop.controller.kind import Column, Kind, Resource, Result, Watch
 from shallop.controller.manager import Context
 from shallop.kube.objects import Gvk, Key, Object, annotations_of, find_condition, is_deleting, labels_of, set_condition
-from shallop.serving.podtemplate import AGENT
+from shallop.serving.podtemplate import AGENT, render_service_port
 from shallop.serving.schemas import REVISION as SCHEMA
 from shallop.serving.status import find_failure, merge_status
 
@@ -99,14 +99,14 @@ def pod_port(spec: Mapping[str, Any]) -> tuple[int, str]:
 
 def render_service(revision: Object) -> Object:
     number, name = pod_port(revision["spec"])
-    port: dict[str, Any] = {"name": name, "port": 80, "targetPort": number, "protocol": "TCP"}
-    if name.startswith(("h2c", "http2", "grpc")):
-        port["appProtocol"] = "kubernetes.io/h2c"
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(revision, revision["metadata"]["name"]),
-        "spec": {"selector": {REVISION_LABEL: revision["metadata"]["name"]}, "ports": [port]},
+        "spec": {
+            "selector": {REVISION_LABEL: revision["metadata"]["name"]},
+            "ports": [render_service_port(name, 80, number)],
+        },
     }
 
 
