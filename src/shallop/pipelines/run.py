@@ -9,7 +9,6 @@ For that reason Pods may be created before the decision is written; all else wai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from collections import deque
@@ -81,8 +80,8 @@ _AT_A_TIME = 50
 # How long a Pod may wait for a Secret, ConfigMap or claim before its task fails.
 _STUCK_S = 10.0
 # What was decided is written so much later: not beside the start of the Pods that it asks for, which both would slow
-# down, but while they run. Decisions of this time share a transaction.
-_WRITE_AFTER_S = 0.01
+# down, but while they run. Decisions of this time share a transaction: of a fast task only its end is written.
+_WRITE_AFTER_S = 0.03
 _FULL_BYTES = 1 << 20
 
 
@@ -131,7 +130,12 @@ class PlaceGranted:
     """Another Pod of the run may start."""
 
 
-Item = PodChange | Due | DeadlineReached | Fetched | Stored | PlaceGranted | None
+@dataclass(frozen=True)
+class WriteDue:
+    """What was decided lately has waited long enough."""
+
+
+Item = PodChange | Due | DeadlineReached | Fetched | Stored | PlaceGranted | WriteDue | None
 
 
 class RunDriver:
@@ -159,12 +163,14 @@ class RunDriver:
         self._staging: Staging
         self._unwritten: list[tuple[Callable[[sa.Connection], None], list[str]]] = []  # and the ids of what changed
         self._writing: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
+        self._is_due = False  # the next whole step is to be written, with all before it
+        self._write_timer: asyncio.TimerHandle | None = None
 
     async def drive(self, row: dict[str, Any]) -> None:
         """Drive the run until it is over or deleted."""
         self._running, self._waiting, self._delayed, self._stuck = {}, deque(), {}, set()
         self._transfers, self._unwritten, self._writing = {}, [], None
+        self._is_due, self._write_timer = False, None
         self.namespace, self._owner = pod_namespace(row), row["namespace"]
         current: tables.Row | None = row
         try:
@@ -186,6 +192,8 @@ class RunDriver:
             await self._staging.clear()
         finally:
             self._places.close()
+            if self._write_timer is not None:
+                self._write_timer.cancel()
             if self._writing is not None:
                 self._writing.cancel()
             for transfer in self._transfers.values():
@@ -277,6 +285,8 @@ class RunDriver:
                     events += await self._start(item.action)
             elif isinstance(item, PlaceGranted):
                 events += await self._start_waiting()
+            elif isinstance(item, WriteDue):
+                self._is_due, self._write_timer = True, None
             elif isinstance(item, Fetched):
                 events += await self._fetched(item)
             elif isinstance(item, Stored):
@@ -312,6 +322,7 @@ class RunDriver:
                 await _let_others(count)
             adopted = False
             if self._journal.size >= _STEP_CHANGES or not todo:
+                self._is_due = self._is_due or any(self._must_wait(act) for act in (*known, *acts))
                 await self._take_step()
                 todo.extend(await self._act_on(known, adopted=True))
                 todo.extend(await self._act_on(acts, adopted=False))
@@ -328,26 +339,27 @@ class RunDriver:
                 self._journal.record(event)
 
     async def _take_step(self) -> None:
-        """Let what the journal has be written soon; wait where more than one step would wait behind a slow disk."""
+        """Let what the journal has, which is whole steps, be written soon, and wait behind a slow disk."""
         size = self._journal.size
         if not size:
             return
-        if self._unwritten and self._hurry.is_set():
+        # That a run goes on, or is over, is to be seen at once.
+        if not (self._is_due or self._journal.is_first or self._plan.is_finished or size >= _STEP_CHANGES):
+            if self._write_timer is None:
+                loop = asyncio.get_running_loop()
+                self._write_timer = loop.call_later(_WRITE_AFTER_S, self.inbox.put_nowait, WriteDue())
+            return
+        self._is_due = False
+        if self._unwritten:
             await self._written()
-        changed, begins = self._journal.changed(), self._journal.is_first
+        changed = self._journal.changed()
         # Nobody but this coroutine changes the plan and the journal.
         step = self._journal.take() if size <= _STEP_CHANGES else await asyncio.to_thread(self._journal.take)
         self._unwritten.append((step, changed))
         if self._writing is None or self._writing.done():
-            # That a run goes on is to be seen at once.
-            self._hurry.set() if begins else self._hurry.clear()
             self._writing = asyncio.create_task(self._write(), name=f"run {self.run_id}: writing")
 
     async def _write(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_WRITE_AFTER_S):
-                await self._hurry.wait()
-        self._hurry.set()
         try:
             while self._unwritten:
                 steps, self._unwritten = self._unwritten, []
@@ -359,15 +371,18 @@ class RunDriver:
             raise
 
     async def _written(self) -> None:
-        """Wait until all that was decided is written."""
-        self._hurry.set()
+        """Wait until all that was taken is written."""
         if self._writing is not None:
             await self._writing
+
+    def _must_wait(self, act: StartTask | StopTask) -> bool:
+        """Say whether an action waits until its decision is written; the start of a Pod does not."""
+        return not isinstance(act, StartTask) or bool(built_in_image(self._pipeline, act))
 
     async def _act_on(self, acts: Iterable[StartTask | StopTask], *, adopted: bool) -> list[Event]:
         events: list[Event] = []
         for count, act in enumerate(acts, 1):
-            if not isinstance(act, StartTask) or built_in_image(self._pipeline, act):
+            if self._must_wait(act):
                 await self._written()
             events += await self._act(act, adopted=adopted)
             await _let_others(count)

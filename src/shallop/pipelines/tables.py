@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from shallop.errors import AlreadyExistsError
 from shallop.pipelines.filters import Predicate
 from shallop.pipelines.listing import METRIC, Page, next_token
+from shallop.store.prepared import Prepared
 
 __all__ = ["MIGRATIONS", "Listed"]
 
@@ -783,55 +784,60 @@ class Step(NamedTuple):
     cache: Sequence[Row]
 
 
-# Statements that every step of every run uses: SQLAlchemy remembers the key of a statement with the object, and finds
-# its compiled form by it.
-_INSERT_EVENTS, _INSERT_TASKS, _INSERT_ARTIFACTS = events.insert(), tasks.insert(), artifacts.insert()
-_INSERT_LINKS, _INSERT_ENTRIES = artifact_tasks.insert(), cache_entries.insert()
-_DELETE_LINKS = artifact_tasks.delete().where(
-    artifact_tasks.c.task_id == sa.bindparam("of"),
-    artifact_tasks.c.type == sa.bindparam("as"),
-    artifact_tasks.c.key == sa.bindparam("named"),
+# Statements that every step of every run uses.
+_INSERT_EVENTS, _INSERT_TASKS, _INSERT_ARTIFACTS, _INSERT_ENTRIES = (
+    Prepared(table.insert(), table.c.keys()) for table in (events, tasks, artifacts, cache_entries)
 )
-_DELETE_ENTRIES = cache_entries.delete().where(
-    cache_entries.c.namespace == sa.bindparam("in"),
-    cache_entries.c.pipeline_name == sa.bindparam("of"),
-    cache_entries.c.key == sa.bindparam("as"),
+_INSERT_LINKS = Prepared(artifact_tasks.insert(), ("artifact_id", "run_id", "task_id", "type", "key"))
+_DELETE_LINKS = Prepared(
+    artifact_tasks.delete().where(
+        artifact_tasks.c.task_id == sa.bindparam("of"),
+        artifact_tasks.c.type == sa.bindparam("as"),
+        artifact_tasks.c.key == sa.bindparam("named"),
+    )
+)
+_DELETE_ENTRIES = Prepared(
+    cache_entries.delete().where(
+        cache_entries.c.namespace == sa.bindparam("in"),
+        cache_entries.c.pipeline_name == sa.bindparam("of"),
+        cache_entries.c.key == sa.bindparam("as"),
+    )
 )
 
 
 @lru_cache(maxsize=64)
-def _update_tasks(columns: tuple[str, ...]) -> sa.Update:
+def _update_tasks(columns: tuple[str, ...]) -> Prepared:
     update = tasks.update().where(tasks.c.id == sa.bindparam("changed_id"))
-    return update.values({name: sa.bindparam(name) for name in columns})
+    return Prepared(update.values({name: sa.bindparam(name) for name in columns}))
 
 
 def write_step(connection: sa.Connection, step: Step) -> None:
     if step.events:
-        connection.execute(
-            _INSERT_EVENTS, [{"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events]
+        _INSERT_EVENTS.execute(
+            connection, ({"run_id": step.run_id, "seq": seq, "event": event} for seq, event in step.events)
         )
     if step.dropped:
         connection.execute(artifact_tasks.delete().where(artifact_tasks.c.task_id.in_(step.dropped)))
         connection.execute(tasks.delete().where(tasks.c.id.in_(step.dropped)))
     if step.new_tasks:
-        connection.execute(_INSERT_TASKS, list(step.new_tasks))
+        _INSERT_TASKS.execute(connection, step.new_tasks)
     # One statement for all that change the same columns.
     alike: dict[tuple[str, ...], list[Row]] = {}
     for id_, values in step.tasks.items():
         alike.setdefault(tuple(values), []).append({"changed_id": id_, **values})
     for columns, rows in alike.items():
-        connection.execute(_update_tasks(columns), rows)
+        _update_tasks(columns).execute(connection, rows)
     if step.artifacts:
-        connection.execute(_INSERT_ARTIFACTS, list(step.artifacts))
+        _INSERT_ARTIFACTS.execute(connection, step.artifacts)
     if step.links:
         # A task that is started again has its links already; those to what a client has registered stay.
         ends = {(link["task_id"], link["type"], link["key"]) for link in step.links}
-        connection.execute(_DELETE_LINKS, [{"of": task, "as": type_, "named": key} for task, type_, key in ends])
-        connection.execute(_INSERT_LINKS, list(step.links))
+        _DELETE_LINKS.execute(connection, ({"of": task, "as": type_, "named": key} for task, type_, key in ends))
+        _INSERT_LINKS.execute(connection, step.links)
     if step.cache:
         entries = {tuple(entry[name] for name in ("namespace", "pipeline_name", "key")): entry for entry in step.cache}
-        connection.execute(_DELETE_ENTRIES, [{"in": in_, "of": of, "as": as_} for in_, of, as_ in entries])
-        connection.execute(_INSERT_ENTRIES, list(entries.values()))
+        _DELETE_ENTRIES.execute(connection, ({"in": in_, "of": of, "as": as_} for in_, of, as_ in entries))
+        _INSERT_ENTRIES.execute(connection, entries.values())
 
 
 def start_run(connection: sa.Connection, id_: str, now: int) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
+from shallop.store.prepared import errors_of_driver
+
 __all__ = ["Database", "Migration"]
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ class Database:
             _create_private(self._engine.url.database)
             sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
             sa.event.listen(self._engine, "begin", _begin_sqlite)
+        self._writes: sa.Connection | None = None
         self._writer = ThreadPoolExecutor(1, "rows-writer")
         self._readers = ThreadPoolExecutor(_READERS, "rows-reader")
 
@@ -59,8 +62,11 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
 
     def _transact(self, fn: Callable[[sa.Connection], T]) -> T:
-        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
-            return fn(connection)
+        # One connection for all writes: to take one from the pool each time costs as much as a statement.
+        if self._writes is None:
+            self._writes = self._engine.connect().execution_options(writes=True)
+        with self._writes.begin():
+            return fn(self._writes)
 
     def _read(self, fn: Callable[[sa.Connection], T]) -> T:
         with self._engine.connect() as connection:
@@ -76,6 +82,8 @@ class Database:
         """Wait for writes under way, then close every connection."""
         self._writer.shutdown()
         self._readers.shutdown()
+        if self._writes is not None:
+            self._writes.close()
         self._engine.dispose()
 
 
@@ -118,4 +126,6 @@ def _prepare_sqlite(connection: object, synchronous: str) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    statement = "BEGIN IMMEDIATE" if writes else "BEGIN"
+    with errors_of_driver(connection, statement):
+        connection.connection.cursor().execute(statement)

@@ -1,0 +1,74 @@
+"""Prepared statements: the values that ``Connection.execute`` writes, and its errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from shallop.store.database import Database
+from shallop.store.prepared import Prepared
+
+_metadata = sa.MetaData()
+things = sa.Table(
+    "things",
+    _metadata,
+    sa.Column("name", sa.String(8), primary_key=True),
+    sa.Column("parts", sa.JSON),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+)
+INSERT = Prepared(things.insert(), ("name", "parts", "error"))
+RENAME = Prepared(things.update().where(things.c.name == sa.bindparam("old")).values(name=sa.bindparam("new")))
+
+
+def thing(name: str, parts: Any = None, error: Any = None) -> dict[str, Any]:
+    return {"error": error, "parts": parts, "name": name}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/rows.db")
+    database.migrate("things", (_create,))
+    yield database
+    database.close()
+
+
+def _create(connection: sa.Connection) -> None:
+    _metadata.create_all(connection)
+
+
+def write(database: Database, fn: Callable[[sa.Connection], Any]) -> None:
+    asyncio.run(database.write(fn))
+
+
+def read(database: Database) -> list[tuple[Any, ...]]:
+    query = "SELECT name, parts, error FROM things ORDER BY name"
+    return asyncio.run(database.read(lambda c: [tuple(row) for row in c.exec_driver_sql(query)]))
+
+
+def test_it_writes_what_an_ordinary_execution_writes(database: Database) -> None:
+    given = [thing("a", {"x": [1, None, "\u00e9"]}), thing("b", None, {"code": 1}), thing("c", "\ud800")]
+    write(database, lambda c: INSERT.execute(c, given))
+    prepared = read(database)
+    write(database, lambda c: c.execute(things.delete()))
+    write(database, lambda c: c.execute(things.insert(), given))
+    assert prepared == read(database)
+
+
+def test_an_update_takes_its_parameters_by_name(database: Database) -> None:
+    write(database, lambda c: INSERT.execute(c, [thing("a", 1), thing("b", 2)]))
+    write(database, lambda c: RENAME.execute(c, [{"new": "z", "old": "a"}, {"new": "y", "old": "b"}]))
+    assert [row[0] for row in read(database)] == ["y", "z"]
+
+
+def test_errors_are_those_of_sqlalchemy_and_leave_nothing(database: Database) -> None:
+    with pytest.raises(sa.exc.IntegrityError, match="UNIQUE"):
+        write(database, lambda c: INSERT.execute(c, [thing("a"), thing("a")]))
+    assert read(database) == []
+    write(database, lambda c: c.exec_driver_sql("DROP TABLE things"))
+    with pytest.raises(sa.exc.OperationalError, match="no such table"):
+        write(database, lambda c: INSERT.execute(c, [thing("a")]))
