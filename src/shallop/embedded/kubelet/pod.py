@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from shallop.embedded.kubelet.ignored import ignored_fields
 from shallop.embedded.kubelet.images import stand_in
 from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
 from shallop.embedded.kubelet.memory_volumes import in_memory, remove_pod_folder
+from shallop.embedded.kubelet.podfolder import PRIVATE, make_container_folders
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
 from shallop.embedded.kubelet.sandbox import (
     Ended,
@@ -42,6 +44,7 @@ from shallop.embedded.kubelet.sandbox import (
 )
 from shallop.embedded.kubelet.status import ContainerRecord, render_status, seconds_time, terminated_state
 from shallop.embedded.kubelet.volumes import (
+    TokenVolume,
     container_mounts,
     has_size_limits,
     over_limit,
@@ -81,8 +84,6 @@ _MEASURE_S = 5.0
 _HOOK_S = 600.0
 # A token is replaced when this part of its life is over.
 _TOKEN_AGE = 0.8
-# Private folders that containers expect to write to.
-_PRIVATE = ("/tmp", "/var/tmp")
 
 
 class PodWorker:
@@ -108,6 +109,7 @@ class PodWorker:
         # Containers that the engine runs, because no environment stands for their image.
         self._engined: set[str] = set()
         self._volumes: dict[str, Path] = {}
+        self._token_volume: TokenVolume | None = None
         self._probes: dict[str, list[asyncio.Task[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._asked: dict[str, tuple[Environment | None, Request, Sharing | None]] = {}
@@ -286,10 +288,7 @@ class PodWorker:
         self._address = node.network.allocate(self._uid, self._address)
         node.announce(pod, self._address)
         self._stale = False
-        self._volumes = await prepare_volumes(
-            pod, node.settings, self._lookup, node.token, node.ca_pem, may_mount=node.may_mount
-        )
-        self._renew_tokens()
+        await self._prepare_volumes(None if self._sandbox is None else self._sandbox.kept.token)
         names = [record.name for record in self._records if not record.finished]
         environments = await asyncio.gather(*(self._environment(self._specs[name]) for name in names))
         self._environments.update(zip(names, environments, strict=True))
@@ -302,14 +301,18 @@ class PodWorker:
 
     async def _refresh_volumes(self) -> None:
         self._stale = False
-        node = self._node
         try:
-            await prepare_volumes(
-                self._pod, node.settings, self._lookup, node.token, node.ca_pem, may_mount=node.may_mount
-            )
+            await self._prepare_volumes()
         except (NodeError, OSError, ApiError) as error:
             # What runs goes on with what it has, as on Kubernetes.
             self._event("FailedMount", str(error), "Warning")
+            self._renew_tokens()
+
+    async def _prepare_volumes(self, kept: TokenVolume | None = None) -> None:
+        node = self._node
+        self._volumes, self._token_volume = await prepare_volumes(
+            self._pod, node.settings, self._lookup, node.token, node.ca_pem, may_mount=node.may_mount, kept=kept
+        )
         self._renew_tokens()
 
     def _renew_tokens(self) -> None:
@@ -484,6 +487,8 @@ class PodWorker:
         assert self._sandbox is not None
         container = self._specs[record.name]
         environment = self._environments[record.name]
+        if record.restarts or self._sandbox.kept.container != record.name:
+            make_container_folders(str(self._folder), record.name)
         if record.name in self._engined:
             self._launch(record, None, self._by_engine(record, container))
             return
@@ -567,7 +572,7 @@ class PodWorker:
         hosts = node.network.hosts.of(self._pod["metadata"]["namespace"])
         mounts.append({"target": "/etc/hosts", "source": str(hosts), "readonly": True})
         path = container.get("terminationMessagePath") or "/dev/termination-log"
-        mounts.append({"target": path, "source": str(self._message_file(record.name))})
+        mounts.append({"target": path, "source": self._message_file(record.name)})
         argv, env = engine.render_run(
             self._engine_name(record), expanded, env, mounts, hostname=self._hostname(), network=self.network_namespace
         )
@@ -621,11 +626,10 @@ class PodWorker:
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
-        home = self._folder / "home" / name
-        os.makedirs(home, mode=0o700, exist_ok=True)
         base = self._node.base_environment()
         base["PATH"] = f"{environment.path}/bin:{base['PATH']}"
-        base |= {"HOME": str(home), "HOSTNAME": self._hostname(), "TERMINATION_LOG": str(self._message_file(name))}
+        base |= {"HOME": f"{self._folder}/home/{name}", "HOSTNAME": self._hostname()}
+        base["TERMINATION_LOG"] = self._message_file(name)
         base |= {"VIRTUAL_ENV": str(environment.path), "POD_IP": self._address}
         limits = (container.get("resources") or {}).get("limits") or {}
         if "cpu" in limits:
@@ -643,11 +647,8 @@ class PodWorker:
     def _hostname(self) -> str:
         return str(self._pod["spec"].get("hostname") or self._pod["metadata"]["name"])[:63]
 
-    def _message_file(self, name: str) -> Path:
-        path = self._folder / "messages" / name
-        os.makedirs(path.parent, mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        return path
+    def _message_file(self, name: str) -> str:
+        return f"{self._folder}/messages/{name}"
 
     def _mounts(
         self, record: ContainerRecord, environment: Environment, env: Mapping[str, str]
@@ -663,13 +664,9 @@ class PodWorker:
             if any(mount["mountPath"] == "/dev/shm" and mount["name"] in memory for mount in declared):
                 mounts = [mount for mount in mounts if mount["target"] != "/dev/shm"]
         taken = {mount["target"].rstrip("/") for mount in mounts}
-        for target in _PRIVATE:
-            folder = f"{self._folder}/private/{record.name}/{target.strip('/').replace('/', '-')}"
-            if not os.path.isdir(folder):
-                os.makedirs(folder)
-                os.chmod(folder, 0o1777)
+        for target, name in PRIVATE.items():
             if target not in taken:
-                mounts.append({"target": target, "source": folder})
+                mounts.append({"target": target, "source": f"{self._folder}/private/{record.name}/{name}"})
         if "/etc/hosts" not in taken:
             hosts = self._node.network.hosts.of(self._pod["metadata"]["namespace"])
             mounts.append({"target": "/etc/hosts", "source": str(hosts)})
@@ -677,7 +674,7 @@ class PodWorker:
             mounts.append({"target": "/etc/resolv.conf", "source": str(self._node.network.resolv_conf)})
         mounts.append({"target": "/dev", "devices": True})
         path = container.get("terminationMessagePath") or "/dev/termination-log"
-        mounts.append({"target": path, "source": str(self._message_file(record.name))})
+        mounts.append({"target": path, "source": self._message_file(record.name)})
         mounts += self._working_folder(record, mounts)
         mounts += self._visible(environment, record.name, mounts)
         return mounts
@@ -795,11 +792,17 @@ class PodWorker:
         self._event("BackOff", f"Back-off restarting failed container {record.name}", "Warning", record.name)
 
     def _message(self, record: ContainerRecord, ended: Ended) -> str:
-        path = self._folder / "messages" / record.name
+        path = self._message_file(record.name)
         with contextlib.suppress(OSError):
-            if text := path.read_text(errors="replace").strip():
-                path.write_text("")
-                return text
+            # Most containers leave none. The container may have made it anything: a link, or a pipe.
+            found = os.lstat(path)
+            if found.st_size and stat.S_ISREG(found.st_mode):
+                flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                with open(os.open(path, flags), "r+", errors="replace") as file:
+                    text = file.read().strip()
+                    file.truncate(0)
+                if text:
+                    return text
         if ended.code == 0 or self._specs[record.name].get("terminationMessagePolicy") != "FallbackToLogsOnError":
             return ""
         # As on Kubernetes: 80 lines or 2048 bytes, whichever is less.
@@ -1043,7 +1046,8 @@ class PodWorker:
         self._stop_probes()
         if self._sandbox is not None:
             sandbox = self._sandbox
-            if not (self._recyclable() and await self._node.spares.give_back(self._uid, sandbox, self._kept())):
+            kept = self._kept(), self._token_volume
+            if not (self._recyclable() and await self._node.spares.give_back(self._uid, sandbox, *kept)):
                 await sandbox.quit()
             self._sandbox = None
         if self._node.isolation.level == "none":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shallop.embedded.kubelet.podfolder import NOTHING
 from shallop.errors import NodeError
 from shallop_pod.shim import process_start
 from shallop_pod.zygote import Request, ZygoteError, spawn
@@ -75,6 +76,7 @@ class Sandbox:
 
     Args:
         started: containers that it runs: id -> ``{"pid": int, "at": seconds}``.
+        kept: what its folder has of the Pod before.
         tell: called in the event loop with each event of the shim; None when the shim is gone.
     """
 
@@ -87,6 +89,7 @@ class Sandbox:
     ) -> None:
         self.folder = folder
         self.started: dict[str, dict[str, Any]] = {}
+        self.kept = NOTHING
         self._writer = writer
         self._tell = tell
         self._task = asyncio.get_running_loop().create_task(self._listen(reader))

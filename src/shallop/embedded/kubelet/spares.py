@@ -8,21 +8,20 @@ none at all: file systems that look for inodes that were not in use lately (ext4
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
-import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from shallop.embedded.kubelet.memory_volumes import unmount_memory
 from shallop.embedded.kubelet.network import Network
+from shallop.embedded.kubelet.podfolder import clear_folder, clear_quickly
 from shallop.embedded.kubelet.sandbox import NetworkOptions, Sandbox, kill_shim
+from shallop.embedded.kubelet.volumes import TokenVolume
 from shallop.errors import NodeError
 
-__all__ = ["Spares", "clear_folder"]
+__all__ = ["Spares"]
 
 log = logging.getLogger(__name__)
 _KEPT = 3
@@ -89,20 +88,22 @@ class Spares:
             return sandbox
         return None
 
-    async def give_back(self, uid: str, sandbox: Sandbox, container: str) -> bool:
+    async def give_back(self, uid: str, sandbox: Sandbox, container: str, token: TokenVolume | None) -> bool:
         """
         Keep the sandbox of a Pod that is over for the next one, with its folder; False when it is of no use.
 
         All its processes must have ended with their PID namespaces; what is kept is the shim, network and address.
 
         Args:
-            container: whose private folders are kept, those that are as they were made; empty for none.
+            container: whose folders are kept, those that are as they were made; empty for none.
+            token: what the volume of its token holds.
         """
         if not self._is_wanted(sandbox):
             return False
-        await asyncio.to_thread(clear_folder, sandbox.folder, container)
-        if not self._is_wanted(sandbox):
-            return False
+        if not clear_quickly(str(sandbox.folder), container, token, sandbox.kept):
+            sandbox.kept = await asyncio.to_thread(clear_folder, str(sandbox.folder), container, token)
+            if not self._is_wanted(sandbox):
+                return False
         name = f"spare-{os.urandom(5).hex()}"
         folder = self._folder / name
         sandbox.folder.rename(folder)
@@ -130,43 +131,3 @@ class Spares:
             gone = folder.rename(folder.with_name(f".{folder.name}"))
             kill_shim(gone)
             await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
-
-
-def clear_folder(folder: Path, container: str) -> None:
-    """
-    Remove what a Pod has left in its folder. Blocking.
-
-    Its shim's files stay, the folder of its volumes, and what ``container`` was given at its start, where that is empty
-    and has the mode, owner and attributes that it was made with.
-    """
-    unmount_memory(folder)
-    kept = {f"home/{container}": 0o700, f"messages/{container}": 0o600}
-    kept |= {f"private/{container}/{name}": 0o1777 for name in ("tmp", "var-tmp")}
-    kept["volumes/"] = 0o755  # none that is in it
-    _clear(str(folder), "", kept if container else {})
-
-
-def _clear(folder: str, below: str, kept: Mapping[str, int]) -> None:
-    with os.scandir(folder) as entries:
-        for entry in list(entries):
-            place = f"{below}{entry.name}"
-            if place in _OF_THE_SHIM or (place in kept and _is_untouched(entry.path, kept[place])):
-                continue
-            if any(name.startswith(f"{place}/") for name in kept) and entry.is_dir(follow_symlinks=False):
-                _clear(entry.path, f"{place}/", kept)
-            elif entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(entry.path)
-
-
-_OF_THE_SHIM = ("shim.sock", "shim.json", "shim.log")
-
-
-def _is_untouched(path: str, mode: int) -> bool:
-    """Say whether a folder or file is empty and as it was made."""
-    found = os.lstat(path)
-    if stat.S_IMODE(found.st_mode) != mode or found.st_uid != os.geteuid() or os.listxattr(path, follow_symlinks=False):
-        return False
-    return not os.listdir(path) if stat.S_ISDIR(found.st_mode) else stat.S_ISREG(found.st_mode) and not found.st_size

@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shallop.embedded.kubelet.containerenv import Lookup, expand, field_value, resource_value
 from shallop.embedded.kubelet.memory_volumes import in_memory, mount_memory, size_of
@@ -19,9 +20,13 @@ from shallop.kube.objects import Object, parse_quantity
 from shallop.settings import Settings
 
 __all__ = [
+    "TOKEN_FOLDER",
     "TokenSource",
+    "TokenVolume",
+    "Volumes",
     "container_mounts",
     "has_size_limits",
+    "is_as_written",
     "over_limit",
     "prepare_volumes",
     "references",
@@ -41,6 +46,38 @@ _REFERRING = {
 }
 _SMALL_BYTES = 16 << 10
 _SUPPORTED = "emptyDir, configMap, secret, projected, downwardAPI, hostPath, persistentVolumeClaim, ephemeral"
+# The folder of the volume that every Pod is given for its token: its name has a random end, and no volume has this one.
+TOKEN_FOLDER = "api.access"
+_TOKEN_VOLUME = "kube-api-access-"
+
+
+class TokenVolume(NamedTuple):
+    """
+    The volume of a Pod's token, as it was written.
+
+    Args:
+        owner: namespace and service account.
+        token: name of the token's file.
+        files: name -> content and mode.
+        version: name of the folder that they are in.
+    """
+
+    owner: tuple[str, str]
+    token: str
+    files: Mapping[str, tuple[bytes, int]]
+    version: str
+
+    @property
+    def frame(self) -> dict[str, tuple[bytes, int]]:
+        """Return what is the same in each Pod of the owner."""
+        return {name: file for name, file in self.files.items() if name != self.token}
+
+
+class Volumes(NamedTuple):
+    """Volume name -> folder (or file, for a hostPath), and what the one of the token holds, where there is one."""
+
+    folders: dict[str, Path]
+    token: TokenVolume | None
 
 
 async def prepare_volumes(
@@ -51,26 +88,28 @@ async def prepare_volumes(
     ca_pem: Callable[[], bytes],
     *,
     may_mount: bool = False,
-) -> dict[str, Path]:
+    kept: TokenVolume | None = None,
+) -> Volumes:
     """
     Make the folders behind a Pod's volumes; doing it again brings their content up to date.
 
     Args:
         may_mount: whether volumes in memory can be that; they are on disk otherwise.
-
-    Returns:
-        Volume name -> folder (or file, for a hostPath).
+        kept: what an earlier Pod has left in the folder of the token's volume; only for a Pod that does not run.
 
     Raises:
         NodeError: something that is not optional is missing, or a type that is not supported.
     """
-    root = settings.pods / pod["metadata"]["uid"] / "volumes"
-    root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    root = f"{settings.pods}/{pod['metadata']['uid']}/volumes"
+    if kept is None:
+        os.makedirs(root, mode=0o755, exist_ok=True)
     memory = in_memory(pod) if may_mount else set()
-    found = {}
-    for position, volume in enumerate(pod["spec"].get("volumes") or ()):
+    found: dict[str, Path] = {}
+    written: TokenVolume | None = None
+    volumes = pod["spec"].get("volumes") or ()
+    of_token = next((v["name"] for v in volumes if v["name"].startswith(_TOKEN_VOLUME) and "projected" in v), "")
+    for position, volume in enumerate(volumes):
         name, where = volume["name"], f"spec.volumes[{position}]"
-        folder = root / name
         if "hostPath" in volume:
             found[name] = _host_path(volume["hostPath"], settings, f"{where}.hostPath")
         elif "persistentVolumeClaim" in volume:
@@ -79,19 +118,55 @@ async def prepare_volumes(
         elif "ephemeral" in volume:
             found[name] = _claim(pod, settings, lookup, f"{pod['metadata']['name']}-{name}", where)
         else:
-            folder.mkdir(mode=0o777, exist_ok=True)
+            folder = f"{root}/{TOKEN_FOLDER}" if name == of_token else f"{root}/{name}"
+            if name != of_token or kept is None:
+                folder = _make_folder(folder, f"{root}/{name}")
             if name in memory:
-                await asyncio.to_thread(mount_memory, folder, size_of(pod, name))
+                await asyncio.to_thread(mount_memory, Path(folder), size_of(pod, name))
             files = await _files_of(pod, volume, lookup, token, ca_pem, where)
-            if files is not None:
-                private = "secret" in volume or "projected" in volume
-                if sum(len(content) for content, _ in files.values()) <= _SMALL_BYTES:
-                    # A token and a certificate: handing them to a thread takes longer than writing them.
-                    _write_files(folder, files, private=private)
-                else:
-                    await asyncio.to_thread(_write_files, folder, files, private=private)
-            found[name] = folder
-    return found
+            if name == of_token and files is not None:
+                written = await _write_token_volume(folder, _token_volume(pod, volume, files), files, kept)
+            elif files is not None:
+                await _write(folder, files, private="secret" in volume or "projected" in volume)
+            found[name] = Path(folder)
+    return Volumes(found, written)
+
+
+def _make_folder(folder: str, earlier: str) -> str:
+    """Make the folder of a volume; that of a Pod that runs since before an upgrade may have its ``earlier`` name."""
+    if folder != earlier and os.path.isdir(earlier):
+        return earlier
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, mode=0o777)
+    return folder
+
+
+def _token_volume(pod: Object, volume: Mapping[str, Any], files: Mapping[str, tuple[bytes, int]]) -> TokenVolume | None:
+    """Return what a volume for a token is to hold; None where it is not of the plain form. Pure."""
+    sources = volume["projected"].get("sources") or ()
+    names = [source["serviceAccountToken"]["path"] for source in sources if "serviceAccountToken" in source]
+    if len(names) != 1 or any("/" in name for name in files):
+        return None
+    owner = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName") or "default"
+    return TokenVolume(owner, names[0], files, "")
+
+
+async def _write_token_volume(
+    folder: str, wanted: TokenVolume | None, files: Mapping[str, tuple[bytes, int]], kept: TokenVolume | None
+) -> TokenVolume | None:
+    """Write the files; in what another Pod of the same owner has left only the token is another one."""
+    if wanted is not None and kept is not None and kept[:2] == wanted[:2] and kept.frame == wanted.frame:
+        _overwrite(f"{folder}/{kept.version}/{kept.token}", files[kept.token][0])
+        return wanted._replace(version=kept.version)
+    version = await _write(folder, files, private=True)
+    return None if wanted is None else wanted._replace(version=version)
+
+
+def _overwrite(path: str, content: bytes) -> None:
+    """Give a file that nobody reads now another content."""
+    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb", buffering=0) as file:
+        file.write(content)
+        file.truncate()
 
 
 def _host_path(source: Mapping[str, Any], settings: Settings, where: str) -> Path:
@@ -257,17 +332,27 @@ def _downward_files(pod: Object, source: Mapping[str, Any], lookup: Lookup) -> d
     return files
 
 
-def _write_files(folder: Path, files: Mapping[str, tuple[bytes, int]], *, private: bool) -> None:
+async def _write(folder: str, files: Mapping[str, tuple[bytes, int]], *, private: bool) -> str:
+    if sum(len(content) for content, _ in files.values()) <= _SMALL_BYTES:
+        # A token and a certificate: handing them to a thread takes longer than writing them.
+        return _write_files(folder, files, private=private)
+    return await asyncio.to_thread(_write_files, folder, files, private=private)
+
+
+def _write_files(folder: str, files: Mapping[str, tuple[bytes, int]], *, private: bool) -> str:
     """
     Replace the content of a folder at once: readers see all old files or all new ones, through ``..data``.
+
+    Returns:
+        Where that leads.
 
     Every Pod has such a volume for its token: with plain system calls it takes a fifth of the time of ``pathlib``.
     """
     version = f"..{_digest_of(files)}"
     links = {name for name in os.listdir(folder) if not name.startswith("..")}
-    old = os.readlink(folder / "..data") if os.path.lexists(folder / "..data") else ""
+    old = os.readlink(f"{folder}/..data") if os.path.lexists(f"{folder}/..data") else ""
     if old == version:
-        return
+        return version
     root = f"{folder}/{version}"
     if os.path.isdir(root):  # left by a killed writer
         shutil.rmtree(root)
@@ -275,7 +360,7 @@ def _write_files(folder: Path, files: Mapping[str, tuple[bytes, int]], *, privat
     for path, (content, mode) in files.items():
         parts = path.split("/")
         if ".." in parts or path.startswith("/"):
-            raise NodeError(f"volume {folder.name}: path {path!r} leaves the volume")
+            raise NodeError(f"volume {os.path.basename(folder)}: path {path!r} leaves the volume")
         if len(parts) > 1:
             os.makedirs(os.path.dirname(f"{root}/{path}"), exist_ok=True)
         with open(os.open(f"{root}/{path}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0) as file:
@@ -291,7 +376,36 @@ def _write_files(folder: Path, files: Mapping[str, tuple[bytes, int]], *, privat
     for top in links - tops:
         os.unlink(f"{folder}/{top}")
     if old:
-        shutil.rmtree(folder / old, ignore_errors=True)
+        shutil.rmtree(f"{folder}/{old}", ignore_errors=True)
+    return version
+
+
+def is_as_written(folder: str, volume: TokenVolume) -> bool:
+    """Say whether a folder holds what was written there, the token aside, and nothing else. Blocking."""
+    root = f"{folder}/{volume.version}"
+    try:
+        if {*os.listdir(folder)} != {"..data", volume.version, *volume.files} or {*os.listdir(root)} != {*volume.files}:
+            return False
+        links = {"..data": volume.version} | {name: f"..data/{name}" for name in volume.files}
+        if any(os.readlink(f"{folder}/{name}") != target for name, target in links.items()):
+            return False
+        if not all(_is_own(place, stat.S_IFDIR, mode) for place, mode in ((folder, None), (root, 0o700))):
+            return False
+        if not all(_is_own(f"{root}/{name}", stat.S_IFREG, mode & 0o700) for name, (_, mode) in volume.files.items()):
+            return False
+        return all(Path(root, name).read_bytes() == content for name, (content, _) in volume.frame.items())
+    except OSError:
+        return False
+
+
+def _is_own(path: str, kind: int, mode: int | None) -> bool:
+    """Say whether a path is of a kind and ours alone, as we made it; a mode of None is what our umask says."""
+    found = os.lstat(path)
+    if stat.S_IFMT(found.st_mode) != kind or found.st_uid != os.geteuid() or os.listxattr(path, follow_symlinks=False):
+        return False
+    if mode is None:
+        return not found.st_mode & 0o022
+    return stat.S_IMODE(found.st_mode) == mode and (kind == stat.S_IFDIR or found.st_nlink == 1)
 
 
 def _digest_of(files: Mapping[str, tuple[bytes, int]]) -> str:

@@ -27,7 +27,8 @@ def prepare(home: Path, *volumes: dict[str, Any], **objects: Object) -> dict[str
         return f"token of {pod['metadata']['uid']} for {wanted}"
 
     settings = Settings(home=home)
-    return asyncio.run(prepare_volumes(pod, settings, lambda kind, name: objects.get(kind), token, lambda: b"CA"))
+    prepared = prepare_volumes(pod, settings, lambda kind, name: objects.get(kind), token, lambda: b"CA")
+    return asyncio.run(prepared).folders
 
 
 def mode(path: Path) -> int:
