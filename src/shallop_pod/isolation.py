@@ -36,13 +36,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import glob
+import fnmatch
 import os
 import signal
 import stat
-from typing import Any, Iterator, Sequence  # noqa: UP035  environments may be Python 3.9
+from dataclasses import dataclass
+from typing import Any, Iterator, List, Sequence, Tuple  # noqa: UP035  environments may be Python 3.9
 
-__all__ = ["TOKEN_FOLDER", "Entrance", "fork_first", "shape_of", "visiting"]
+__all__ = ["TOKEN_FOLDER", "Entrance", "Surroundings", "fork_first", "look_around", "shape_of", "visiting"]
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -116,17 +117,62 @@ def fork_first() -> int:
         os.close(own)
 
 
+# An entry of a folder: its name, what lstat says (mode, device number) and where a symbolic link leads.
+_Entry = Tuple[str, int, int, str]  # noqa: UP006
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """
+    What a container is shown of the machine, looked up before there is one.
+
+    Args:
+        root: the entries of the machine's root.
+        added_to: those of a folder in the root that gets entries of the container's own, by the folder's name.
+        devices: those of /dev that a container has.
+    """
+
+    root: List[_Entry]  # noqa: UP006
+    added_to: dict[str, list[_Entry]]
+    devices: List[_Entry]  # noqa: UP006
+
+
+def look_around(shape: dict[str, Any]) -> Surroundings:
+    """Look up what a container of a shape is shown."""
+    folders = {_real_parent(point) for point in shape.get("points") or () if not os.path.exists(point)}
+    in_root = [folder for folder in folders if os.path.dirname(folder) == "/" != folder]
+    found = [name for name in os.listdir("/dev") if any(fnmatch.fnmatch(name, pattern) for pattern in _DEVICES)]
+    return Surroundings(
+        [_entry("/", name) for name in os.listdir("/")],
+        {os.path.basename(folder): [_entry(folder, name) for name in os.listdir(folder)] for folder in in_root},
+        [_entry("/dev", name) for name in found],
+    )
+
+
+def _real_parent(path: str) -> str:
+    return os.path.realpath(_existing(path))
+
+
+def _entry(folder: str, name: str) -> _Entry:
+    path = f"{folder}/{name}"
+    found = os.lstat(path)
+    return name, found.st_mode, found.st_rdev, os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
+
+
 class Entrance:
     """
     A process on its way into namespaces; making one leaves the machine's.
 
     ``forks`` says that the rest belongs into a child, which the caller forks.
 
+    Args:
+        surroundings: ``look_around(shape)``, where that is known already.
+
     Raises:
         OSError: the kernel refused; the message names the step.
     """
 
-    def __init__(self, shape: dict[str, Any]) -> None:
+    def __init__(self, shape: dict[str, Any], surroundings: Surroundings | None = None) -> None:
         self._shape = shape
         self._view = _View()
         own_processes = bool(shape.get("pid")) and os.getpid() != 1
@@ -145,9 +191,9 @@ class Entrance:
         _call("unshare", _libc.unshare(flags))
         # What is mounted on the machine later still appears here; nothing of ours appears there.
         _mount("none", "/", None, _MS_REC | _MS_SLAVE)
-        if devices := shape.get("mounts"):
+        if shape.get("mounts"):
             # Such a plan is a container's; its mount points hardly ever all exist.
-            self._view.build(devices, new_root=True)
+            self._view.enter_container(surroundings or look_around(shape))
             for point in shape["points"]:
                 self._view.make_point(point, folder=True)
 
@@ -279,64 +325,83 @@ class _View:
     """Builds mounts, each time in the order from the root downwards."""
 
     def __init__(self) -> None:
-        # Opened before anything is covered, so that a mount may show what another one hides.
-        self._sources: dict[str, int] = {}
         self._own: set[str] = set()
-        self._old_root = ""
+        self._made: dict[str, bool] = {}  # what is mounted or made here, and whether it is ours and began empty
 
-    def build(self, mounts: list[dict[str, Any]], *, new_root: bool = False) -> None:
+    def build(self, mounts: list[dict[str, Any]]) -> None:
         mounts = sorted(mounts, key=lambda mount: (mount["target"].rstrip("/").count("/"), mount["target"]))
-        self._sources = {m["source"]: os.open(m["source"], os.O_PATH) for m in mounts if "source" in m}
-        missing = any(_existing(mount["target"]) == "/" and not os.path.exists(mount["target"]) for mount in mounts)
-        if "/" not in self._own and (new_root or missing):
-            self._new_root()
+        mounts = [mount for number, mount in enumerate(mounts) if not _is_there(mount, mounts[:number])]
+        if "/" not in self._own and any(not os.path.exists(mount["target"]) for mount in mounts):
+            self._enter_root(look_around({}).root)
+        # Opened before anything is covered, so that a mount may show what another one hides.
+        sources = {m["source"]: os.open(m["source"], os.O_PATH) for m in mounts if "source" in m}
         for mount in mounts:
-            self._place(mount)
-        if self._old_root:
-            _call("leave the old root", _libc.umount2(self._old_root.encode(), _MNT_DETACH))
-            os.rmdir(self._old_root)
-            self._old_root = ""
-        for descriptor in self._sources.values():
+            self._place(mount, sources)
+        for descriptor in sources.values():
             os.close(descriptor)
 
-    def _place(self, mount: dict[str, Any]) -> None:
+    def _place(self, mount: dict[str, Any], sources: dict[str, int]) -> None:
         target = mount["target"].rstrip("/") or "/"
         if mount.get("tmpfs"):
             self.make_point(target, folder=True)
             _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, mount.get("options", "mode=0755"))
             self._own.add(target)
+            self._made[target] = True
             return
-        if mount.get("devices"):
-            self._place_devices(target)
-            return
-        descriptor = self._sources[mount["source"]]
+        descriptor = sources[mount["source"]]
         self.make_point(target, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
         _mount(f"/proc/self/fd/{descriptor}", target, None, _MS_BIND | _MS_REC)
+        self._made[target] = False
         if mount.get("readonly"):
             _mount("none", target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _locked_flags(target))
 
-    def _place_devices(self, target: str) -> None:
-        found = [name for pattern in _DEVICES for name in glob.glob(f"{target}/{pattern}")]
-        descriptors = {name: os.open(name, os.O_PATH) for name in found}
-        _mount("tmpfs", target, "tmpfs", _MS_NOSUID, "mode=0755")
-        self._own.add(target)
-        for name, descriptor in descriptors.items():
-            self.make_point(name, folder=stat.S_ISDIR(os.fstat(descriptor).st_mode))
-            _mount(f"/proc/self/fd/{descriptor}", name, None, _MS_BIND | _MS_REC)
-            os.close(descriptor)
-        for name, place in _DEVICE_LINKS.items():
-            os.symlink(place, f"{target}/{name}")
-        os.mkdir(f"{target}/shm")
-        os.chmod(f"{target}/shm", 0o1777)
+    def enter_container(self, seen: Surroundings) -> None:
+        """Make a root of its own, with devices, for a container."""
+        others = [entry for entry in seen.root if entry[0] != "dev" and entry[0] not in seen.added_to]
+        with self._new_root(others) as root:
+            for name, entries in seen.added_to.items():
+                os.mkdir(f"{root}/{name}")
+                _show(f"/{name}", entries, f"{root}/{name}")
+            os.mkdir(f"{root}/dev")
+            _make_devices(seen.devices, f"{root}/dev")
+        self._made["/dev"] = True
+
+    def _enter_root(self, entries: list[_Entry]) -> None:
+        with self._new_root(entries):
+            pass
+
+    @contextlib.contextmanager
+    def _new_root(self, entries: list[_Entry]) -> Iterator[str]:
+        """Make a root in memory that shows entries of the machine's; it can be added to until it is entered."""
+        # Any existing folder can carry the new root for the moment; /proc exists everywhere and is bound again.
+        staging = next(folder for folder in ("/mnt", "/media", "/srv", "/opt", "/var", "/usr") if os.path.isdir(folder))
+        _mount("tmpfs", staging, "tmpfs", 0, "mode=0755")
+        hidden = os.path.basename(staging)
+        _show("", [entry for entry in entries if entry[0] != hidden], staging)
+        os.mkdir(f"{staging}/{hidden}")
+        yield staging
+        old = f"{staging}/.old"
+        os.mkdir(old, 0o700)
+        number = _PIVOT_ROOT[os.uname().machine]
+        _call("pivot_root", _libc.syscall(number, staging.encode(), old.encode()))
+        os.chdir("/")
+        # The folder that carried the new root is empty now; show what it held: pivot_root has moved our tmpfs away
+        # from it, so that its own content is visible again.
+        _mount(f"/.old/{hidden}", f"/{hidden}", None, _MS_BIND | _MS_REC)
+        _call("leave the old root", _libc.umount2(b"/.old", _MNT_DETACH))
+        os.rmdir("/.old")
+        self._own.add("/")
 
     def make_point(self, target: str, *, folder: bool) -> None:
         """Make a file or folder to mount on, unless it is there."""
-        if os.path.exists(target):
-            return
-        ancestor = _existing(target)
-        if not self._is_own(ancestor):
-            self._split(ancestor)
-        os.makedirs(target if folder else os.path.dirname(target), mode=0o755, exist_ok=True)
+        above = max((made for made in self._made if target.startswith(f"{made}/")), key=len, default="")
+        if not self._made.get(above):
+            if os.path.exists(target):
+                return
+            ancestor = _existing(target)
+            if not self._is_own(ancestor):
+                self._split(ancestor)
+        _make_folders(target if folder else os.path.dirname(target))
         if not folder:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
 
@@ -349,50 +414,61 @@ class _View:
         """Put a tmpfs over a folder that shows the same entries, so that a mount point can be added to it."""
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        covered = f"/proc/self/fd/{descriptor}"
+        entries = [_entry(covered, name) for name in os.listdir(covered)]
         _mount("tmpfs", folder, "tmpfs", _MS_NOSUID, f"mode={mode:o}")
-        _copy_entries(f"/proc/self/fd/{descriptor}", folder)
+        _show(covered, entries, folder)
         os.close(descriptor)
         self._own.add(folder)
 
-    def _new_root(self) -> None:
-        # Any existing folder can carry the new root for the moment; /proc exists everywhere and is bound again.
-        staging = next(folder for folder in ("/mnt", "/media", "/srv", "/opt", "/var", "/usr") if os.path.isdir(folder))
-        _mount("tmpfs", staging, "tmpfs", 0, "mode=0755")
-        hidden = os.path.basename(staging)
-        covered = os.open("/", os.O_PATH | os.O_DIRECTORY)
-        _copy_entries("/", staging, skip=hidden)
-        os.mkdir(f"{staging}/{hidden}")
-        old = f"{staging}/.old"
-        os.mkdir(old, 0o700)
-        number = _PIVOT_ROOT[os.uname().machine]
-        _call("pivot_root", _libc.syscall(number, staging.encode(), old.encode()))
-        os.chdir("/")
-        # The folder that carried the new root is empty now; show what it held, from underneath.
-        _bind_underneath(f"/.old/{hidden}", f"/{hidden}")
-        os.close(covered)
-        self._old_root = "/.old"
-        self._own.add("/")
+
+def _is_there(mount: dict[str, Any], above: list[dict[str, Any]]) -> bool:
+    """Say whether what a mount would show is at its place already."""
+    target = mount["target"].rstrip("/")
+    covered = any(target.startswith(f"{other['target'].rstrip('/')}/") for other in above)
+    return mount.get("source") == target and not mount.get("readonly") and not covered
 
 
-def _bind_underneath(source: str, target: str) -> None:
-    # pivot_root has moved our tmpfs away from the staging folder, so that its own content is visible again.
-    _mount(source, target, None, _MS_BIND | _MS_REC)
-
-
-def _copy_entries(source: str, target: str, *, skip: str = "") -> None:
-    for name in os.listdir(source):
-        if name == skip:
-            continue
-        origin, place = f"{source}/{name}", f"{target}/{name}"
-        mode = os.lstat(origin).st_mode
-        if stat.S_ISLNK(mode):
-            os.symlink(os.readlink(origin), place)
+def _show(source: str, entries: list[_Entry], target: str) -> None:
+    """Show entries of one folder in another, which is new."""
+    for name, mode, _, link in entries:
+        place = f"{target}/{name}"
+        if link:
+            os.symlink(link, place)
             continue
         if stat.S_ISDIR(mode):
             os.mkdir(place)
         else:
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))
-        _mount(origin, place, None, _MS_BIND | _MS_REC)
+        _mount(f"{source}/{name}", place, None, _MS_BIND | _MS_REC)
+
+
+def _make_devices(devices: list[_Entry], target: str) -> None:
+    shown = []
+    mask = os.umask(0)
+    for entry in devices:
+        name, mode, number, _ = entry
+        try:
+            if not stat.S_ISCHR(mode):
+                raise PermissionError
+            os.mknod(f"{target}/{name}", mode, number)
+        except PermissionError:  # not root, or not allowed to where this machine is a container itself
+            shown.append(entry)
+    os.mkdir(f"{target}/shm", 0o1777)
+    os.umask(mask)
+    _show("/dev", shown, target)
+    for name, place in _DEVICE_LINKS.items():
+        os.symlink(place, f"{target}/{name}")
+
+
+def _make_folders(path: str) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        _make_folders(os.path.dirname(path))
+        os.mkdir(path, 0o755)
 
 
 def _existing(path: str) -> str:

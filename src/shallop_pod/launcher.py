@@ -18,8 +18,8 @@ URIs are plain paths (``file://`` too); ``shallop_pod.paths`` is where object st
 
 Before: what an earlier attempt left at the places of result and outputs is removed; parents of output files and
 artifacts are made. The component: a KFP Python component (recognised by shape, ``shallop_pod.kfp_component``) runs in
-this very process, with no pip, shell or second interpreter, its source in a file; anything else is a subprocess whose
-stdout and stderr pass through. SIGTERM reaches it.
+this very process, with no pip, shell or second interpreter, its source and the files of its output parameters in a
+folder that is gone afterwards; anything else is a subprocess whose stdout and stderr pass through. SIGTERM reaches it.
 
 ``result.json`` in ``dir``, written to a temporary name and renamed, before the process exits::
 
@@ -53,9 +53,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
+from functools import lru_cache
+from typing import Any, Iterator, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
 from shallop_pod.kfp_component import PythonComponent, installs_at_run_time, recognise_component
 from shallop_pod.outputs import OutputError, read_outputs
@@ -67,6 +68,7 @@ __all__ = ["PAUSED", "Task", "main", "parse_arguments"]
 PAUSED = "SHALLOP_TASK_PAUSED"
 
 _RESULT = "result.json"
+_MEMORY = "/dev/shm"
 _MESSAGE_LINES = 12
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of IPython, in what a notebook raises
 
@@ -107,6 +109,13 @@ class Task:
     def _outputs(self) -> dict[str, Any]:
         return self.executor_input.get("outputs") or {}
 
+    def noted_in(self, folder: str) -> Task:
+        """Return the task with the files that its component writes for the launcher in another folder."""
+        parameters = self._outputs.get("parameters", {})
+        moved = {name: {**value, "outputFile": f"{folder}/parameters/{name}"} for name, value in parameters.items()}
+        outputs = {**self._outputs, "parameters": moved, "outputFile": f"{folder}/output_metadata.json"}
+        return replace(self, executor_input={**self.executor_input, "outputs": outputs})
+
     def artifact_paths(self) -> list[str]:
         """Where output artifacts of this machine will be; others are none of our business."""
         paths = []
@@ -117,7 +126,7 @@ class Task:
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[Task, list[str]]:
-    """Return the task and the component's argv; ValueError says which argument is wrong."""
+    """Return the task and the component's argv, as they were given; ValueError says which argument is wrong."""
     words = list(argv)
     if len(words) < 3 or words[0] != "--task" or words[2] != "--":
         raise ValueError("usage: python3 -m shallop_pod.launcher --task JSON|@FILE -- COMMAND [ARGUMENT...]")
@@ -138,7 +147,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Task, list[str]]:
         frozenset(raw.get("optionalOutputs", ())),
         raw.get("retryIndex", 0),
     )
-    return task, [json.dumps(executor_input) if word == "{{$}}" else word for word in words[3:]]
+    return task, words[3:]
+
+
+def _filled_in(words: Sequence[str], task: Task) -> list[str]:
+    return [json.dumps(task.executor_input) if word == "{{$}}" else word for word in words]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -155,9 +168,7 @@ def main(argv: Sequence[str]) -> int:
     started, cpu_s = _now(), _cpu_s()
     result: dict[str, Any] = {"state": "FAILED", "exitCode": 1, "parameters": {}, "artifacts": {}, "error": None}
     try:
-        _prepare(task)
-        _run(task, command)
-        result["parameters"], result["artifacts"] = read_outputs(task)
+        result["parameters"], result["artifacts"] = _run(task, command)
         result.update(state="SUCCEEDED", exitCode=0)
         _write_result(task, result, started, cpu_s)
     except (TaskError, OutputError, OSError) as error:
@@ -207,21 +218,42 @@ def _remove(path: str) -> None:
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def _run(task: Task, command: list[str]) -> None:
-    """Run the component to its end; TaskError unless it ended well."""
+def _run(task: Task, command: list[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Run the component to its end and return its outputs; TaskError unless it ended well."""
     component = recognise_component(command)
     if component is None:
-        _run_program(command)
-    else:
-        _run_function(component)
+        _prepare(task)
+        _run_program(_filled_in(command, task))
+        return read_outputs(task)
+    with _own_folder() as folder:
+        if not any(task.folder in word for word in component.arguments):
+            task = task.noted_in(folder)
+        _prepare(task)
+        arguments = _filled_in(component.arguments, task)
+        _run_function(replace(component, arguments=tuple(arguments)), os.path.join(folder, "ephemeral_component.py"))
+        return read_outputs(task)
 
 
-def _run_function(component: PythonComponent) -> None:
-    signal.signal(signal.SIGTERM, _terminated)
-    # Like a container's own temporary folder, but ours to remove.
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Make a folder for what the launcher and a component in its process give each other."""
+    if os.getpid() == 1 and os.access(_MEMORY, os.W_OK):
+        # A container's own memory: no disk has work with it, and it goes with the container's first process.
+        folder = f"{_MEMORY}/component-{os.urandom(4).hex()}"
+        os.mkdir(folder, 0o700)
+        yield folder
+        return
     folder = tempfile.mkdtemp(prefix="component-")
     try:
-        component.run(os.path.join(folder, "ephemeral_component.py"))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_function(component: PythonComponent, source_path: str) -> None:
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        component.run(source_path)
         _end_threads()
     except SystemExit as error:
         _exited(error)
@@ -234,7 +266,6 @@ def _run_function(component: PythonComponent) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_threads() -> None:
@@ -323,6 +354,7 @@ def _usage(cpu_s: float) -> dict[str, Any]:
     return {"cpuSeconds": used, "maxRssBytes": max(usage.ru_maxrss for usage in _usages()) * unit}
 
 
+@lru_cache(maxsize=1)  # a fork-server's rehearsal looks it up for all its processes
 def _environment_digest() -> str | None:
     try:
         with open(os.path.join(sys.prefix, "shallop-environment.json"), encoding="utf-8") as file:

@@ -323,6 +323,7 @@ class _Server:
         self._stopping = False
         # What each process writes to of the memory that it shares with this one; looked for when there is time.
         self._written: pages.Ranges | None = None
+        self._machine: _Machine | None = None
 
     def run(self, ready: Callable[[], None]) -> None:
         self._listener = listen(self._path)
@@ -410,7 +411,7 @@ class _Server:
                     standby.hand_over(request, stdio, connection)
                     self._children[standby.pid] = connection
                     return
-        with contextlib.closing(_Standby(shape, self._written or [])) as fresh:
+        with contextlib.closing(_Standby(shape, self._written or [], self._machine_for(shape))) as fresh:
             self._children[fresh.pid] = connection
             with contextlib.suppress(OSError):  # its namespaces could not be made: it says why
                 fresh.hand_over(request, stdio, connection)
@@ -425,7 +426,17 @@ class _Server:
             with contextlib.suppress(OSError):  # too many processes, or no memory: the next request will say so
                 if self._written is None:
                     self._written = rehearsal.written_pages()
-                self._standby = _Standby(self._wanted[0], self._written)
+                self._standby = _Standby(self._wanted[0], self._written, self._machine_for(self._wanted[0]))
+
+    def _machine_for(self, shape: dict[str, Any] | None) -> _Machine | None:
+        """Return the machine as processes of this shape see it now; None for those that see it as this one does."""
+        if shape is None or "join" in shape:
+            return None
+        if self._machine is None or self._machine.shape != shape or self._machine.has_changed():
+            if self._machine is not None:
+                self._machine.close()
+            self._machine = _Machine(shape)
+        return self._machine
 
     def _reap(self) -> None:
         while True:
@@ -467,9 +478,9 @@ def _report(connection: socket.socket, exit_: Exit, *, final: bool) -> None:
 class _Standby:
     """A forked child that waits for its request, seen by the zygote."""
 
-    def __init__(self, shape: dict[str, Any] | None, written: pages.Ranges) -> None:
+    def __init__(self, shape: dict[str, Any] | None, written: pages.Ranges, machine: _Machine | None) -> None:
         self._shape = shape
-        self._machine = _Machine() if shape is not None else None
+        self._machine = machine
         # One end for the process, one for who stays outside of its PID namespace and reports.
         self._inlet, inlet = socket.socketpair()
         self._control, control = socket.socketpair()
@@ -477,7 +488,7 @@ class _Standby:
         is_first = shape is not None and shape.get("pid") and not shape.get("user")
         self.pid = _isolation().fork_first() if is_first else os.fork()
         if self.pid == 0:
-            _stand_by(shape, inlet, control, written)
+            _stand_by(shape, machine and machine.surroundings, inlet, control, written)
         inlet.close()
         control.close()
 
@@ -501,26 +512,33 @@ class _Standby:
         """Let go of it; without a request it ends."""
         self._inlet.close()
         self._control.close()
-        if self._machine is not None:
-            self._machine.close()
 
 
 class _Machine:
-    """The mounts of this machine and the entries of folders that are shown anew, as they were when this was made."""
+    """
+    What processes of a shape are shown of this machine, as it was when this was made.
 
-    def __init__(self) -> None:
-        self._changed = self._change_times()
+    That is its mounts, and the entries of folders that are shown anew.
+    """
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        self.shape = shape
+        self._has_changed = False
+        self._change_times_then = self._change_times()
         self._mounts = os.open("/proc/self/mounts", os.O_RDONLY)
         self._changes = select.poll()
         # The kernel marks the file as exceptional, once, when something was mounted or unmounted.
         self._changes.register(self._mounts, select.POLLPRI)
         self._changes.poll(0)
+        self.surroundings = _isolation().look_around(shape)
 
     def has_changed(self) -> bool:
-        return self._change_times() != self._changed or bool(self._changes.poll(0))
+        if not self._has_changed:
+            self._has_changed = self._change_times() != self._change_times_then or bool(self._changes.poll(0))
+        return self._has_changed
 
     def _change_times(self) -> list[int]:
-        folders = filter(os.path.isdir, ("/", _isolation().TOKEN_FOLDER.partition("/secrets")[0]))
+        folders = filter(os.path.isdir, ("/", "/dev", _isolation().TOKEN_FOLDER.partition("/secrets")[0]))
         return [os.stat(folder).st_mtime_ns for folder in folders]
 
     def close(self) -> None:
@@ -528,7 +546,11 @@ class _Machine:
 
 
 def _stand_by(
-    shape: dict[str, Any] | None, inlet: socket.socket, control: socket.socket, written: pages.Ranges
+    shape: dict[str, Any] | None,
+    surroundings: Any,
+    inlet: socket.socket,
+    control: socket.socket,
+    written: pages.Ranges,
 ) -> NoReturn:
     """Be a standby: prepare, wait for the request, run it; never returns."""
     try:
@@ -536,7 +558,7 @@ def _stand_by(
         _clean(inlet.fileno(), control.fileno())
         entrance = None
         if shape is not None:
-            entrance = _isolation().Entrance(shape)
+            entrance = _isolation().Entrance(shape, surroundings)
             if entrance.forks:
                 told, tell = os.pipe()
                 inner = os.fork()

@@ -10,12 +10,12 @@ import pytest
 from shallop_pod.launcher import main, parse_arguments
 
 
-def test_the_executor_input_is_put_into_the_command_once() -> None:
+def test_the_executor_input_is_put_into_the_command_once(tmp_path: Path) -> None:
     executor_input = {"inputs": {"parameterValues": {"x": 1}}}
-    text = json.dumps({"name": "t", "dir": "/tasks/t", "executorInput": executor_input})
-    task, command = parse_arguments(["--task", text, "--", "echo", "{{$}}", "a {{$}}"])
-    assert command == ["echo", json.dumps(executor_input), "a {{$}}"]
-    assert task.folder == "/tasks/t" and task.executor_input == executor_input
+    text = json.dumps({"name": "t", "dir": str(tmp_path / "t"), "executorInput": executor_input})
+    script = f'printf "%s\\n%s" "$0" "$1" > {tmp_path}/arguments'
+    assert main(["--task", text, "--", "sh", "-c", script, "{{$}}", "a {{$}}"]) == 0
+    assert (tmp_path / "arguments").read_text().splitlines() == [json.dumps(executor_input), "a {{$}}"]
 
 
 def test_task_and_executor_input_may_be_files(tmp_path: Path) -> None:
