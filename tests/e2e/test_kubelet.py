@@ -391,6 +391,25 @@ def test_a_pod_sees_its_own_processes_and_name(on_node: Callable[..., None]) -> 
     on_node(test)
 
 
+def test_a_container_has_a_root_and_devices_of_its_own(on_node: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        script = (
+            "ls /; echo; ls /dev; echo; head -c 5 /dev/zero | tr '\\0' z; echo lost > /dev/null; "
+            "test -w /dev/tty && test -r /dev/urandom && test -c /dev/full && echo devices; "
+            "echo mine > /model && echo x > /dev/shm/x && mkdir /run/mine && cat /model"
+        )
+        for name in ("first", "second"):  # the second comes from a process that waited for it
+            text = await world.output(name, "sh", "-c", script)
+            root, devices, rest = text.split("\n\n")
+            assert set(os.listdir("/")) - set(root.split()) <= {".dockerenv"} and "model" not in root.split()
+            assert {"full", "null", "pts", "random", "shm", "stdout", "tty", "zero"} <= set(devices.split())
+            assert not {"mem", "kmsg", "port"} & set(devices.split())
+            assert rest.split() == ["zzzzzdevices", "mine"]
+        assert not os.path.exists("/model") and not os.path.exists("/run/mine")
+
+    on_node(test)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_working_directory_is_made_and_devices_are_private(on_node: Callable[..., None], level: str) -> None:
     async def test(world: World) -> None:
