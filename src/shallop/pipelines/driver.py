@@ -29,7 +29,7 @@ from shallop.pipelines.messages import to_micros
 from shallop.pipelines.places import Places
 from shallop.pipelines.podends import is_over
 from shallop.pipelines.render import RUN_LABEL, is_of_run
-from shallop.pipelines.run import POD, PodChange, RunDriver
+from shallop.pipelines.run import POD, RunDriver
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.staging import tidy_staging
 
@@ -172,7 +172,7 @@ class Driver:
         pod = change.new or change.old or {}
         run = self._runs.get(labels_of(pod).get(RUN_LABEL, ""))
         if run is not None and key_of(pod).namespace == run.namespace:
-            run.inbox.put_nowait(PodChange(key_of(pod).name, change.new))
+            run.pod_changed(key_of(pod).name, change.new)
 
     def retire(self, key: Key) -> None:
         """Note that the Pod has ended and its result is stored: from now on it may be removed."""

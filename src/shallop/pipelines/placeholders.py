@@ -30,6 +30,7 @@ _ARTIFACT = re.compile(rf"\.(inputs|outputs)\.artifacts{_KEY}(?:\.(uri|path|name
 _OUTPUT_FILE = re.compile(rf"\.outputs\.parameters{_KEY}\.output_file")
 _OUTPUT_METADATA = (".outputs.output_file", ".outputMetadataUri")
 _LOCAL_PREFIXES = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/", "file://": ""}
+_STRUCTURE = re.compile(r"\s*\{\s*\"(IfPresent|Concat)\"")
 _MISSING = object()
 
 
@@ -151,7 +152,7 @@ class Placeholders:
 
 def _structure_of(template: Any) -> Any:
     """Parse a text that is an ``IfPresent`` or ``Concat``; anything else comes back as it is."""
-    if not isinstance(template, str) or not re.match(r"\s*\{\s*\"(IfPresent|Concat)\"", template):
+    if not isinstance(template, str) or not _STRUCTURE.match(template):
         return template
     try:
         structure = json.loads(template)

@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
 from shallop.pipelines.expressions import ExpressionError, compile_condition
 from shallop.pipelines.inputs import (
@@ -61,7 +60,7 @@ from shallop.pipelines.transitions import (
     TaskState,
     TaskSucceeded,
 )
-from shallop.pipelines.values import plain
+from shallop.pipelines.values import plain, task_id
 
 __all__ = [
     "Action",
@@ -120,6 +119,7 @@ class TaskInstance:
     error: TaskError | None = None
     reason: str = ""
 
+    id: str = field(default="", repr=False, compare=False)  # once somebody has asked for it, see Plan.id_of
     task: Task | None = field(default=None, repr=False)
     children: dict[str | int, TaskInstance] = field(default_factory=dict, repr=False, compare=False)
     results: dict[str, Values] = field(default_factory=dict, repr=False)  # outputs of children that ended well
@@ -204,6 +204,12 @@ class Plan:
         if self.is_finished:
             actions.append(self._finish_action())
         return actions
+
+    def id_of(self, instance: TaskInstance) -> str:
+        """Return what a task is known by outside of the run; a UUID takes a while, and several ask for it."""
+        if not instance.id:
+            instance.id = task_id(self.run.run_id, instance.path)
+        return instance.id
 
     @property
     def is_finished(self) -> bool:
@@ -595,7 +601,7 @@ class Plan:
         return Scope(
             run=self.run,
             task_name=instance.name,
-            task_uuid=str(uuid5(NAMESPACE_OID, f"{self.run.run_id}/{instance.path}")),
+            task_uuid=self.id_of(instance),
             inputs=dag.inputs,
             results=dag.results,
             final_status=final_status_of,

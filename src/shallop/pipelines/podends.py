@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -73,7 +72,8 @@ def pod_namespace(row: Mapping[str, Any]) -> str:
 def read_result(folder: str) -> TaskResult | None:
     """Read the result in a task's folder; None when the task left none, or none that can be read."""
     try:
-        return msgspec.json.decode(Path(folder, "result.json").read_bytes(), type=TaskResult)
+        with open(f"{folder}/result.json", "rb") as file:
+            return msgspec.json.decode(file.read(), type=TaskResult)
     except (OSError, msgspec.MsgspecError):
         return None
 

@@ -9,6 +9,7 @@ Honoured of ``KubernetesExecutorConfig`` (kfp-kubernetes): all its fields; what 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -83,9 +84,13 @@ class _PodParts(Struct):
 
 def pod_name(run: RunInfo, action: StartTask) -> str:
     """Name the Pod of one attempt: a DNS label of at most 63 characters, readable first, unique last."""
-    digest = _digest(f"{run.run_id}/{action.path}", 10)
-    run_name, task_name = _label(run.resource_name)[:27].strip("-"), _label(action.task_name)[:20].strip("-")
-    return f"{run_name}-{task_name}-{digest}-{action.attempt}"
+    return f"{_pod_stem(run.run_id, run.resource_name, action.path, action.task_name)}-{action.attempt}"
+
+
+@functools.lru_cache(4096)
+def _pod_stem(run_id: str, resource_name: str, path: str, task_name: str) -> str:
+    run_label, task_label = _label(resource_name)[:27].strip("-"), _label(task_name)[:20].strip("-")
+    return f"{run_label}-{task_label}-{_digest(f'{run_id}/{path}', 10)}"
 
 
 def task_folder(run: RunInfo, action: StartTask | ImportArtifact) -> str:

@@ -21,8 +21,7 @@ from shallop.pipelines.caching import Answer, missing_file
 from shallop.pipelines.inputs import task_needs
 from shallop.pipelines.ir import Component, Pipeline, parse_pipeline
 from shallop.pipelines.plan import StartTask
-from shallop.pipelines.step import task_id
-from shallop.pipelines.values import Values
+from shallop.pipelines.values import Values, task_id
 
 __all__ = ["Earlier", "component_at", "find_step", "load_earlier", "repeated_paths", "take_over"]
 

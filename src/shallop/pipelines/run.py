@@ -67,7 +67,7 @@ from shallop.pipelines.step import Journal
 if TYPE_CHECKING:
     from shallop.pipelines.driver import Driver
 
-__all__ = ["POD", "PodChange", "RunDriver"]
+__all__ = ["POD", "RunDriver"]
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ _FULL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PodChange:
-    """A Pod of the run is new, different or (``pod`` is None) gone."""
+    """A Pod that runs a task has ended, waits for something, or (``pod`` is None) is gone."""
 
     name: str
     pod: Object | None
@@ -264,6 +264,13 @@ class RunDriver:
         """Stop what runs, for a run that was deleted or cannot go on."""
         for name in list(self._running):
             await self._driver.delete_pod(Key(self.namespace, name))
+
+    def pod_changed(self, name: str, pod: Object | None) -> None:
+        """Hear that a Pod of the run is new, different or (``pod`` is None) gone; the plan needs to know of few."""
+        if pod is None or (pod.get("status") or {}).get("phase", "Pending") != "Pending":
+            self._places.give_back(name)
+        if name in self._running and (pod is None or is_over(pod) or is_stuck(pod)):
+            self.inbox.put_nowait(PodChange(name, pod))
 
     def _set_deadline(self, row: dict[str, Any]) -> None:
         if limit_s := self._pipeline.config.active_deadline_seconds:
@@ -551,8 +558,6 @@ class RunDriver:
     async def _pod_events(self, change: PodChange) -> list[Event]:
         """Turn a change of a Pod into what it means for the task, and start what waited for room."""
         action = self._running.get(change.name)
-        if change.pod is None or (change.pod.get("status") or {}).get("phase", "Pending") != "Pending":
-            self._places.give_back(change.name)
         if change.was_stuck:
             change = PodChange(
                 change.name, self._driver.pods.store.get(Key(self.namespace, change.name)), was_stuck=True
@@ -560,6 +565,7 @@ class RunDriver:
         if action is None or (change.pod is not None and not self._is_over(change.name, change.pod, change.was_stuck)):
             return []
         del self._running[change.name]
+        self._places.give_back(change.name)
         events = await self._end_of(action, change)
         return events + await self._start_waiting() if self._waiting else events
 

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
 import msgspec
 import sqlalchemy as sa
 
 from shallop.pipelines import tables
 from shallop.pipelines.cachekey import fingerprint
-from shallop.pipelines.inputs import Artifact, TaskError, Values
 from shallop.pipelines.plan import Event, Plan, TaskInstance, TaskState
+from shallop.pipelines.values import Artifact, TaskError, Values
 
-__all__ = ["Journal", "task_id"]
+__all__ = ["Journal"]
 
 Row = dict[str, Any]
 _ENDED = frozenset(TaskState) - {TaskState.PENDING, TaskState.RUNNING}
-
-
-def task_id(run_id: str, path: str) -> str:
-    """Return the id of a task instance; empty for the root's parent."""
-    return str(uuid5(NAMESPACE_OID, f"{run_id}/{path}")) if path else ""
 
 
 def to_json(value: Any) -> Any:
@@ -148,14 +142,14 @@ class Journal:
                 "size_bytes": size_bytes,
                 "created_at": self._now(),
                 "run_id": self._run_id,
-                "task_id": task_id(self._run_id, path),
+                "task_id": self._id(path),
                 "namespace": self._namespace,
             }
         )
 
     def link(self, path: str, type_: str, values: Values) -> None:
         """Tie artifacts to a task as its INPUT or OUTPUT."""
-        id_ = task_id(self._run_id, path)
+        id_ = self._id(path)
         for key, items in values.artifacts.items():
             for artifact in items:
                 if artifact.id:
@@ -166,7 +160,7 @@ class Journal:
         """Keep the outputs of a task for the cache, under the key of ``material``."""
         entry: Row = {"pipeline_name": pipeline_name, "key": fingerprint(material), "run_id": self._run_id}
         entry["namespace"] = self._namespace
-        entry |= {"task_id": task_id(self._run_id, path), "outputs": to_json(outputs), "created_at": self._now()}
+        entry |= {"task_id": self._id(path), "outputs": to_json(outputs), "created_at": self._now()}
         self._cache.append(entry | {"component": self._plan.tasks[path].component, "material": material})
 
     def finish(self, state: str, outputs: Values, error: TaskError | None) -> None:
@@ -208,13 +202,16 @@ class Journal:
 
         return write
 
+    def _id(self, path: str) -> str:
+        return self._plan.id_of(self._plan.tasks[path])
+
     def _new_row(self, instance: TaskInstance) -> Row:
         return {
-            "id": task_id(self._run_id, instance.path),
+            "id": self._plan.id_of(instance),
             "execution": self._next_execution(),
             "run_id": self._run_id,
             "path": instance.path,
-            "parent_id": task_id(self._run_id, instance.parent),
+            "parent_id": self._id(instance.parent) if instance.parent else "",
             "name": instance.name,
             "display_name": instance.display_name,
             "kind": str(instance.kind),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 from msgspec import Struct
 
 from shallop.pipelines.ir import ArtifactType
 
-__all__ = ["Artifact", "RunInfo", "TaskError", "Values", "artifact_json", "plain", "text_of"]
+__all__ = ["Artifact", "RunInfo", "TaskError", "Values", "artifact_json", "plain", "task_id", "text_of"]
 
 _EXACT = 2**53  # integral doubles up to here are the integer that was meant
 
@@ -76,6 +77,11 @@ class RunInfo(Struct, frozen=True):
     @property
     def pipeline_name(self) -> str:
         return self.resource_name.rpartition("-")[0]
+
+
+def task_id(run_id: str, path: str) -> str:
+    """Return the id of a task instance; empty for the root's parent."""
+    return str(uuid5(NAMESPACE_OID, f"{run_id}/{path}")) if path else ""
 
 
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
