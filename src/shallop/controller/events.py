@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _EVENT = Gvk("v1", "Event")
 _REMEMBERED = 2048
 # What happened is of more hurry than telling of it: what is recorded meanwhile shares a commit.
-_DELAY_S = 0.05
+_DELAY_S = 0.1
 
 
 class EventRecorder:
@@ -49,8 +49,7 @@ class EventRecorder:
 
     def record(self, obj: Object, reason: str, message: str, type: str = "Normal", *, field_path: str = "") -> None:
         """Record that ``reason`` happened to ``obj``; type is Normal or Warning, field_path names a container."""
-        now = self._now()
-        event = self._render(obj, reason, message, type, field_path, now)
+        event = self._render(obj, reason, message, type, field_path, format_time(self._now()))
         name = event["metadata"]["name"]
         count = self._counts.pop(name, 0) + 1
         self._counts[name] = count
@@ -81,7 +80,7 @@ class EventRecorder:
         if self._last.get(name) is task:
             del self._last[name]
 
-    def _render(self, obj: Object, reason: str, message: str, type_: str, field_path: str, now: datetime) -> Object:
+    def _render(self, obj: Object, reason: str, message: str, type_: str, field_path: str, now: str) -> Object:
         metadata = obj["metadata"]
         involved = {
             "apiVersion": obj["apiVersion"],
@@ -108,8 +107,8 @@ class EventRecorder:
             "source": source,
             "reportingComponent": self._component,
             "reportingInstance": self._host,
-            "firstTimestamp": format_time(now),
-            "lastTimestamp": format_time(now),
+            "firstTimestamp": now,
+            "lastTimestamp": now,
             "count": 1,
         }
 

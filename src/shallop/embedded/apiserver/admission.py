@@ -170,7 +170,11 @@ _METADATA = CompiledSchema(message_schema("meta.v1.ObjectMeta"), builtin=True)
 
 
 def _shared(obj: Object, old: Object) -> Object:
-    return {key: value for key, value in obj.items() if key != "metadata" and value and value is old.get(key)}
+    kept = {key: value for key, value in obj.items() if value and value is old.get(key)}
+    # Metadata is a copy, of the very same parts in most writes.
+    if obj["metadata"] == old["metadata"]:
+        kept["metadata"] = obj["metadata"]
+    return kept
 
 
 def cannot_handle(resource: Resource, why: str) -> BadRequestError:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -179,6 +180,7 @@ def _shown(element: str) -> str:
 
 _encode_json = msgspec.json.Encoder().encode
 _compact = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring
 
 
 def _encode(tree: Tree) -> Tree:
@@ -215,6 +217,11 @@ def _element(schema: Schema, item: Any) -> str:
     """Path element of an item of a set or map list."""
     if schema.list_type == "set":
         return f"v:{_compact(item)}"
+    if len(schema.keys) == 1 and isinstance(item, dict):
+        # As nearly all lists are.
+        name = schema.keys[0]
+        if type(value := item.get(name)) is str:
+            return f"k:{{{_quoted(name)}:{_quoted(value)}}}"
     return f"k:{_compact({key: _key_value(schema, item, key) for key in schema.keys})}"
 
 
@@ -664,6 +671,9 @@ def track_update(
     without owners gets none by an update.
     """
     given = (new.get("metadata") or {}).get("managedFields")
+    if old is not None and given == old["metadata"].get("managedFields"):
+        # Who sends back what was read, as every patch does, says nothing about owners.
+        given = None
     if given == [{}]:
         return _without_managed_fields(new)
     if old is None and not given:
@@ -673,6 +683,11 @@ def track_update(
         return _without_managed_fields(new)
     version = new["apiVersion"]
     plain = _without_managed_fields(new)
+    if old is not None and not given:
+        writer = _Manager(manager, "Update", version, subresource)
+        if (entry := _first_entry(old, plain, managers, writer, schema, now)) is not None:
+            owners = {each: owned for each, owned in managers.items() if owned}
+            return _with_managers(plain, {**owners, writer: _Owned(None, version, now, entry)})
     base = _empty_structs(plain, schema) if old is None else _without_managed_fields(old)
     changes = _compare(base, plain, schema)
     actor = _Manager(manager, "Update", version, subresource)
@@ -688,6 +703,65 @@ def track_update(
     return _with_managers(plain, managers)
 
 
+def _first_entry(
+    old: Object, new: Object, managers: _Managers, writer: _Manager, schema: Schema, now: str
+) -> Object | None:
+    """
+    Return the entry of who writes for the first time what nobody wrote before, as the status of a new object.
+
+    None = somebody loses something by the write, or nothing is written: that takes more than looking at what is new.
+    """
+    if writer in managers:
+        return None
+    fields: Tree = {}
+    for key in old | new:
+        if key == "metadata":
+            if _without_version(old) != _without_version(new):
+                return None
+            continue
+        element = f"f:{key}"
+        before, after = old.get(key, MISSING), new.get(key, MISSING)
+        if before is after or element in _SERVER_FIELDS:
+            continue
+        part = _taken(before, after, _child(schema, key) or _UNTYPED)
+        if part is None and after is not MISSING and json_equal(before, after):
+            continue
+        if any(element in (owned.entry or {}).get("fieldsV1", ()) for owned in managers.values()):
+            return None
+        if part is not None:
+            fields[element] = part
+    return _new_entry(writer, fields, now) if fields else None
+
+
+def _without_version(obj: Object) -> Object:
+    return {key: value for key, value in obj["metadata"].items() if key not in ("managedFields", "resourceVersion")}
+
+
+def _taken(old: Any, new: Any, schema: Schema) -> Tree | None:
+    """``_encode`` of what ``_compare`` finds added or modified; None when that is nothing."""
+    if old is new or new is MISSING or (type(old) is dict and old == new and _encode_json(old) == _encode_json(new)):
+        return None
+    if old is MISSING:
+        return _everything_encoded(new, schema)
+    parts = _parts(old, new, schema)
+    if not parts:
+        return None if json_equal(old, new) else {}
+    found = ((key, _taken(before, after, child)) for before, after, key, child in parts)
+    return {key: part for key, part in found if part is not None} or None
+
+
+def _new_entry(writer: _Manager, fields: Tree, now: str) -> Object:
+    entry: Object = {
+        "manager": writer.name,
+        "operation": writer.operation,
+        "apiVersion": writer.api_version,
+        "time": now,
+        "fieldsType": "FieldsV1",
+        "fieldsV1": fields,
+    }
+    return {**entry, "subresource": writer.subresource} if writer.subresource else entry
+
+
 def _with_creator(new: Object, creator: _Manager, schema: Schema, now: str) -> Object:
     """What ``track_update`` returns where nobody owned anything before, at a third of its price."""
     fields = _created(new, schema, _STRUCTS if schema.type_name else _PLAIN_STRUCTS)
@@ -699,15 +773,7 @@ def _with_creator(new: Object, creator: _Manager, schema: Schema, now: str) -> O
         fields.pop("f:metadata", None)
     if not fields:
         return _without_managed_fields(new)
-    entry: Object = {
-        "manager": creator.name,
-        "operation": creator.operation,
-        "apiVersion": creator.api_version,
-        "time": now,
-    }
-    entry |= {"fieldsType": "FieldsV1", "fieldsV1": fields}
-    if creator.subresource:
-        entry["subresource"] = creator.subresource
+    entry = _new_entry(creator, fields, now)
     return {**new, "metadata": {**new["metadata"], "managedFields": [entry]}}
 
 
@@ -715,6 +781,9 @@ def _created(value: Object, schema: Schema, structs: Mapping[str, Any]) -> Tree:
     """All paths of a new object, as FieldsV1 has them; ``structs`` were always there, only what they hold is new."""
     tree: Tree = {}
     for key, item in value.items():
+        if type(item) is not dict and type(item) is not list:
+            tree[f"f:{key}"] = {}
+            continue
         child = _child(schema, key) or _UNTYPED
         inner = structs.get(key)
         if inner is None or not isinstance(item, dict):
@@ -727,7 +796,15 @@ def _created(value: Object, schema: Schema, structs: Mapping[str, Any]) -> Tree:
 def _everything_encoded(value: Any, schema: Schema) -> Tree:
     """``_encode`` of ``_everything``."""
     if type(value) is dict and value and schema.list_type != "atomic":
-        tree = {f"f:{key}": _everything_encoded(item, _child(schema, key) or _UNTYPED) for key, item in value.items()}
+        for item in value.values():
+            if type(item) is dict or type(item) is list:
+                break
+        else:
+            return _leaves(tuple(value))
+        tree: Tree = {}
+        for key, item in value.items():
+            is_leaf = type(item) is not dict and type(item) is not list
+            tree[f"f:{key}"] = {} if is_leaf else _everything_encoded(item, _child(schema, key) or _UNTYPED)
     elif _is_granular_list(schema, value) and value:
         items = schema.items or _UNTYPED
         tree = {key: _everything_encoded(item, items) for key, item in _items(schema, value).items()}
@@ -735,6 +812,12 @@ def _everything_encoded(value: Any, schema: Schema) -> Tree:
         return {}
     tree[_MEMBER] = {}
     return tree
+
+
+@lru_cache(maxsize=1000)
+def _leaves(names: tuple[str, ...]) -> Tree:
+    """``_encode`` of a map that holds nothing but leaves; the same few come again and again."""
+    return {**{f"f:{name}": {} for name in names}, _MEMBER: {}}
 
 
 # Structs that a typed object of the real server always has, so that they are never "added".

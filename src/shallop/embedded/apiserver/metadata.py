@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from shallop.embedded.apiserver.resources import Resource
@@ -86,15 +87,16 @@ def check_path_segment(name: str) -> list[str]:
     return [f"may not contain '{char}'" for char in "/%" if char in name]
 
 
-def check_qualified_name(name: str) -> list[str]:
-    """Check a label key or a finalizer: ``[subdomain/]name``."""
+@lru_cache(maxsize=1000)
+def check_qualified_name(name: str) -> tuple[str, ...]:
+    """Check a label key or a finalizer, ``[subdomain/]name``; the same few come again and again."""
     prefix, slash, part = name.rpartition("/")
     problems = []
     if name.count("/") > 1:
-        return [
+        return (
             f"a valid label key {_NAME_PART_TEXT} with an optional DNS subdomain prefix and '/' (e.g. "
-            "'example.com/MyName')"
-        ]
+            "'example.com/MyName')",
+        )
     if slash:
         if not prefix:
             problems.append("prefix part must be non-empty")
@@ -105,7 +107,7 @@ def check_qualified_name(name: str) -> list[str]:
         problems.append("name part must be no more than 63 characters")
     if not _QUALIFIED_RE.fullmatch(part):
         problems.append(f"name part {_NAME_PART_TEXT}")
-    return problems
+    return tuple(problems)
 
 
 def check_label_value(value: str) -> list[str]:
@@ -133,19 +135,16 @@ def name_check(resource: Resource) -> Callable[[str], list[str]]:
 
 
 def validate_metadata(resource: Resource, obj: Object, old: Object | None) -> list[FieldError]:
-    """Return what is wrong with the metadata of a new or changed object."""
+    """Return what is wrong with the metadata of a new or changed object; parts as they were stored are right."""
     metadata = obj["metadata"]
+    before = old["metadata"] if old is not None else {}
     errors: list[FieldError] = []
     if old is None:
         errors += _name_errors(resource, metadata)
-    errors += _annotation_errors(metadata)
-    labels = metadata.get("labels")
-    if labels:
-        errors += check_labels(labels, "metadata.labels")
-    if metadata.get("ownerReferences"):
-        errors += _owner_errors(metadata["ownerReferences"])
-    if metadata.get("finalizers"):
-        errors += _finalizer_errors(metadata["finalizers"])
+    for key, check in _CHECKS:
+        value = metadata.get(key)
+        if value and value is not before.get(key):
+            errors += check(value)
     if old is not None:
         errors += _change_errors(metadata, old["metadata"])
     return errors
@@ -165,10 +164,7 @@ def _name_errors(resource: Resource, metadata: Object) -> list[FieldError]:
     return errors + [FieldError.invalid("metadata.name", name, text) for text in check(name)]
 
 
-def _annotation_errors(metadata: Object) -> list[FieldError]:
-    annotations = metadata.get("annotations")
-    if not annotations:
-        return []
+def _annotation_errors(annotations: Object) -> list[FieldError]:
     errors = []
     size = 0
     for key, value in annotations.items():
@@ -212,6 +208,14 @@ def _finalizer_errors(finalizers: list[str]) -> list[FieldError]:
             text = "name is neither a standard finalizer name nor is it fully qualified"
             errors.append(FieldError.invalid(f"metadata.finalizers[{index}]", name, text))
     return errors
+
+
+_CHECKS: tuple[tuple[str, Callable[[Any], list[FieldError]]], ...] = (
+    ("annotations", _annotation_errors),
+    ("labels", lambda labels: check_labels(labels, "metadata.labels")),
+    ("ownerReferences", _owner_errors),
+    ("finalizers", _finalizer_errors),
+)
 
 
 def _change_errors(metadata: Object, old: Object) -> list[FieldError]:

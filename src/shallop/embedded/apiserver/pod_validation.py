@@ -38,7 +38,8 @@ def duplicate(field: str, value: object) -> FieldError:
 def validate_pod(pod: Object, old: Object | None) -> list[FieldError]:
     spec = pod.get("spec") or {}
     if old is not None:
-        return _pod_change(spec, old.get("spec") or {})
+        before = old.get("spec") or {}
+        return [] if spec is before else _pod_change(spec, before)
     errors = validate_pod_spec(spec, "spec")
     if spec.get("ephemeralContainers"):
         errors.append(FieldError.forbidden("spec.ephemeralContainers", "cannot be set on create"))

@@ -97,6 +97,33 @@ def conflicts(current: Any, applied: Any, manager: str) -> list[str]:
     return []
 
 
+conditions = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["Ready", 'quo"ted']), "status": words}, optional={"reason": words}),
+    unique_by=lambda condition: condition["type"],
+    max_size=2,
+)
+addresses = st.lists(st.fixed_dictionaries({"ip": words}), unique_by=lambda address: address["ip"], max_size=2)
+statuses = st.fixed_dictionaries({}, optional={"phase": words, "conditions": conditions, "podIPs": addresses})
+
+
+@few
+@given(pods(), statuses, statuses)
+def test_what_a_status_brings_its_writer_is_no_matter_of_who_else_owns_it(pod: Any, before: Any, after: Any) -> None:
+    made = track_update(None, pod, manager="one", schema=SCHEMA, now=NOW)
+    assume(made["metadata"].get("managedFields") and before != after)
+    other = {"manager": "three", "operation": "Update", "apiVersion": "v1", "time": NOW, "fieldsType": "FieldsV1"}
+    shared = {**made["metadata"], "managedFields": [*made["metadata"]["managedFields"], other]}
+    other["fieldsV1"] = {"f:status": {"f:phase": {}}}
+    for metadata in (made["metadata"], shared):
+        old = made | {"metadata": metadata, "status": before}
+        written = old | {"status": after}
+        new = track_update(old, written, manager="two", schema=SCHEMA, subresource="status", now=NOW)
+        assert owned(new, "one") == owned(made, "one")
+        if metadata is made["metadata"]:
+            alone = owned(new, "two")
+    assert owned(new, "two") == alone
+
+
 @few
 @given(pods(), pods())
 def test_what_is_owned_may_be_applied_again(first: Any, second: Any) -> None:
