@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
@@ -92,7 +93,8 @@ class Manager:
         )
         self._controllers = [_Controller(kind, self.context) for kind in kinds if kind.reconcile]
         self._tasks: asyncio.TaskGroup | None = None
-        self._children: set[tuple[Gvk, Gvk]] = set()
+        # Kind of a child -> group and kind of its owner -> who wants to hear of it.
+        self._owners: dict[Gvk, _Owners] = {}
 
     def informer(self, gvk: Gvk) -> Informer:
         """Return the shared informer of a kind; it starts at once when the manager runs."""
@@ -116,13 +118,21 @@ class Manager:
 
     def watch_children(self, owner: Gvk, child: Gvk) -> None:
         """Reconcile owners when a child of theirs changes; asking again does nothing."""
-        if (owner, child) in self._children:
-            return
-        self._children.add((owner, child))
         for controller in self._controllers:
-            if controller.kind.gvk == owner and child not in controller.kind.owns:
-                queue = controller.queue
-                self.informer(child).add_handler(lambda change, q=queue: _owner_changed(q, owner, change))  # type: ignore[misc]
+            if controller.kind.gvk == owner:
+                self._own(controller.queue, owner, child)
+
+    def _own(self, queue: WorkQueue[Key], owner: Gvk, child: Gvk) -> None:
+        informer = self.informer(child)
+        owners = self._owners.get(child)
+        if owners is None:
+            owners = self._owners[child] = {}
+            informer.add_handler(partial(_owner_changed, owners))
+        queues = owners.setdefault((owner.group, owner.kind), [])
+        if queue not in queues:
+            queues.append(queue)
+            for obj in informer.store.list():
+                _owner_changed({(owner.group, owner.kind): [queue]}, Change(None, obj))
 
     async def run(self, started: asyncio.Event | None = None) -> None:
         """Run until cancelled; ``started`` is set when every informer has listed and workers go."""
@@ -149,7 +159,7 @@ class Manager:
         tasks, self._tasks = self._tasks, None
         self.informer(kind.gvk).add_handler(lambda change: self._changed(queue, change))
         for gvk in kind.owns:
-            self.informer(gvk).add_handler(lambda change: _owner_changed(queue, kind.gvk, change))
+            self._own(queue, kind.gvk, gvk)
             self.informer(gvk).on_appeared(lambda: self._queue_all(controller))
         for watch in kind.watches:
             self.informer(watch.gvk).add_handler(lambda change, w=watch: _mapped(queue, w.to_keys, change))  # type: ignore[misc]
@@ -232,13 +242,18 @@ class Manager:
         return all(controller.queue.idle for controller in self._controllers)
 
 
-def _owner_changed(queue: WorkQueue[Key], owner: Gvk, change: Change) -> None:
-    for obj in (change.old, change.new):
-        # The kind first: most owners differ by it, and this is asked for every change of every object.
-        reference = controller_of(obj) if obj else None
-        if reference is None or obj is None or reference["kind"] != owner.kind:
+_Owners = dict[tuple[str, str], list[WorkQueue[Key]]]
+
+
+def _owner_changed(owners: _Owners, change: Change) -> None:
+    """Look once at whose an object is, for all kinds that own such: most objects are nobody's here."""
+    known = None
+    for obj in (change.new, change.old):
+        reference = controller_of(obj) if obj is not None and obj["metadata"].get("ownerReferences") else None
+        if reference is None or obj is None or reference == known:
             continue
-        if Gvk(reference["apiVersion"], "").group == owner.group:
+        known = reference
+        for queue in owners.get((Gvk(reference["apiVersion"], "").group, reference["kind"]), ()):
             queue.add(Key(obj["metadata"].get("namespace", ""), reference["name"]))
 
 

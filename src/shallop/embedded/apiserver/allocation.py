@@ -28,11 +28,9 @@ class ServiceAddresses:
             self._take(stored.object)
         # Counting on from the last one gives no address again that was in use a moment ago.
         self._last = len(self._addresses)
-        store.listeners.append(self._changed)
+        store.listen(("services",), self._changed)
 
     def _changed(self, change: Change) -> None:
-        if change.new.resource != "services":
-            return
         if change.old is not None:
             self._release(change.old.object)
         if not change.deleted:

@@ -58,11 +58,9 @@ class Rbac:
         for resource in (CLUSTER_BINDINGS, ROLE_BINDINGS):
             for stored in store.list(resource):
                 self._add(stored)
-        store.listeners.append(self._changed)
+        store.listen((CLUSTER_BINDINGS, ROLE_BINDINGS), self._changed)
 
     def _changed(self, change: Change) -> None:
-        if change.new.resource not in (CLUSTER_BINDINGS, ROLE_BINDINGS):
-            return
         if change.old is not None:
             key = _key(change.old)
             for subject in change.old.object.get("subjects") or ():

@@ -38,7 +38,7 @@ class CrdController:
                 self._registry.add_crd(stored.object)
             else:
                 self._spawn(stored.name)
-        self._store.listeners.append(self._changed)
+        self._store.listen((_STORAGE,), self._changed)
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -46,8 +46,6 @@ class CrdController:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _changed(self, change: Change) -> None:
-        if change.new.resource != _STORAGE:
-            return
         crd = change.new.object
         if change.deleted:
             self._registry.remove_crd(crd)

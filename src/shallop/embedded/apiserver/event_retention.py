@@ -32,7 +32,7 @@ class EventRetention:
     def start(self) -> None:
         for stored in sorted(self._store.list(_STORAGE), key=lambda stored: stored.revision):
             self._written[(stored.namespace, stored.name)] = time.monotonic()
-        self._store.listeners.append(self._changed)
+        self._store.listen((_STORAGE,), self._changed)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="retention of Events")
 
     async def stop(self) -> None:
@@ -41,8 +41,6 @@ class EventRetention:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _changed(self, change: Change) -> None:
-        if change.new.resource != _STORAGE:
-            return
         key = (change.new.namespace, change.new.name)
         self._written.pop(key, None)
         if not change.deleted:

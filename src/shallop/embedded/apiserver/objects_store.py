@@ -141,6 +141,9 @@ class Change(NamedTuple):
     at: float
 
 
+Listener = Callable[[Change], None]
+
+
 class Subscription:
     """Changes of one resource as they are committed; iterate with ``next``."""
 
@@ -269,7 +272,14 @@ class ObjectsStore:
         self._unchecked = 0 if path is None else _log_pages(path)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
-        self.listeners: list[Callable[[Change], None]] = []
+        # Called with every change; most want to hear of one resource only: ``listen``.
+        self.listeners: builtins.list[Listener] = []
+        self._listeners: dict[str, builtins.list[Listener]] = {}
+
+    def listen(self, resources: Iterable[str], listener: Listener) -> None:
+        """Call ``listener`` with every later change of some resources, before the writer goes on."""
+        for resource in resources:
+            self._listeners.setdefault(resource, []).append(listener)
 
     # ---- life
 
@@ -568,7 +578,7 @@ class ObjectsStore:
                 past.new.forget_object()
 
     def _tell(self, change: Change) -> None:
-        for listener in self.listeners:
+        for listener in itertools.chain(self.listeners, self._listeners.get(change.new.resource, ())):
             try:
                 listener(change)
             except Exception:

@@ -66,11 +66,10 @@ class BoundPolicies:
         self._registry = registry
         self._bound: list[tuple[Object, Object]] = []
         self._read()
-        store.listeners.append(self._changed)
+        store.listen((self._policies, self._bindings), self._changed)
 
-    def _changed(self, change: Change) -> None:
-        if change.new.resource in (self._policies, self._bindings):
-            self._read()
+    def _changed(self, _: Change) -> None:
+        self._read()
 
     def _read(self) -> None:
         self._bound = []

@@ -185,7 +185,7 @@ class AggregationController:
 
     async def start(self) -> None:
         """Return when all rules are there."""
-        self._store.listeners.append(self._notice)
+        self._store.listen((CLUSTER_ROLES,), self._notice)
         await self._reconcile()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="aggregated roles")
 
@@ -194,9 +194,8 @@ class AggregationController:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _notice(self, change: Change) -> None:
-        if change.new.resource == CLUSTER_ROLES:
-            self._changed.set()
+    def _notice(self, _: Change) -> None:
+        self._changed.set()
 
     async def _run(self) -> None:
         while True:

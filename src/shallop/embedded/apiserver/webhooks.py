@@ -48,11 +48,10 @@ class Webhooks:
         self._hooks: dict[str, list[Object]] = {}
         for resource in (MUTATING, VALIDATING):
             self._read(resource)
-        store.listeners.append(self._changed)
+        store.listen((MUTATING, VALIDATING), self._changed)
 
     def _changed(self, change: Change) -> None:
-        if change.new.resource in (MUTATING, VALIDATING):
-            self._read(change.new.resource)
+        self._read(change.new.resource)
 
     def _read(self, resource: str) -> None:
         self._hooks[resource] = [

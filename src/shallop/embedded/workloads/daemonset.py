@@ -323,7 +323,8 @@ class DaemonSets:
 
     def keys_of_orphan(self, pod: Object) -> list[Key]:
         """Return the DaemonSets that may adopt a Pod."""
-        return [] if controller_of(pod) else self._selectors.matching(pod)
+        keys = self._selectors.matching(pod)
+        return [] if keys and controller_of(pod) else keys
 
     def keys_of_node(self, _node: Object) -> list[Key]:
         return self._selectors.keys()

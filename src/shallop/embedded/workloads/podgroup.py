@@ -37,11 +37,10 @@ class Gang(NamedTuple):
 
 
 def gang_of(pod: Object) -> Gang | None:
-    namespace = key_of(pod).namespace
     if name := labels_of(pod).get(_LABEL):
-        return Gang(_BY_LABEL, Key(namespace, name))
+        return Gang(_BY_LABEL, Key(key_of(pod).namespace, name))
     if name := annotations_of(pod).get(_ANNOTATION):
-        return Gang(_BY_ANNOTATION, Key(namespace, name))
+        return Gang(_BY_ANNOTATION, Key(key_of(pod).namespace, name))
     return None
 
 

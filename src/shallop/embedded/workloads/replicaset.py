@@ -165,7 +165,8 @@ class ReplicaSets:
 
     def keys_of_orphan(self, pod: Object) -> list[Key]:
         """Return the ReplicaSets that may adopt a Pod."""
-        return [] if controller_of(pod) else self._selectors.matching(pod)
+        keys = self._selectors.matching(pod)
+        return [] if keys and controller_of(pod) else keys
 
     async def _create(self, ctx: Context, raw: Object, count: int) -> ApiError | None:
         for _ in range(count):

@@ -44,6 +44,8 @@ class Selectors:
 
     def matching(self, obj: Object) -> list[Key]:
         """Return the keys whose selector, a ``metav1.LabelSelector``, matches the labels of ``obj``."""
+        if not self._known:
+            return []
         namespace = obj["metadata"].get("namespace", "")
         labels = labels_of(obj)
         places = [(namespace, "", ""), *((namespace, name, value) for name, value in labels.items())]

@@ -196,9 +196,8 @@ class StatefulSets:
 
     def keys_of_orphan(self, pod: Object) -> list[Key]:
         """Return the StatefulSets that may adopt a Pod."""
-        if controller_of(pod):
-            return []
-        return [key for key in self._selectors.matching(pod) if ordinal_of(key.name, pod) >= 0]
+        keys = self._selectors.matching(pod)
+        return [key for key in keys if ordinal_of(key.name, pod) >= 0] if keys and not controller_of(pod) else []
 
     async def _create(self, ctx: Context, raw: Object, step: Step, revisions: Revisions) -> None:
         revision = revisions.named(step.revision) or revisions.update
