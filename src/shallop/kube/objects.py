@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -190,7 +191,12 @@ def parse_quantity(text: str | int | float) -> Decimal:
     Raises:
         ValueError: the text is no quantity.
     """
-    text = str(text).strip()
+    return _parse_quantity(str(text).strip())
+
+
+# A node's are read again for every Pod, and most Pods ask for the same few.
+@lru_cache(maxsize=1000)
+def _parse_quantity(text: str) -> Decimal:
     for length in (2, 1, 0):
         number, suffix = (text[:-length], text[-length:]) if length else (text, "")
         if suffix in _SUFFIXES and number:
