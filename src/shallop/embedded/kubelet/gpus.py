@@ -56,6 +56,8 @@ class Gpus:
 
     def release(self, pod_folder: Path) -> None:
         """Free what a Pod has."""
+        if not self.numbers:
+            return
         (pod_folder / _FILE).unlink(missing_ok=True)
 
     def _take(self, pod_folder: Path, container: str, count: int) -> list[int]:

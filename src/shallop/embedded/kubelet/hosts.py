@@ -7,6 +7,7 @@ written anew, from lines that were rendered when they became true (500 Pods: 0.1
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +96,10 @@ class HostsFiles:
             self._write([namespace])
         return path
 
+    def shows(self, uid: str) -> bool:
+        """Say whether a Pod was shown when ``set_pods`` was last called."""
+        return uid in self._pods
+
     def set_services(self, services: Iterable[Object], addresses: Mapping[tuple[str, str], str]) -> None:
         """
         Take the Services; ``set_pods``, which comes next, writes what has changed.
@@ -169,7 +174,7 @@ class HostsFiles:
                 text += "".join(lines.values()) if other != namespace else ""
             if text != self._texts[namespace]:
                 # In place, not by rename: Pods have this very file mounted.
-                with open(self._folder / namespace, "r+") as file:
-                    file.write(text)
+                with open(os.open(f"{self._folder}/{namespace}", os.O_RDWR | os.O_CLOEXEC), "wb", buffering=0) as file:
+                    file.write(text.encode())
                     file.truncate()
                 self._texts[namespace] = text

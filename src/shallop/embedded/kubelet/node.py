@@ -94,6 +94,7 @@ class Node:
         self.holders = Holders(self.settings.run / "holders", self.zygotes, self.groups)
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self._base: Environment | None = None
+        self._ca_pem = b""
         self.spares = Spares(self.settings.run / "sandboxes", self.network, self.base_zygote)
         self._python_path = link_pod_package(self.settings)
         self._informers = {kind: Informer(self.client, gvk) for kind, gvk in _WATCHED.items()}
@@ -207,8 +208,12 @@ class Node:
                 self._named[uid] = pod
                 self._network_changed.set()
         elif self._named.pop(uid, None) is not None:
-            # Nobody waits for a name to go; whoever comes after the Pod goes first.
-            asyncio.get_running_loop().call_later(_FORGET_S, self._network_changed.set)
+            # Nobody waits for a name to go; whoever comes after the Pod goes first, and takes it along.
+            asyncio.get_running_loop().call_later(_FORGET_S, self._forget_name, uid)
+
+    def _forget_name(self, uid: str) -> None:
+        if self.network.hosts.shows(uid):
+            self._network_changed.set()
 
     def announce(self, pod: Object, address: str) -> None:
         """Let a Pod be found by its names before it runs: what trains looks up its own name first."""
@@ -296,6 +301,11 @@ class Node:
             self._base = await self.base()
             return await self.zygotes.socket(self._base)
 
+    def ready_zygote(self, environment: Environment | None) -> Path | None:
+        """Return the socket of a fork-server that listens already, None when there is none; None: that for programs."""
+        environment = environment or self._base
+        return None if environment is None else self.zygotes.ready(environment)
+
     def cannot_run(self, image: str, argv: Sequence[str]) -> str | None:
         """Say why no local environment can stand for an image; None when one can, or an engine runs it."""
         if self.engine is not None:
@@ -331,7 +341,10 @@ class Node:
         return str(request["status"]["token"])
 
     def ca_pem(self) -> bytes:
-        return (self.settings.home / "tls" / "ca.crt").read_bytes()
+        """Return the certificate that API servers of this home are known by; it is made once."""
+        if not self._ca_pem:
+            self._ca_pem = (self.settings.home / "tls" / "ca.crt").read_bytes()
+        return self._ca_pem
 
     def base_environment(self) -> dict[str, str]:
         """Return the variables that every container has; nothing else of the platform's own is passed on."""

@@ -90,8 +90,8 @@ class PodWorker:
     """
     Runs one Pod. ``update`` brings news of its object; everything else comes from its shim, probes and timers.
 
-    One task per Pod takes every decision, so that no two of them race; status is written by another one, always the
-    newest, so that a slow API never delays a start.
+    One task per Pod takes every decision, so that no two of them race; status is written by others, one at a time and
+    always the newest, so that a slow API never delays a start.
     """
 
     def __init__(self, node: Node, pod: Object) -> None:
@@ -101,7 +101,6 @@ class PodWorker:
         self._uid = str(pod["metadata"]["uid"])
         self._folder = node.settings.pods / self._uid
         self._wake = asyncio.Event()
-        self._dirty = asyncio.Event()
         self._sandbox: Sandbox | None = None
         self._records = _records(pod)
         self._specs = {c["name"]: c for c in (*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"])}
@@ -127,6 +126,9 @@ class PodWorker:
         self._lost = False
         self._stale = False
         self._written: dict[str, Any] | None = None
+        # What brings the newest status to the API, and whether that has changed since it began.
+        self._writer: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._changed = self._over = False
 
     @property
     def key(self) -> str:
@@ -179,8 +181,7 @@ class PodWorker:
 
     async def run(self) -> None:
         """Work until the Pod is over; cancelling leaves its processes as they are."""
-        pusher = asyncio.create_task(self._push_status())
-        measurer = asyncio.create_task(self._watch_sizes())
+        measurer = asyncio.create_task(self._watch_sizes()) if has_size_limits(self._pod) else None
         try:
             if self._phase() in ("Succeeded", "Failed") and not any(record.running for record in self._records):
                 await self._clear_remains()
@@ -192,9 +193,11 @@ class PodWorker:
             for timer in self._timers.values():
                 timer.cancel()
             self._stop_probes()
-            pusher.cancel()
-            measurer.cancel()
-            await asyncio.gather(pusher, measurer, return_exceptions=True)
+            self._over = True
+            left = [task for task in (self._writer, measurer) if task is not None]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*(t for t in left if isinstance(t, asyncio.Task)), return_exceptions=True)
             if self._sandbox is not None:
                 self._sandbox.leave()
 
@@ -290,7 +293,10 @@ class PodWorker:
         self._stale = False
         await self._prepare_volumes(None if self._sandbox is None else self._sandbox.kept.token)
         names = [record.name for record in self._records if not record.finished]
-        environments = await asyncio.gather(*(self._environment(self._specs[name]) for name in names))
+        if len(names) == 1:
+            environments = [await self._environment(self._specs[names[0]])]
+        else:
+            environments = await asyncio.gather(*(self._environment(self._specs[name]) for name in names))
         self._environments.update(zip(names, environments, strict=True))
         if self._sandbox is None:
             network = NetworkOptions("", self._address, 0, "")
@@ -349,7 +355,7 @@ class PodWorker:
         def progress(text: str) -> None:
             nonlocal told
             if not told:
-                self._dirty.set()
+                self._show()
                 self._event("Pulling", f'Pulling image "{container["image"]}": {text}', container=container["name"])
                 told = True
 
@@ -374,7 +380,7 @@ class PodWorker:
             if "waiting" in record.state:
                 record.state = {"waiting": {"reason": reason, "message": str(error)}}
         self._event("Failed", str(error), "Warning")
-        self._dirty.set()
+        self._show()
 
     def _lookup(self, kind: str, name: str) -> Object | None:
         return self._node.lookup(kind, self._pod["metadata"]["namespace"], name)
@@ -440,7 +446,7 @@ class PodWorker:
             record.next_start = loop.time() + 10
             self._event("Failed", f"Error: {error}", "Warning", record.name)
             self._timers[record.name] = loop.call_later(10, self._due, record.name)
-            self._dirty.set()
+            self._show()
 
     def _due(self, name: str) -> None:
         self._timers.pop(name, None)
@@ -457,7 +463,7 @@ class PodWorker:
 
     async def _watch_sizes(self) -> None:
         """Evict the Pod when one of its volumes grows over its limit."""
-        while has_size_limits(self._pod):
+        while True:
             await asyncio.sleep(_MEASURE_S)
             problem = await asyncio.to_thread(over_limit, self._pod, self._volumes)
             if problem:
@@ -532,6 +538,9 @@ class PodWorker:
         record.state = {"running": {"startedAt": seconds_time(time.time())}}
 
     def _ask(self, id_: str, environment: Environment | None, request: Request, sharing: Sharing | None) -> None:
+        if sharing is None and (socket := self._node.ready_zygote(environment)) is not None:
+            self._order(id_, socket, request, (environment, request, sharing))
+            return
         task = asyncio.get_running_loop().create_task(self._ask_to_start(id_, environment, request, sharing))
         self._asking[id_] = task
         task.add_done_callback(lambda done: self._asking.pop(id_) if self._asking.get(id_) is done else None)
@@ -616,13 +625,18 @@ class PodWorker:
         except (NodeError, EnvironmentBuildError) as error:
             self._told({"event": "failed", "id": id_, "error": str(error)})
             return
+        self._order(id_, socket, asked, (environment, request, sharing))
+
+    def _order(
+        self, id_: str, socket: Path, request: Request, asked: tuple[Environment | None, Request, Sharing | None]
+    ) -> None:
         if self._sandbox is not None:
             name, _, restart = id_.rpartition("-")
-            self._asked[id_] = (environment, request, sharing)
-            settings = node.settings
+            self._asked[id_] = asked
+            settings = self._node.settings
             log_file = log_path(settings, self._pod, name, int(restart))
             rotated = (log_file, int(settings.log_max_mib * 2**20), settings.log_files)
-            self._sandbox.start(id_, socket, rotated, asked, _attachable(self._specs[name]))
+            self._sandbox.start(id_, socket, rotated, request, _attachable(self._specs[name]))
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
@@ -761,7 +775,7 @@ class PodWorker:
         record.started = "startupProbe" not in container
         record.ready = record.started and "readinessProbe" not in container
         self._start_probes(record, container)
-        self._dirty.set()
+        self._show()
 
     def _end(self, record: ContainerRecord, ended: Ended, message: str = "") -> None:
         self._stop_probes(record.name)
@@ -782,7 +796,7 @@ class PodWorker:
             record.next_start = asyncio.get_running_loop().time() + delay
             if delay and not is_deleting(self._pod):
                 self._crash_loop(record, delay)
-        self._dirty.set()
+        self._show()
 
     def _crash_loop(self, record: ContainerRecord, delay: float) -> None:
         text = f"back-off {delay:.0f}s restarting failed container={record.name} pod={self.key}"
@@ -812,7 +826,8 @@ class PodWorker:
 
     def _start_probes(self, record: ContainerRecord, container: Object) -> None:
         self._stop_probes(record.name)
-        self._probes[record.name] = [asyncio.create_task(self._probe(record, container))]
+        if any(name in container for name in ("startupProbe", "readinessProbe", "livenessProbe")):
+            self._probes[record.name] = [asyncio.create_task(self._probe(record, container))]
 
     def _stop_probes(self, name: str = "") -> None:
         for task in [t for key, tasks in self._probes.items() if key == name or not name for t in tasks]:
@@ -830,7 +845,7 @@ class PodWorker:
                 if good:
                     record.started = True
                     record.ready = "readinessProbe" not in container
-                    self._dirty.set()
+                    self._show()
                     self._wake.set()
                 else:
                     self._unhealthy(record, "Startup", problem, restart=True)
@@ -843,7 +858,7 @@ class PodWorker:
                     if not good:
                         self._unhealthy(record, "Readiness", problem, restart=False)
                     record.ready = good
-                    self._dirty.set()
+                    self._show()
 
                 group.create_task(watch_probe(readiness, once(readiness), ready, first_period_s=_FIRST_PROBE_S))
             if liveness := container.get("livenessProbe"):
@@ -1044,10 +1059,11 @@ class PodWorker:
 
     async def _clean_up(self) -> None:
         self._stop_probes()
+        given = False
         if self._sandbox is not None:
-            sandbox = self._sandbox
-            kept = self._kept(), self._token_volume
-            if not (self._recyclable() and await self._node.spares.give_back(self._uid, sandbox, *kept)):
+            sandbox, kept = self._sandbox, (self._kept(), self._token_volume)
+            given = self._recyclable() and await self._node.spares.give_back(self._uid, sandbox, *kept)
+            if not given:
                 await sandbox.quit()
             self._sandbox = None
         if self._node.isolation.level == "none":
@@ -1057,7 +1073,7 @@ class PodWorker:
         self._node.groups.remove(self._uid)
         self._node.network.release(self._uid)
         self._node.holders.release(self._uid)
-        if self._folder.exists():
+        if not given and self._folder.exists():
             await asyncio.to_thread(remove_pod_folder, self._folder)
 
     def _kept(self) -> str:
@@ -1087,17 +1103,25 @@ class PodWorker:
                 condition["message"] = f"isolation: {self._node.isolation.level}"
         return status
 
-    async def _push_status(self) -> None:
-        runs_to_its_end = self._pod["spec"].get("restartPolicy", "Always") != "Always"
-        brief_s = _BRIEF_OF_MANY_S if self._is_one_of_many else _BRIEF_S
-        while True:
-            await self._dirty.wait()
-            if runs_to_its_end:
-                await asyncio.sleep(brief_s)
-            self._dirty.clear()
-            if self._is_over():
-                continue  # the last status is written by _finish
-            await self._write_status(self._render())
+    def _show(self) -> None:
+        """Have the status written that is true by then."""
+        self._changed = True
+        if self._writer is None and not self._over:
+            brief_s = 0.0
+            if self._pod["spec"].get("restartPolicy", "Always") != "Always":
+                brief_s = _BRIEF_OF_MANY_S if self._is_one_of_many else _BRIEF_S
+            self._writer = asyncio.get_running_loop().call_later(brief_s, self._begin_writing)
+
+    def _begin_writing(self) -> None:
+        self._writer, self._changed = None, False
+        if not self._is_over():  # the last status is written by _finish
+            self._writer = asyncio.get_running_loop().create_task(self._write_status(self._render()))
+            self._writer.add_done_callback(self._end_writing)
+
+    def _end_writing(self, task: asyncio.Task[None]) -> None:
+        self._writer = None
+        if not task.cancelled() and self._changed:
+            self._show()
 
     async def _write_status(self, status: dict[str, Any]) -> None:
         if status == self._written:

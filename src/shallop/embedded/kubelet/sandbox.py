@@ -10,7 +10,9 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import msgspec
 
 from shallop.embedded.kubelet.podfolder import NOTHING
 from shallop.errors import NodeError
@@ -70,7 +72,7 @@ def take_interrupted(folder: Path) -> list[str]:
     return ids
 
 
-class Sandbox:
+class Sandbox(asyncio.Protocol):
     """
     A live shim.
 
@@ -80,19 +82,20 @@ class Sandbox:
         tell: called in the event loop with each event of the shim; None when the shim is gone.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        tell: Callable[[dict[str, Any] | None], None],
-    ) -> None:
+    def __init__(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
         self.folder = folder
         self.started: dict[str, dict[str, Any]] = {}
         self.kept = NOTHING
-        self._writer = writer
         self._tell = tell
-        self._task = asyncio.get_running_loop().create_task(self._listen(reader))
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        loop = asyncio.get_running_loop()
+        # Whether it has said what it runs; done when it is gone.
+        self._greeted: asyncio.Future[bool] = loop.create_future()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._received = b""
+        self._early: list[dict[str, Any] | None] | None = []  # told when whoever connects has the sandbox
+        # It may have been a spare whose move was cut short.
+        self._moved = True
 
     @classmethod
     async def create(
@@ -136,27 +139,61 @@ class Sandbox:
     @classmethod
     async def adopt(cls, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> Sandbox | None:
         """Connect to the shim that runs in a folder; None when there is none."""
+        loop = asyncio.get_running_loop()
         try:
-            reader, writer = await asyncio.open_unix_connection(_short(folder / "shim.sock"))
+            _, sandbox = await loop.create_unix_connection(lambda: cls(folder, tell), _short(folder / "shim.sock"))
         except OSError:
             return None
-        line = b""
+        greeted = False
         try:
-            line = await _next_line(reader)
+            greeted = await sandbox._greeted
         finally:
-            if not line:
-                writer.close()
-        if not line:
-            return None
-        sandbox = cls(folder, reader, writer, tell)
-        sandbox.started = json.loads(line)["started"]
-        # It may have been a spare whose move was cut short.
-        sandbox._send({"op": "folder", "folder": str(folder)})
-        return sandbox
+            if not greeted:
+                sandbox.leave()
+        loop.call_soon(sandbox._tell_early)
+        return sandbox if greeted else None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            self._hear(json.loads(line))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        # With orders that it did not read, a shim that ends resets the connection.
+        if not self._greeted.done():
+            self._greeted.set_result(False)
+        self._pass_on(None)
+        self._ended.set_result(None)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        if event["event"] == "state":
+            self.started = event["started"]
+            if not self._greeted.done():
+                self._greeted.set_result(True)
+            return
+        if event["event"] == "started":
+            self.started[event["id"]] = {"pid": event["pid"], "at": event["at"]}
+        elif event["event"] == "exited":
+            self.started.pop(event["id"], None)
+        self._pass_on(event)
+
+    def _pass_on(self, event: dict[str, Any] | None) -> None:
+        if self._early is not None:
+            self._early.append(event)
+        else:
+            self._tell(event)
+
+    def _tell_early(self) -> None:
+        early, self._early = self._early or [], None
+        for event in early:
+            self._tell(event)
 
     @property
     def alive(self) -> bool:
-        return not self._task.done()
+        return not self._transport.is_closing()
 
     @property
     def network_namespace(self) -> str:
@@ -164,19 +201,12 @@ class Sandbox:
         return f"/proc/{json.loads((self.folder / 'shim.json').read_text())['pid']}/ns/net"
 
     def move(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
-        """Become the sandbox of the Pod whose files are in ``folder``, which its folder has become."""
-        self.folder, self._tell = folder, tell
-        self._send({"op": "folder", "folder": str(folder)})
+        """
+        Become the sandbox of the Pod whose files are in ``folder``, which its folder has become.
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        while line := await _next_line(reader):
-            event = json.loads(line)
-            if event["event"] == "started":
-                self.started[event["id"]] = {"pid": event["pid"], "at": event["at"]}
-            elif event["event"] == "exited":
-                self.started.pop(event["id"], None)
-            self._tell(event)
-        self._tell(None)
+        The shim is told with its next order, until which it has nothing to write.
+        """
+        self.folder, self._tell, self._moved = folder, tell, True
 
     def start(
         self,
@@ -205,36 +235,35 @@ class Sandbox:
 
     def _send(self, order: Mapping[str, Any]) -> None:
         # A shim that has gone is told by the end of its stream; uvloop refuses to write to it.
-        if self._writer.is_closing():
+        if self._transport.is_closing():
             return
-        self._writer.write(json.dumps(order).encode() + b"\n")
+        orders = [{"op": "folder", "folder": str(self.folder)}, order] if self._moved else [order]
+        self._moved = False
+        self._transport.write(b"".join(_encode(each) + b"\n" for each in orders))
 
     async def quit(self) -> None:
         """Kill what is left and end the shim."""
         self._tell = lambda _: None
         try:
-            with contextlib.suppress(OSError):
-                self._send({"op": "quit"})
-                await self._writer.drain()
+            self._send({"op": "quit"})
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(8):
-                    await self._task
+                    await asyncio.shield(self._ended)
             kill_shim(self.folder)
         finally:
-            self._writer.close()
+            self._transport.close()
 
     def leave(self) -> None:
         """Disconnect; shim and containers go on."""
         self._tell = lambda _: None
-        self._task.cancel()
-        self._writer.close()
+        self._transport.close()
 
 
-async def _next_line(reader: asyncio.StreamReader) -> bytes:
+def _encode(order: Mapping[str, Any]) -> bytes:
     try:
-        return await reader.readline()
-    except ConnectionError:
-        return b""  # a shim that ends with unread orders resets the connection
+        return msgspec.json.encode(order)
+    except UnicodeEncodeError:  # a home whose path is no text
+        return json.dumps(order).encode()
 
 
 def _spawn(zygote: str, request: Request, stdio: tuple[int, int, int]) -> int:

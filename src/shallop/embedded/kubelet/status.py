@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from shallop.embedded.kubelet.sandbox import Ended
@@ -66,7 +67,12 @@ class ContainerRecord:
 
 
 def seconds_time(seconds: float) -> str:
-    return format_time(datetime.fromtimestamp(seconds, UTC))
+    return _second(int(seconds))
+
+
+@lru_cache(maxsize=16)
+def _second(second: int) -> str:
+    return format_time(datetime.fromtimestamp(second, UTC))
 
 
 def terminated_state(ended: Ended, uid: str, message: str, *, out_of_memory: bool = False) -> dict[str, Any]:

@@ -75,6 +75,9 @@ class ForkServer:
         self.path = path
         self._pid = pid
         self._process = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+        self._news = select.poll()
+        if self._process >= 0:
+            self._news.register(self._process, select.POLLIN)
 
     @classmethod
     def at(cls, path: Path) -> ForkServer | None:
@@ -85,10 +88,8 @@ class ForkServer:
     def is_alive(self) -> bool:
         if self._process < 0:
             return _pid_at(self.path) == self._pid
-        ended = select.poll()
-        ended.register(self._process, select.POLLIN)
         # One that was told to stop takes its socket away and goes on for its processes.
-        return not ended.poll(0) and self.path.exists()
+        return not self._news.poll(0) and os.path.exists(self.path)
 
     def end(self) -> None:
         """Let it take no more work; processes that it started go on."""
@@ -159,6 +160,14 @@ class Zygotes:
                 self._zygotes[key] = zygote
             self._zygotes.move_to_end(key)
         self._end_oldest()
+        return zygote.path
+
+    def ready(self, environment: Environment) -> Path | None:
+        """Return the socket of a fork-server that listens, as ``socket`` does; None when that must be seen to."""
+        zygote = self._zygotes.get(environment.key)
+        if zygote is None or not zygote.is_alive():
+            return None
+        self._zygotes.move_to_end(environment.key)
         return zygote.path
 
     @property
