@@ -551,16 +551,19 @@ def put_spec(connection: sa.Connection, digest: str, document: str) -> None:
         connection.execute(specs.insert(), {"digest": digest, "document": document})
 
 
+_SPEC = Prepared(sa.select(specs).where(specs.c.digest == sa.bindparam("of")))
+
+
 def get_specs(connection: sa.Connection, digests: Iterable[str]) -> dict[str, Any]:
     """Return documents by digest, decoded."""
-    query = sa.select(specs).where(specs.c.digest.in_(set(digests)))
-    return {row.digest: json.loads(row.document) for row in connection.execute(query)}
+    found = [row for digest in set(digests) for row in _SPEC.fetch(connection, of=digest)]
+    return {row["digest"]: json.loads(row["document"]) for row in found}
 
 
 def get_documents(connection: sa.Connection, digests: Iterable[str]) -> dict[str, Any]:
     """Return documents by digest as parts of an answer: their text, which nobody here reads, is not decoded."""
-    query = sa.select(specs).where(specs.c.digest.in_(set(digests)))
-    return {digest: part_of_answer(text) for digest, text in connection.execute(query)}
+    found = [row for digest in set(digests) for row in _SPEC.fetch(connection, of=digest)]
+    return {row["digest"]: part_of_answer(row["document"]) for row in found}
 
 
 def part_of_answer(text: str) -> Any:
@@ -597,8 +600,11 @@ def insert_run(connection: sa.Connection, row: Row) -> None:
     )
 
 
+_RUN = Prepared(sa.select(runs).where(runs.c.id == sa.bindparam("of")))
+
+
 def get_run(connection: sa.Connection, id_: str) -> Row | None:
-    return _one(connection, sa.select(runs).where(runs.c.id == id_))
+    return _RUN.first(connection, of=id_)
 
 
 def list_runs(connection: sa.Connection, page: Page, experiment_id: str, namespace: str | None = None) -> Listed:
@@ -857,11 +863,18 @@ def delete_events(connection: sa.Connection, run_id: str) -> None:
     connection.execute(events.delete().where(events.c.run_id == run_id))
 
 
+_OF_RUN = tasks.c.run_id == sa.bindparam("of")
+_TASKS = Prepared(sa.select(tasks).where(_OF_RUN).order_by(tasks.c.execution))
+_LONG = ("inputs", "outputs", "usage")
+_TASK_STATES = Prepared(
+    sa.select(*(column for column in tasks.c if column.name not in _LONG)).where(_OF_RUN).order_by(tasks.c.execution)
+)
+
+
 def get_tasks(connection: sa.Connection, run_id: str, ids: Sequence[str] | None = None) -> list[Row]:
     """Return the tasks of a run, or some of them, in the order in which they came to be."""
     if ids is None:
-        query = sa.select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
-        return [_row(row) for row in connection.execute(query)]
+        return _TASKS.fetch(connection, of=run_id)
     rows: list[Row] = []
     for start in range(0, len(ids), 500):
         query = sa.select(tasks).where(tasks.c.id.in_(ids[start : start + 500]), tasks.c.run_id == run_id)
@@ -871,11 +884,7 @@ def get_tasks(connection: sa.Connection, run_id: str, ids: Sequence[str] | None 
 
 def get_task_states(connection: sa.Connection, run_id: str) -> list[Row]:
     """Return the same without inputs and outputs, which can be large."""
-    columns = [column for column in tasks.c if column.name not in ("inputs", "outputs", "usage")]
-    query = sa.select(*columns).where(tasks.c.run_id == run_id).order_by(tasks.c.execution)
-    result = connection.execute(query)
-    names = tuple(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
+    return _TASK_STATES.fetch(connection, of=run_id)
 
 
 def list_tasks(
@@ -926,15 +935,21 @@ def last_artifact(connection: sa.Connection) -> int:
     return connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar_one() or 0
 
 
+_ENTRIES = sa.select(cache_entries).where(
+    cache_entries.c.namespace == sa.bindparam("in"), cache_entries.c.pipeline_name == sa.bindparam("of")
+)
+_ENTRY = Prepared(_ENTRIES.where(cache_entries.c.key == sa.bindparam("key")))
+_ENTRIES_OF_COMPONENT = _ENTRIES.where(cache_entries.c.component == sa.bindparam("component"))
+_NEWEST_ENTRY = Prepared(_ENTRIES_OF_COMPONENT.order_by(cache_entries.c.created_at.desc()).limit(1))
+
+
 def get_cache_entry(connection: sa.Connection, namespace: str, pipeline_name: str, key: str) -> Row | None:
-    query = sa.select(cache_entries).filter_by(namespace=namespace, pipeline_name=pipeline_name, key=key)
-    return _one(connection, query)
+    return _ENTRY.first(connection, **{"in": namespace, "of": pipeline_name, "key": key})
 
 
 def newest_cache_entry(connection: sa.Connection, namespace: str, pipeline_name: str, component: str) -> Row | None:
     """Return what was kept last of any execution of a component."""
-    query = sa.select(cache_entries).filter_by(namespace=namespace, pipeline_name=pipeline_name, component=component)
-    return _one(connection, query.order_by(cache_entries.c.created_at.desc()).limit(1))
+    return _NEWEST_ENTRY.first(connection, **{"in": namespace, "of": pipeline_name, "component": component})
 
 
 def list_cache_entries(
@@ -1042,10 +1057,13 @@ def list_links(
     return [_row(row) for row in connection.execute(query.limit(limit))], connection.execute(count).scalar_one()
 
 
+_LINKS = Prepared(sa.select(artifact_tasks).where(artifact_tasks.c.run_id == sa.bindparam("of")))
+
+
 def get_run_links(connection: sa.Connection, run_id: str, task_ids: Sequence[str] | None = None) -> list[Row]:
     """Return the links of a run, or of some of its tasks."""
     if task_ids is None:
-        return [_row(row) for row in connection.execute(sa.select(artifact_tasks).filter_by(run_id=run_id))]
+        return _LINKS.fetch(connection, of=run_id)
     rows: list[Row] = []
     for start in range(0, len(task_ids), 500):
         query = sa.select(artifact_tasks).where(artifact_tasks.c.task_id.in_(task_ids[start : start + 500]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +50,8 @@ class Database:
             _create_private(self._engine.url.database)
             sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
             sa.event.listen(self._engine, "begin", _begin_sqlite)
-        self._writes: sa.Connection | None = None
+        self._opened: list[sa.Connection] = []
+        self._own = threading.local()
         self._writer = ThreadPoolExecutor(1, "rows-writer")
         self._readers = ThreadPoolExecutor(_READERS, "rows-reader")
 
@@ -62,15 +64,21 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
 
     def _transact(self, fn: Callable[[sa.Connection], T]) -> T:
-        # One connection for all writes: to take one from the pool each time costs as much as a statement.
-        if self._writes is None:
-            self._writes = self._engine.connect().execution_options(writes=True)
-        with self._writes.begin():
-            return fn(self._writes)
+        with self._connection("writes").begin() as transaction:
+            return fn(transaction.connection)
 
     def _read(self, fn: Callable[[sa.Connection], T]) -> T:
-        with self._engine.connect() as connection:
-            return fn(connection)
+        with self._connection("reads").begin() as transaction:
+            return fn(transaction.connection)
+
+    def _connection(self, use: str) -> sa.Connection:
+        """Return a thread's own connection: to take one from the pool each time costs as much as some statements."""
+        connection: sa.Connection | None = getattr(self._own, use, None)
+        if connection is None:
+            connection = self._engine.connect().execution_options(writes=use == "writes")
+            setattr(self._own, use, connection)
+            self._opened.append(connection)
+        return connection
 
     def migrate(self, part: str, migrations: Sequence[Migration]) -> None:
         """Apply the migrations that this database has not seen, in order, each in a transaction of its own."""
@@ -82,8 +90,8 @@ class Database:
         """Wait for writes under way, then close every connection."""
         self._writer.shutdown()
         self._readers.shutdown()
-        if self._writes is not None:
-            self._writes.close()
+        for connection in self._opened:
+            connection.close()
         self._engine.dispose()
 
 

@@ -22,7 +22,9 @@ things = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
 )
 INSERT = Prepared(things.insert(), ("name", "parts", "error"))
-RENAME = Prepared(things.update().where(things.c.name == sa.bindparam("old")).values(name=sa.bindparam("new")))
+RENAME = Prepared(
+    things.update().where(things.c.name == sa.bindparam("old")).values(name=sa.bindparam("new"), parts=["renamed"])
+)
 
 
 def thing(name: str, parts: Any = None, error: Any = None) -> dict[str, Any]:
@@ -62,7 +64,17 @@ def test_it_writes_what_an_ordinary_execution_writes(database: Database) -> None
 def test_an_update_takes_its_parameters_by_name(database: Database) -> None:
     write(database, lambda c: INSERT.execute(c, [thing("a", 1), thing("b", 2)]))
     write(database, lambda c: RENAME.execute(c, [{"new": "z", "old": "a"}, {"new": "y", "old": "b"}]))
-    assert [row[0] for row in read(database)] == ["y", "z"]
+    assert read(database) == [("y", '["renamed"]', None), ("z", '["renamed"]', None)]
+
+
+def test_a_select_gives_what_an_ordinary_execution_gives(database: Database) -> None:
+    write(database, lambda c: INSERT.execute(c, [thing("a", {"x": 1}), thing("b", None, {"code": 1}), thing("c", [2])]))
+    query = sa.select(things).order_by(things.c.name.desc()).limit(1)
+    newest = Prepared(query.where(things.c.name < sa.bindparam("below")))
+    found = asyncio.run(database.read(lambda c: newest.fetch(c, below="c")))
+    expected = asyncio.run(database.read(lambda c: c.execute(query.where(things.c.name < "c")).mappings().all()))
+    assert found == [dict(row) for row in expected] == [thing("b", None, {"code": 1})]
+    assert asyncio.run(database.read(lambda c: newest.first(c, below="a"))) is None
 
 
 def test_errors_are_those_of_sqlalchemy_and_leave_nothing(database: Database) -> None:
