@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -33,7 +33,7 @@ import anyio
 import anyio.to_thread
 
 from shallop.embedded.kubelet.bytecode import link_bytecode
-from shallop.embedded.kubelet.images import ImageTable
+from shallop.embedded.kubelet.images import ImageEntry, ImageTable
 from shallop.embedded.kubelet.interpreters import Interpreter, choose_interpreter, find_interpreters, own_version
 from shallop.embedded.kubelet.pip_settings import (
     PackageOptions,
@@ -54,6 +54,8 @@ Progress = Callable[[str], None]
 _LOCK_FILE = "shallop-lock.txt"
 _INFO_FILE = "shallop-environment.json"
 _USED_FILE = "shallop-used"
+# How exactly it is known when an environment was used last.
+_MARK_S = 60.0
 # Raise it when the layout changes: older environments are then not found, and age out.
 _LAYOUT = 1
 # Of the hundreds of architectures of transformers a Pod uses one; Python compiles it when it is first imported.
@@ -224,8 +226,10 @@ class Environments:
         self._images = images
         self._environ = environ
         self._pip = read_pip_settings(environ, pip_config_files(environ, Path(sys.base_prefix)))
+        self._machine = machine_options(environ, self._pip)
         self._interpreters: dict[str, Interpreter] = {}
         self._known: dict[str, _Contents] = {}
+        self._used: dict[str, float] = {}
         self._building: dict[str, anyio.Lock] = {}
 
     @classmethod
@@ -247,32 +251,11 @@ class Environments:
         """
         entry, wanted = self._images.find(image)
         interpreter, warning = self._choose(wanted)
-        install = recognise_install(argv) or Install()
-        needs_pip = installs_at_run_time(argv)
-        base = _layered(_without_cuda(entry.requirements), install.requirements)
-        if needs_pip:
-            base = _layered(base, ["pip"])
-        component = PackageOptions(
-            install.index_url, install.extra_index_urls, install.find_links, install.trusted_hosts, False, install.pre
+        # What follows the installation is different in each step of a pipeline.
+        install = replace(recognise_install(argv) or Install(), rest=())
+        return _specify(
+            image, entry, interpreter, warning, install, installs_at_run_time(argv), tuple(requirements), self._machine
         )
-        spec = EnvironmentSpec(
-            image=image,
-            python=interpreter.version,
-            interpreter=interpreter.path,
-            requirements=_layered(base, _without_cuda(requirements)),
-            no_deps=_layered((), install.no_deps),
-            options=machine_options(self._environ, self._pip).merged(component),
-            command=entry.command,
-            args=entry.args,
-            env=entry.env,
-            shell=entry.shell,
-            preload=entry.preload,
-            workdir=entry.workdir,
-            programs=entry.programs,
-            warnings=(f"image '{image}': {warning}",) if warning else (),
-            installs_at_run_time=needs_pip,
-        )
-        return _first_of_equals(spec)
 
     def _choose(self, wanted: str) -> tuple[Interpreter, str]:
         known = self._interpreters.get(wanted or own_version())
@@ -318,9 +301,8 @@ class Environments:
 
     def _find(self, spec: EnvironmentSpec) -> Environment | None:
         path = self._root / spec.key
-        python = path / "bin" / "python"
         # The link dangles when the interpreter below was uninstalled: then it is built again.
-        if not os.path.exists(python):
+        if not os.path.exists(f"{path}/bin/python"):
             self._known.pop(spec.key, None)
             return None
         contents = self._known.get(spec.key)
@@ -331,8 +313,20 @@ class Environments:
                 return None
             contents = _Contents(info["digest"], frozenset(_package_of(line) for line in info["packages"]))
             self._known[spec.key] = contents
-        _mark_used(path)
-        return Environment(spec.key, path, python, contents.digest, _preload_of(spec, contents.packages), spec)
+        self._mark_used(spec.key)
+        return _environment(spec, path, contents)
+
+    def _mark_used(self, key: str) -> None:
+        now = time.time()
+        if now - self._used.get(key, 0.0) < _MARK_S:
+            return
+        self._used[key] = now
+        file = self._root / key / _USED_FILE
+        try:
+            if now - file.stat().st_mtime > _MARK_S:
+                os.utime(file)
+        except OSError:
+            pass  # a read-only cache works too; it only does not know what was used
 
     async def _build(self, spec: EnvironmentSpec, progress: Progress) -> None:
         final = self._root / spec.key
@@ -468,18 +462,46 @@ def _site_packages(environment: Path) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _first_of_equals(spec: EnvironmentSpec) -> EnvironmentSpec:
-    """Return the same object for equal specs: it knows its key."""
-    return spec
+def _specify(
+    image: str,
+    entry: ImageEntry,
+    interpreter: Interpreter,
+    warning: str,
+    install: Install,
+    needs_pip: bool,
+    requirements: tuple[str, ...],
+    machine: PackageOptions,
+) -> EnvironmentSpec:
+    """Put together what an environment needs; the same object for the same question: it knows its key."""
+    base = _layered(_without_cuda(entry.requirements), install.requirements)
+    if needs_pip:
+        base = _layered(base, ["pip"])
+    component = PackageOptions(
+        install.index_url, install.extra_index_urls, install.find_links, install.trusted_hosts, False, install.pre
+    )
+    return EnvironmentSpec(
+        image=image,
+        python=interpreter.version,
+        interpreter=interpreter.path,
+        requirements=_layered(base, _without_cuda(requirements)),
+        no_deps=_layered((), install.no_deps),
+        options=machine.merged(component),
+        command=entry.command,
+        args=entry.args,
+        env=entry.env,
+        shell=entry.shell,
+        preload=entry.preload,
+        workdir=entry.workdir,
+        programs=entry.programs,
+        warnings=(f"image '{image}': {warning}",) if warning else (),
+        installs_at_run_time=needs_pip,
+    )
 
 
-def _mark_used(path: Path) -> None:
-    used = path / _USED_FILE
-    try:
-        if time.time() - used.stat().st_mtime > 60:
-            os.utime(used)
-    except OSError:
-        pass  # a read-only cache works too; it only does not know what was used
+@lru_cache(maxsize=256)
+def _environment(spec: EnvironmentSpec, path: Path, contents: _Contents) -> Environment:
+    preload = _preload_of(spec, contents.packages)
+    return Environment(spec.key, path, path / "bin" / "python", contents.digest, preload, spec)
 
 
 def _size_of(path: Path) -> int:

@@ -70,6 +70,8 @@ class HostsFiles:
         # What the file of each namespace holds.
         self._texts: dict[str, str] = {}
         self._addresses: dict[tuple[str, str], str] | None = None
+        # How the file of a namespace begins: with the Services.
+        self._heads: dict[str, str] = {}
         self._headless: dict[str, dict[str, Mapping[str, str]]] = {}
         self._stale = True
         self._pods: dict[str, Object] = {}
@@ -121,6 +123,7 @@ class HostsFiles:
             self._stale = True
         if addresses != self._addresses:
             self._addresses = dict(addresses)
+            self._heads.clear()
             self._stale = True
 
     def set_pods(self, pods: Mapping[str, Object]) -> None:
@@ -165,11 +168,11 @@ class HostsFiles:
 
     def _write(self, namespaces: Iterable[str]) -> None:
         for namespace in namespaces:
-            text = _HEAD + "".join(
-                f"{address} {' '.join(_service_names(*key, namespace))}\n"
-                for key, address in (self._addresses or {}).items()
-            )
-            text += "".join(self._own.get(namespace, {}).values())
+            if (head := self._heads.get(namespace)) is None:
+                addresses = (self._addresses or {}).items()
+                of_services = (f"{address} {' '.join(_service_names(*key, namespace))}\n" for key, address in addresses)
+                head = self._heads[namespace] = _HEAD + "".join(of_services)
+            text = head + "".join(self._own.get(namespace, {}).values())
             for other, lines in self._foreign.items():
                 text += "".join(lines.values()) if other != namespace else ""
             if text != self._texts[namespace]:

@@ -1156,7 +1156,14 @@ def _is_below(path: str, folder: str) -> bool:
 def _places_of(home: Path, mounts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where a container would see the platform's home: at its own place, and inside of a mounted folder above it."""
     real = _real(home)
-    above = [mount for mount in mounts if "source" in mount and _is_below(real, os.path.normpath(mount["source"]))]
+    above = [
+        mount
+        for mount in mounts
+        # Most are of the home itself.
+        if "source" in mount
+        and not mount["source"].startswith(real)
+        and _is_below(real, os.path.normpath(mount["source"]))
+    ]
     return [str(home), *(f"{mount['target']}/{os.path.relpath(real, mount['source'])}" for mount in above)]
 
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -137,15 +137,10 @@ def _is_untouched(path: str, mode: int) -> bool:
 
 
 def _times(folder: str, whole: set[str], token: TokenVolume | None) -> dict[str, int]:
-    """Return when what is kept has changed, and what it lies in; nothing where that was just now."""
-    places = {place for name in (*whole, "volumes/") for place in (name.rstrip("/"), *_above(name))}
+    """Return when what is kept has changed, and what else a Pod may have added to; nothing where that was just now."""
+    places = whole | {"messages", "volumes", *(os.path.dirname(name) for name in whole if name.startswith("private/"))}
     if token is not None:
         version = f"volumes/{TOKEN_FOLDER}/{token.version}"
         places |= {version, *(f"{version}/{name}" for name in token.frame)}
     times = {place: os.lstat(f"{folder}/{place}").st_ctime_ns for place in places}
     return times if max(times.values()) < time.time_ns() - _SETTLED_NS else {}
-
-
-def _above(place: str) -> Iterator[str]:
-    while place := place.rpartition("/")[0]:
-        yield place
