@@ -136,6 +136,8 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
     Raises:
         BadRequestError: a wrong type in a built-in object, or unknown fields under Strict.
     """
+    if options.typed and old is None:
+        return obj
     schema = resource.schema
     problems = [text if text.startswith("line ") else f'duplicate field "{text}"' for text in options.duplicates]
     if schema is not None:
@@ -151,9 +153,11 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
         else:
             problems += [f'unknown field "{path}"' for path in sorted(unknown)]
         # In the order of ``obj``: kind and apiVersion first.
-        obj = {
-            key: kept[key] if key in kept else cleaned[key] for key in obj if key in kept or key in cleaned
-        } | cleaned
+        obj = (
+            {key: kept[key] if key in kept else cleaned[key] for key in obj if key in kept or key in cleaned} | cleaned
+            if kept
+            else cleaned
+        )
     if problems and options.field_validation == "Strict":
         raise cannot_handle(resource, f"strict decoding error: {', '.join(problems)}")
     if options.field_validation == "Warn":
@@ -341,6 +345,8 @@ def _same_spec(new: Object, old: Object) -> bool:
 
 def is_same(new: Object, old: Object) -> bool:
     """Whether a write changes nothing; when a manager only renews what it owns, nothing changes either."""
+    if any(new.get(key) != old.get(key) for key in new.keys() | old.keys() if key != "metadata"):
+        return False
     return _comparable(new) == _comparable(old)
 
 

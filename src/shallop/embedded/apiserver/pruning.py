@@ -7,11 +7,11 @@ from typing import Any
 
 from shallop.embedded.apiserver.schema_tree import MISSING, TYPE_META, Schema, message_schema
 
-# (value, path with a leading dot, unknown paths found) -> the same value, or a cleaned copy
-Cleaner = Callable[[Any, str, list[str]], Any]
+# (value, unknown paths found, from it on and with a leading dot) -> the same value, or a cleaned copy
+Cleaner = Callable[[Any, list[str]], Any]
 
 
-def _integral(value: Any, _path: str, _unknown: list[str]) -> Any:
+def _integral(value: Any, _unknown: list[str]) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
@@ -31,12 +31,15 @@ def _list_cleaner(items: Schema) -> Cleaner | None:
     if clean_item is None:
         return None
 
-    def clean(value: Any, path: str, unknown: list[str]) -> Any:
+    def clean(value: Any, unknown: list[str]) -> Any:
         if type(value) is not list:
             return value
         copy = None
+        known = len(unknown)
         for index, item in enumerate(value):
-            new = clean_item(item, f"{path}[{index}]", unknown)
+            new = clean_item(item, unknown)
+            if len(unknown) != known:
+                known = _set_below(f"[{index}]", unknown, known)
             if new is not item:
                 copy = copy or list(value)
                 copy[index] = new
@@ -58,10 +61,11 @@ def _object_cleaner(schema: Schema) -> Cleaner:
     keep_unknown = schema.preserve or additional is not None
     drop_null_values = additional is not None and not additional.nullable and additional.type != ""
 
-    def clean(value: Any, path: str, unknown: list[str]) -> Any:
+    def clean(value: Any, unknown: list[str]) -> Any:
         if type(value) is not dict:
             return value
         copy = None
+        known = len(unknown)
         for key, item in value.items():
             if key in children:
                 if item is None and key in droppable:
@@ -76,12 +80,15 @@ def _object_cleaner(schema: Schema) -> Cleaner:
                     continue
                 child = clean_additional
             else:
-                unknown.append(f"{path}.{key}"[1:])
+                unknown.append(f".{key}")
+                known += 1
                 copy = dict(value) if copy is None else copy
                 del copy[key]
                 continue
             if child is not None:
-                new = child(item, f"{path}.{key}", unknown)
+                new = child(item, unknown)
+                if len(unknown) != known:
+                    known = _set_below(f".{key}", unknown, known)
                 if new is not item:
                     copy = dict(value) if copy is None else copy
                     copy[key] = new
@@ -97,4 +104,10 @@ def _object_cleaner(schema: Schema) -> Cleaner:
 def _full_default(schema: Schema) -> Any:
     """The default with the defaults inside it; shared by all objects that get it."""
     cleaner = compile_cleaner(schema)
-    return schema.default if cleaner is None else cleaner(schema.default, "", [])
+    return schema.default if cleaner is None else cleaner(schema.default, [])
+
+
+def _set_below(place: str, unknown: list[str], known: int) -> int:
+    """Say where the paths after the first ``known`` are: nearly never are there any, so that nobody names places."""
+    unknown[known:] = [place + path for path in unknown[known:]]
+    return len(unknown)

@@ -90,7 +90,8 @@ class CompiledSchema:
 
     def clean(self, obj: Object) -> tuple[Object, list[str]]:
         unknown: list[str] = []
-        return self._cleaner(obj, "", unknown), unknown
+        cleaned = self._cleaner(obj, unknown)
+        return cleaned, [path.removeprefix(".") for path in unknown]
 
     def validate(self, obj: Object, old: Object | None = None) -> list[FieldError]:
         errors: list[FieldError] = []
@@ -127,5 +128,5 @@ _RULES_SKIPPED = FieldError(
 )
 
 
-def _keep(value: Any, _path: str, _unknown: list[str]) -> Any:
+def _keep(value: Any, _unknown: list[str]) -> Any:
     return value

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from shallop.embedded.apiserver.objects_store import ObjectsStore
+from shallop.embedded.apiserver.objects_store import ObjectsStore, encode_object
 from shallop.embedded.apiserver.requests import ADMIN, ANONYMOUS, AUTHENTICATED, User, account_groups
 from shallop.embedded.apiserver.tls import write_private
 from shallop.errors import ConflictError, FieldError, InvalidError, NotFoundError, UnauthorizedError
@@ -30,6 +30,7 @@ AUDIENCE = "https://kubernetes.default.svc.cluster.local"
 _MIN_S = 600
 _DEFAULT_S = 3600
 _MAX_S = 1 << 32
+_ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
 def ensure_admin_token(path: Path) -> str:
@@ -209,9 +210,13 @@ class Tokens:
         )
         return _base64(hashlib.sha256(der).digest())
 
+    @cached_property
+    def _header(self) -> str:
+        return _encode({"alg": "ES256", "kid": self._key_id})
+
     def _sign(self, claims: Object) -> str:
-        payload = f"{_encode({'alg': 'ES256', 'kid': self._key_id})}.{_encode(claims)}"
-        r, s = decode_dss_signature(self._private_key.sign(payload.encode(), ec.ECDSA(hashes.SHA256())))
+        payload = f"{self._header}.{_encode(claims)}"
+        r, s = decode_dss_signature(self._private_key.sign(payload.encode(), _ALGORITHM))
         return f"{payload}.{_base64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
     def _verify(self, token: str) -> Object | None:
@@ -223,7 +228,7 @@ class Tokens:
                 return None
             r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
             public = self._private_key.public_key()
-            public.verify(encode_dss_signature(r, s), payload.encode(), ec.ECDSA(hashes.SHA256()))
+            public.verify(encode_dss_signature(r, s), payload.encode(), _ALGORITHM)
         except (ValueError, AttributeError, InvalidSignature):
             return None
         return claims if isinstance(claims, dict) and isinstance(claims.get("kubernetes.io"), dict) else None
@@ -253,4 +258,4 @@ def _unbase64(text: str) -> bytes:
 
 
 def _encode(value: Object) -> str:
-    return _base64(json.dumps(value, separators=(",", ":")).encode())
+    return _base64(encode_object(value))

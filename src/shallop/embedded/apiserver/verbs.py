@@ -278,17 +278,18 @@ class Verbs:
         self._check_type_stays(resource, draft["metadata"].get("name", ""))
         obj = allocation.with_priority(self.store, resource, with_limits(self.store, resource, draft))
         obj = admission.complete_create(resource, obj)
-        plugins = self.plugins if self.plugins and self.plugins.concern() else None
+        if self.plugins is None or not self.plugins.concern():
+            admission.validate_create(resource, obj)
+            check_limits(self.store, resource, obj, None)
+            return obj
         review = Review(resource, "CREATE", namespace, obj["metadata"].get("name", ""), obj, None, options)
-        if plugins is not None:
-            changed = await plugins.mutate(review)
-            if changed is not None and changed is not obj:
-                changed["metadata"] = _kept_identity(changed.get("metadata") or {}, obj["metadata"])
-                obj = admission.readmit(resource, changed)
+        changed = await self.plugins.mutate(review)
+        if changed is not None and changed is not obj:
+            changed["metadata"] = _kept_identity(changed.get("metadata") or {}, obj["metadata"])
+            obj = admission.readmit(resource, changed)
         admission.validate_create(resource, obj)
         check_limits(self.store, resource, obj, None)
-        if plugins is not None:
-            await plugins.validate(replace(review, obj=obj))
+        await self.plugins.validate(replace(review, obj=obj))
         return obj
 
     async def _admit_change(

@@ -78,8 +78,10 @@ def place(
     for node in nodes:
         name = node["metadata"]["name"]
         used = usage.get(name, {})
-        offered = _allocatable(node) | offered_host_ports(requests)
-        free = {resource: amount - used.get(resource, _ZERO) for resource, amount in offered.items()}
+        free = {
+            resource: amount - used.get(resource, _ZERO)
+            for resource, amount in _offered(node, {*requests, "memory"}).items()
+        }
         refused = _refusals(pod, node, requests, free)
         if not refused and has_spread(pod) and (problem := _spread_problem(pod, node, nodes, placed)):
             refused = [problem]
@@ -111,9 +113,19 @@ def _spread_problem(pod: Object, node: Object, nodes: Sequence[Object], placed: 
 
 
 def _allocatable(node: Object) -> dict[str, Decimal]:
+    return {"pods": _DEFAULT_PODS, **{name: parse_quantity(text) for name, text in _listed(node).items()}}
+
+
+def _listed(node: Object) -> Object:
     status = node.get("status") or {}
-    listed = status.get("allocatable") or status.get("capacity") or {}
-    return {"pods": _DEFAULT_PODS, **{name: parse_quantity(text) for name, text in listed.items()}}
+    return status.get("allocatable") or status.get("capacity") or {}
+
+
+def _offered(node: Object, names: Iterable[str]) -> dict[str, Decimal]:
+    """Return what a node has of these."""
+    listed = _listed(node)
+    amounts = {name: parse_quantity(listed[name]) for name in names if name in listed}
+    return {"pods": _DEFAULT_PODS, **amounts, **offered_host_ports(names)}
 
 
 def _refusals(pod: Object, node: Object, requests: Amounts, free: Amounts) -> list[str]:
