@@ -52,6 +52,14 @@ def chain_100() -> object:
     return _chain(100)
 
 
+def fan_out_5() -> object:
+    return _fan_out(5)
+
+
+def fan_out_20() -> object:
+    return _fan_out(20)
+
+
 def fan_out_100() -> object:
     return _fan_out(100)
 
@@ -66,4 +74,5 @@ def run(made: object) -> float:
 
 if __name__ == "__main__":
     chains = {2: chain_2, 5: chain_5, 20: chain_20, 100: chain_100}
-    timing.report("Dagster", "process", {"chain": lambda n: run(chains[n]), "fan-out": lambda _: run(fan_out_100)})
+    fans = {5: fan_out_5, 20: fan_out_20, 100: fan_out_100}
+    timing.report("Dagster", "process", {"chain": lambda n: run(chains[n]), "fan-out": lambda n: run(fans[n])})
