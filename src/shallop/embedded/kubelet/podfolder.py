@@ -28,6 +28,8 @@ __all__ = ["NOTHING", "PRIVATE", "Kept", "clear_folder", "clear_quickly", "make_
 PRIVATE = {"/tmp": "tmp", "/var/tmp": "var-tmp"}
 _OF_THE_SHIM = ("shim.sock", "shim.json", "shim.log")
 _ABOVE = ("home", "messages", "private", "volumes")
+# What the shims of earlier Pods have left, to be removed together.
+_LEFT, _MOST_LEFT = "left-", 16
 # Kernels before 6.13 write change times by their ticks, of 10 ms at most: what has changed later than this may change
 # again and show the same time.
 _SETTLED_NS = 20_000_000
@@ -66,9 +68,10 @@ def make_container_folders(folder: str, container: str) -> None:
 
 def clear_quickly(folder: str, container: str, token: TokenVolume | None, kept: Kept) -> bool:
     """
-    Remove what a Pod has left where nothing but what is kept was there and nobody has touched that; else False.
+    Put aside what a Pod has left where nothing but what is kept was there and nobody has touched that; else False.
 
-    Some dozen questions to the file system: handing them to a thread takes longer.
+    Some dozen questions to the file system: handing them to a thread takes longer. Only removing may: of a file that
+    has been written to disk it waits for that (2 ms where ext4 discards blocks), so now and then a thread does it.
 
     Args:
         container, token: of the Pod that is over.
@@ -80,9 +83,14 @@ def clear_quickly(folder: str, container: str, token: TokenVolume | None, kept: 
     try:
         if any(os.lstat(f"{folder}/{place}").st_ctime_ns != changed for place, changed in kept.times.items()):
             return False
-        for name in os.listdir(folder):
-            if name not in _OF_THE_SHIM and name not in _ABOVE:
-                os.unlink(f"{folder}/{name}")
+        names = os.listdir(folder)
+        left = sum(name.startswith(_LEFT) for name in names)
+        if left > _MOST_LEFT:
+            return False
+        for name in names:
+            if name not in _OF_THE_SHIM and name not in _ABOVE and not name.startswith(_LEFT):
+                os.rename(f"{folder}/{name}", f"{folder}/{_LEFT}{left}")
+                left += 1
     except OSError:
         return False
     return True
