@@ -155,8 +155,9 @@ def _condition(type_: str, status: str, reason: str, message: str, transition: s
 
 def format_time(time: datetime) -> str:
     """RFC 3339 in UTC with whole seconds, as ``metav1.Time``."""
-    time = time if time.tzinfo is UTC else time.astimezone(UTC)
-    return time.isoformat(timespec="seconds")[:-6] + "Z"
+    t = time if time.tzinfo is UTC else time.astimezone(UTC)
+    # A quarter of what isoformat takes, half of an f-string: every write has several.
+    return "%04d-%02d-%02dT%02d:%02d:%02dZ" % (t.year, t.month, t.day, t.hour, t.minute, t.second)  # noqa: UP031
 
 
 def parse_time(text: str) -> datetime:
