@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import random
 import uuid
 from datetime import datetime
 
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+# Names are no secrets: no question to the system for each letter.
+_random = random.Random()
 _MAX_PREFIX = 58
 # What clients cannot set; on update the stored values stay.
 _SERVER_OWNED = (
@@ -44,7 +46,7 @@ _SERVER_OWNED = (
 
 def generate_name(prefix: str) -> str:
     """Return ``prefix`` and five random characters that form no words."""
-    return prefix[:_MAX_PREFIX] + "".join(secrets.choice(_SUFFIX_ALPHABET) for _ in range(5))
+    return prefix[:_MAX_PREFIX] + "".join(_random.choices(_SUFFIX_ALPHABET, k=5))
 
 
 def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Object:

@@ -35,6 +35,9 @@ _TYPE_TESTS: Mapping[str, Test] = {
 }
 
 
+_is_text = _TYPE_TESTS["string"]
+
+
 def shown_path(path: str) -> str:
     return path[1:] or "<nil>"
 
@@ -280,7 +283,9 @@ def _object_part(schema: Schema, *, structs_required: bool) -> Validator:
             return not must_be_dict
         for key, item in value.items():
             if key in properties:
-                if not tests[key](item):
+                test = tests[key]
+                # Most fields are texts: not a call for each of them.
+                if type(item) is not str if test is _is_text else not test(item):
                     return False
             elif additional_test is not None and not additional_test(item):
                 return False

@@ -96,7 +96,7 @@ def _items(store: ObjectsStore, namespace: str, kind: str) -> list[Object]:
 
 def with_limits(store: ObjectsStore, resource: Resource, obj: Object) -> Object:
     """Return a new Pod with the default requests and limits of its namespace; everything else unchanged."""
-    if resource.storage != "pods":
+    if resource.storage != "pods" or not store.list(_RANGES, obj["metadata"].get("namespace", "")):
         return obj
     items = _items(store, obj["metadata"].get("namespace", ""), "Container")
     limits = {key: value for item in reversed(items) for key, value in (item.get("default") or {}).items()}
@@ -134,7 +134,7 @@ def check_limits(store: ObjectsStore, resource: Resource, obj: Object, old: Obje
     """
     if resource.storage not in ("pods", "persistentvolumeclaims"):
         return
-    if old is not None and _resources_of(obj) == _resources_of(old):
+    if old is not None and (obj.get("spec") is old.get("spec") or _resources_of(obj) == _resources_of(old)):
         return
     problems = list(_problems(store, resource, obj))
     if problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from typing import Any
 
 from shallop.embedded.apiserver.quantities import canonical_quantities
@@ -11,6 +11,8 @@ from shallop.kube.objects import Object, parse_quantity
 __all__ = ["complete_pod", "default_pod", "default_template", "qos_class"]
 
 _SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+# Names are no secrets: no question to the system for each letter.
+_random = random.Random()
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 _DEFAULT_MODES = ("secret", "configMap", "downwardAPI", "projected")
 
@@ -235,7 +237,7 @@ def _with_tolerations(tolerations: list[Object]) -> list[Object]:
 
 def _with_token(spec: Object) -> Object:
     """Mount a token of the service account where a container does not mount something there itself."""
-    name = "kube-api-access-" + "".join(secrets.choice(_SUFFIX_ALPHABET) for _ in range(5))
+    name = "kube-api-access-" + "".join(_random.choices(_SUFFIX_ALPHABET, k=5))
     mount = {"name": name, "readOnly": True, "mountPath": _TOKEN_PATH}
     mounted = False
     spec = dict(spec)

@@ -61,7 +61,7 @@ class Resource:
     default: Callable[[Object], Object] | None = None
     validate: Callable[[Object, Object | None], list[FieldError]] | None = None
 
-    @property
+    @cached_property
     def api_version(self) -> str:
         return f"{self.group}/{self.version}" if self.group else self.version
 
@@ -80,7 +80,7 @@ class Resource:
         """``configmaps`` or ``deployments.apps``, as messages name it."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
-    @property
+    @cached_property
     def custom(self) -> bool:
         return self.crd is not None
 
@@ -107,7 +107,7 @@ class Resource:
     def subresource(self, name: str) -> Subresource | None:
         return next((sub for sub in self.subresources if sub.name == name), None)
 
-    @property
+    @cached_property
     def has_status(self) -> bool:
         return self.subresource("status") is not None
 

@@ -85,7 +85,8 @@ def place(
         refused = _refusals(pod, node, requests, free)
         if not refused and has_spread(pod) and (problem := _spread_problem(pod, node, nodes, placed)):
             refused = [problem]
-        if not refused and (problem := affinity_problem(pod, node, nodes, placed)):
+        company = placed or has_pod_terms(pod)
+        if not refused and company and (problem := affinity_problem(pod, node, nodes, placed)):
             refused = [problem]
         if refused:
             reasons.update(refused)
