@@ -543,6 +543,7 @@ def test_exit_codes_become_phases_and_reasons(on_node: Callable[..., None]) -> N
         await world.run("good", "true")
         await world.run("bad", "sh", "-c", "echo gone wrong; echo why > $TERMINATION_LOG; exit 4")
         await world.run("silent", "sh", "-c", "echo gone wrong; exit 4")
+        await world.run("link", "sh", "-c", "rm $TERMINATION_LOG && ln -s /etc/passwd $TERMINATION_LOG && exit 4")
         await world.run("told", "sh", "-c", "echo gone wrong; exit 4", terminationMessagePolicy="FallbackToLogsOnError")
         await world.run("shot", "sh", "-c", "kill -9 $$$$")
         await world.run("absent", "no-such-program")
@@ -551,7 +552,8 @@ def test_exit_codes_become_phases_and_reasons(on_node: Callable[..., None]) -> N
         assert bad["status"]["phase"] == "Failed"
         assert (state(bad)["terminated"]["exitCode"], state(bad)["terminated"]["reason"]) == (4, "Error")
         assert state(bad)["terminated"]["message"].strip() == "why"
-        assert "message" not in state(await world.ended("silent"))["terminated"]
+        for name in ("silent", "link"):
+            assert "message" not in (found := state(await world.ended(name))["terminated"]) and found["exitCode"] == 4
         assert state(await world.ended("told"))["terminated"]["message"] == "gone wrong"
         assert state(shot)["terminated"]["exitCode"] == 137
         assert state(absent)["terminated"]["exitCode"] in (127, 128)

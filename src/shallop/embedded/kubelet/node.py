@@ -95,6 +95,7 @@ class Node:
         self.network = Network(self.settings, own_network=self.isolation.level == "namespaces")
         self._base: Environment | None = None
         self._ca_pem = b""
+        self._inherited = {name: os.environ[name] for name in (*_INHERITED, *_CERTIFICATES) if name in os.environ}
         self.spares = Spares(self.settings.run / "sandboxes", self.network, self.base_zygote)
         self._python_path = link_pod_package(self.settings)
         self._informers = {kind: Informer(self.client, gvk) for kind, gvk in _WATCHED.items()}
@@ -349,7 +350,7 @@ class Node:
     def base_environment(self) -> dict[str, str]:
         """Return the variables that every container has; nothing else of the platform's own is passed on."""
         env = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONPATH": str(self._python_path), "TMPDIR": "/tmp"}
-        env |= {name: os.environ[name] for name in (*_INHERITED, *_CERTIFICATES) if name in os.environ}
+        env |= self._inherited
         env |= {
             "KUBERNETES_SERVICE_HOST": "kubernetes.default.svc",
             "KUBERNETES_SERVICE_PORT": "443",

@@ -721,8 +721,9 @@ class PodWorker:
             f"{folder}/messages",
         ]
         targets = [mount["target"] for mount in (*mounts, *hidden)]
-        covers = [os.path.normpath(target) for target in targets if not target.startswith("/etc/")]
-        shown = [path for path in needed if any(_is_below(path, cover) for cover in covers)]
+        covers = {os.path.normpath(target) for target in targets if not target.startswith("/etc/")}
+        prefixes = tuple(f"{cover.rstrip('/')}/" for cover in covers)
+        shown = [path for path in needed if path in covers or path.startswith(prefixes)]
         return hidden + [{"target": path, "source": path} for path in dict.fromkeys(shown)]
 
     def _told(self, event: dict[str, Any] | None) -> None:
@@ -830,6 +831,8 @@ class PodWorker:
             self._probes[record.name] = [asyncio.create_task(self._probe(record, container))]
 
     def _stop_probes(self, name: str = "") -> None:
+        if not self._probes:
+            return
         for task in [t for key, tasks in self._probes.items() if key == name or not name for t in tasks]:
             task.cancel()
         for key in [key for key in self._probes if key == name or not name]:

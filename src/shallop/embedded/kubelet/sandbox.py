@@ -159,7 +159,7 @@ class Sandbox(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
-            self._hear(json.loads(line))
+            self._hear(msgspec.json.decode(line))
 
     def connection_lost(self, _: Exception | None) -> None:
         # With orders that it did not read, a shim that ends resets the connection.

@@ -76,7 +76,7 @@ class Spares:
                 self._network.release(name)
                 continue
             try:
-                sandbox.folder.rename(folder)
+                os.rename(sandbox.folder, folder)
             except OSError as error:
                 # It has files of an earlier start: such a Pod gets a sandbox of its own.
                 log.debug("no spare for %s: %s", folder, error)
@@ -106,7 +106,7 @@ class Spares:
                 return False
         name = f"spare-{os.urandom(5).hex()}"
         folder = self._folder / name
-        sandbox.folder.rename(folder)
+        os.rename(sandbox.folder, folder)
         sandbox.move(folder, lambda _: None)
         if self._network.own_network:
             self._network.hand_over(uid, name)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from shallop.embedded.kubelet.sandbox import Ended
-from shallop.kube.objects import Object, format_time, set_condition
+from shallop.kube.objects import Object, format_time
 
 __all__ = ["ContainerRecord", "render_status", "terminated_state"]
 
@@ -174,14 +174,17 @@ def _conditions(
         init_reason = "PodCompleted"
     init_message = f"containers with incomplete status: [{' '.join(incomplete)}]" if incomplete else ""
     ready = "True" if not unready and not completed and main else "False"
-    conditions = old
+    at = format_time(now)
+    conditions = {condition["type"]: condition for condition in old}
     for type_, status, reason, message in (
         ("PodReadyToStartContainers", "True" if has_sandbox and not completed else "False", "", ""),
         ("Initialized", "True" if initialized else "False", init_reason, init_message),
         ("Ready", ready, ready_reason, ready_message),
         ("ContainersReady", ready, ready_reason, ready_message),
     ):
-        conditions = set_condition(conditions, type_, status, reason, message, now)
-    if not any(condition["type"] == "PodScheduled" for condition in conditions):
-        conditions = set_condition(conditions, "PodScheduled", "True", "", "", now)
-    return conditions
+        before = conditions.get(type_) or {}
+        transition = before.get("lastTransitionTime", at) if before.get("status") == status else at
+        condition = {"type": type_, "status": status, "lastTransitionTime": transition}
+        conditions[type_] = condition | {k: v for k, v in (("reason", reason), ("message", message)) if v}
+    conditions.setdefault("PodScheduled", {"type": "PodScheduled", "status": "True", "lastTransitionTime": at})
+    return list(conditions.values())
