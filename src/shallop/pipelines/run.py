@@ -81,7 +81,7 @@ _AT_A_TIME = 50
 _STUCK_S = 10.0
 # What was decided is written so much later: not beside the start of the Pods that it asks for, which both would slow
 # down, but while they run. Decisions of this time share a transaction: of a fast task only its end is written.
-_WRITE_AFTER_S = 0.03
+_WRITE_AFTER_S = 0.05
 _FULL_BYTES = 1 << 20
 
 
