@@ -155,18 +155,28 @@ async def _write_token_volume(
     folder: str, wanted: TokenVolume | None, files: Mapping[str, tuple[bytes, int]], kept: TokenVolume | None
 ) -> TokenVolume | None:
     """Write the files; in what another Pod of the same owner has left only the token is another one."""
-    if wanted is not None and kept is not None and kept[:2] == wanted[:2] and kept.frame == wanted.frame:
-        _overwrite(f"{folder}/{kept.version}/{kept.token}", files[kept.token][0])
+    if wanted is None:
+        await _write(folder, files, private=True)
+        return None
+    fits = kept is not None and kept[:2] == wanted[:2] and kept.frame == wanted.frame
+    if kept is not None and fits and _overwrite(f"{folder}/{kept.version}/{kept.token}", *files[kept.token]):
         return wanted._replace(version=kept.version)
-    version = await _write(folder, files, private=True)
-    return None if wanted is None else wanted._replace(version=version)
+    return wanted._replace(version=await _write(folder, files, private=True))
 
 
-def _overwrite(path: str, content: bytes) -> None:
-    """Give a file that nobody reads now another content."""
-    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb", buffering=0) as file:
-        file.write(content)
-        file.truncate()
+def _overwrite(path: str, content: bytes, mode: int) -> bool:
+    """Give a file that nobody reads now another content; False when it is not ours alone, or the disk is full."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        owner = found.st_uid, found.st_nlink, stat.S_IMODE(found.st_mode)
+        if owner != (os.geteuid(), 1, mode & 0o700) or os.write(descriptor, content) != len(content):
+            return False
+        if found.st_size > len(content):
+            os.ftruncate(descriptor, len(content))
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _host_path(source: Mapping[str, Any], settings: Settings, where: str) -> Path:

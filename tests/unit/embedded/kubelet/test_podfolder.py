@@ -144,6 +144,17 @@ def test_the_next_pod_finds_the_files_of_its_token_and_its_own_token(tmp_path: P
     assert sandbox.begin(a_pod(uid="u2")).joinpath("token").stat().st_ino == made
 
 
+def test_a_token_that_others_were_allowed_to_read_is_not_written_over(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    sandbox.settle()
+    sandbox.begin(a_pod()).joinpath("token").chmod(0o644)
+    sandbox.end()
+    token = sandbox.begin(a_pod(uid="a-longer-name")) / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    sandbox.end()
+    sandbox.begin(a_pod())
+
+
 def test_another_owner_finds_files_of_its_own(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path)
     for number, (namespace, account) in enumerate([("team", "a"), ("team", "b"), ("other", "b")]):
