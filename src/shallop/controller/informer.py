@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -57,14 +57,8 @@ class Store:
 
     def _put(self, key: Key, obj: Object | None) -> Object | None:
         old = self._objects.get(key)
-        before, after = _owners_of(old), _owners_of(obj)
-        for uid in before - after:
-            keys = self._owned[uid]
-            del keys[bisect_left(keys, key)]
-            if not keys:
-                del self._owned[uid]
-        for uid in after - before:
-            insort(self._owned.setdefault(uid, []), key)
+        if _references_of(old) != _references_of(obj):
+            self._move(key, _owners_of(old), _owners_of(obj))
         if obj is None:
             self._objects.pop(key, None)
             names = self._namespaces.get(key.namespace, {})
@@ -76,10 +70,22 @@ class Store:
         self._namespaces.setdefault(key.namespace, {})[key] = obj
         return old
 
+    def _move(self, key: Key, before: set[str], after: set[str]) -> None:
+        for uid in before - after:
+            keys = self._owned[uid]
+            del keys[bisect_left(keys, key)]
+            if not keys:
+                del self._owned[uid]
+        for uid in after - before:
+            insort(self._owned.setdefault(uid, []), key)
+
+
+def _references_of(obj: Object | None) -> Sequence[Object]:
+    return obj["metadata"].get("ownerReferences") or () if obj is not None else ()
+
 
 def _owners_of(obj: Object | None) -> set[str]:
-    references = obj["metadata"].get("ownerReferences") if obj is not None else None
-    return {reference["uid"] for reference in references or ()}
+    return {reference["uid"] for reference in _references_of(obj)}
 
 
 class Informer:

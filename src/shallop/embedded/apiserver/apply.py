@@ -685,7 +685,7 @@ def track_update(
     plain = _without_managed_fields(new)
     if old is not None and not given:
         writer = _Manager(manager, "Update", version, subresource)
-        if (entry := _first_entry(old, plain, managers, writer, schema, now)) is not None:
+        if (entry := _first_entry(old, new, managers, writer, schema, now)) is not None:
             owners = {each: owned for each, owned in managers.items() if owned}
             return _with_managers(plain, {**owners, writer: _Owned(None, version, now, entry)})
     base = _empty_structs(plain, schema) if old is None else _without_managed_fields(old)
@@ -711,13 +711,11 @@ def _first_entry(
 
     None = somebody loses something by the write, or nothing is written: that takes more than looking at what is new.
     """
-    if writer in managers:
+    if writer in managers or old["metadata"] != new["metadata"]:
         return None
     fields: Tree = {}
     for key in old | new:
         if key == "metadata":
-            if _without_version(old) != _without_version(new):
-                return None
             continue
         element = f"f:{key}"
         before, after = old.get(key, MISSING), new.get(key, MISSING)
@@ -731,10 +729,6 @@ def _first_entry(
         if part is not None:
             fields[element] = part
     return _new_entry(writer, fields, now) if fields else None
-
-
-def _without_version(obj: Object) -> Object:
-    return {key: value for key, value in obj["metadata"].items() if key not in ("managedFields", "resourceVersion")}
 
 
 def _taken(old: Any, new: Any, schema: Schema) -> Tree | None:

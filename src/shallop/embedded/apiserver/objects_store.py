@@ -120,6 +120,13 @@ class Stored:
             self._object = obj
         return self._object
 
+    @property
+    def owners(self) -> builtins.list[Object]:
+        """The owner references: most objects have none, which the text tells without decoding it."""
+        if self._object is None and b'"ownerReferences"' not in self.raw:
+            return []
+        return self.object["metadata"].get("ownerReferences") or []
+
     def forget_object(self) -> None:
         """Keep only the JSON: superseded versions are rarely read again."""
         self._object = None
@@ -595,11 +602,11 @@ class ObjectsStore:
             names[new.name] = new
 
     def _index(self, stored: Stored) -> None:
-        for reference in _owners(stored):
+        for reference in stored.owners:
             self._owned.setdefault(reference["uid"], set()).add((stored.resource, stored.namespace, stored.name))
 
     def _unindex(self, stored: Stored) -> None:
-        for reference in _owners(stored):
+        for reference in stored.owners:
             owned = self._owned.get(reference["uid"])
             if owned is not None:
                 owned.discard((stored.resource, stored.namespace, stored.name))
@@ -624,11 +631,6 @@ class ObjectsStore:
                 self._obsolete.append(change.old.revision)
             if change.deleted:
                 self._obsolete.append(change.revision)
-
-
-def _owners(stored: Stored) -> builtins.list[Object]:
-    # Most objects have none: the text tells without decoding it.
-    return stored.object["metadata"].get("ownerReferences") or [] if b'"ownerReferences"' in stored.raw else []
 
 
 def _log_pages(path: Path) -> int:
