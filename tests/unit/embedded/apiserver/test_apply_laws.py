@@ -125,6 +125,28 @@ def test_what_a_status_brings_its_writer_is_no_matter_of_who_else_owns_it(pod: A
 
 
 @few
+@given(pods(), statuses, statuses, statuses)
+def test_what_its_writer_owns_of_a_status_is_no_matter_of_how_it_came(pod: Any, a: Any, b: Any, c: Any) -> None:
+    made = track_update(None, pod, manager="one", schema=SCHEMA, now=NOW)
+    assume(made["metadata"].get("managedFields"))
+    shown = made["metadata"]["managedFields"][0]
+
+    def write(old: Any, status: Any, manager: str = "two") -> Any:
+        new = old | {"status": status}
+        return track_update(old, new, manager=manager, schema=SCHEMA, subresource="status", now=NOW)
+
+    short = write(write(write(made, a), b), c)
+    # With its entries in another form, and so read as a client's, each write is compared as a whole.
+    long = made
+    for status in (a, b, c):
+        entries = [{**entry, "time": "2025-01-01T00:00:00Z"} for entry in long["metadata"].get("managedFields") or []]
+        given = long | {"metadata": {**long["metadata"], "managedFields": entries or [shown]}, "status": status}
+        long = track_update(long, given, manager="two", schema=SCHEMA, subresource="status", now=NOW)
+    assert owned(short, "two") == owned(long, "two")
+    assert owned(short, "one") == owned(long, "one")
+
+
+@few
 @given(pods(), pods())
 def test_what_is_owned_may_be_applied_again(first: Any, second: Any) -> None:
     current = apply(apply(None, first, "one"), second, "two", force=True)
