@@ -23,7 +23,8 @@ SHALLOP = str(ROOT / ".venv" / "bin" / "shallop")
 @contextlib.contextmanager
 def running() -> Iterator[dict[str, Any]]:
     """Start an instance on an empty home and free ports; yield its status; stop it and remove its home."""
-    home = Path(tempfile.mkdtemp(prefix="shallop-benchmark-"))
+    # Beside the usual one: below /tmp, which every Pod has for itself, its folders would be shown by more mounts.
+    home = Path(tempfile.mkdtemp(prefix=".shallop-benchmark-", dir=Path.home()))
     try:
         yield start(home)
     finally:
