@@ -9,7 +9,8 @@ Lines of JSON on the socket; the newest connection is the one that is told. Aski
 
 - ``{"op": "start", "id": "main-0", "socket": zygote, "log": file, "request": {...}}``: ``request`` as
   ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network. With ``"attach": {"stdin":
-  bool, "tty": bool, "once": bool}`` clients get its input and output as ``shallop_pod.attach`` says.
+  bool, "tty": bool, "once": bool}`` clients get its input and output as ``shallop_pod.attach`` says. With ``"brief_s":
+  seconds`` its start is told when it has run for so long, and not at all when it is over before.
 - ``{"op": "signal", "id": ..., "signal": 15}``; ``{"op": "quit"}``: kill everything and end.
 - ``{"op": "folder", "folder": path}``: its files have been moved there.
 
@@ -139,6 +140,7 @@ class _Container:
         self.streams = streams
         self.log = log
         self.at = at
+        self.tell_at: float | None = None  # when its start is to be told, by time.monotonic
         self.attachments: Attachments | None = None
 
 
@@ -158,7 +160,7 @@ class _Shim:
 
     def run(self) -> None:
         while not self._quitting:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._tell_starts()):
                 # What came before in this batch may have closed it, and its number may be another's already. By number:
                 # a closed socket has none any more, and asking for it is an error.
                 if self._selector.get_map().get(key.fd) is key:
@@ -167,11 +169,30 @@ class _Shim:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._folder, "shim.sock"))
 
+    def _tell_starts(self) -> float | None:
+        """Tell of the starts that are due; returns in how many seconds the next one is."""
+        waiting = [item for item in self._containers.items() if item[1].tell_at is not None]
+        now = time.monotonic() if waiting else 0.0
+        left = None
+        for name, container in waiting:
+            after = (container.tell_at or 0.0) - now
+            if after <= 0:
+                self._tell_start(name, container)
+            else:
+                left = after if left is None else min(left, after)
+        return left
+
+    def _tell_start(self, name: str, container: _Container) -> None:
+        container.tell_at = None
+        self._tell({"event": "started", "id": name, "pid": container.child.pid, "at": container.at})
+
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         self._drop_connection()
         self._connection, self._received = connection, b""
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
+        for container in self._containers.values():
+            container.tell_at = None
         started = {name: {"pid": c.child.pid, "at": c.at} for name, c in self._containers.items()}
         self._tell({"event": "state", "started": started})
 
@@ -262,7 +283,10 @@ class _Shim:
             os.set_blocking(stream.descriptor, False)
             self._selector.register(stream.descriptor, selectors.EVENT_READ, lambda s=stream: self._read(s))
         self._selector.register(container.news, selectors.EVENT_READ, lambda: self._check(name))
-        self._tell({"event": "started", "id": name, "pid": child.pid, "at": container.at})
+        if brief_s := order.get("brief_s"):
+            container.tell_at = time.monotonic() + brief_s
+        else:
+            self._tell_start(name, container)
         if number := self._early.pop(name, 0):
             _kill(child.pid, number)
 
