@@ -80,6 +80,7 @@ __all__ = [
     "main",
     "run_to_end",
     "serve_forks",
+    "short_address",
     "spawn",
 ]
 
@@ -202,7 +203,7 @@ def spawn(
 
 
 @contextlib.contextmanager
-def _short_address(path: str) -> Iterator[str]:
+def short_address(path: str) -> Iterator[str]:
     """Yield an address for ``path`` within the 107 bytes that a socket address has."""
     if len(os.fsencode(path)) < 108:
         yield path
@@ -218,7 +219,7 @@ def connect(path: str) -> socket.socket:
     """Return a connection to the zygote at ``path``; OSError when nobody listens."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_address(path) as address:
+        with short_address(path) as address:
             connection.connect(address)
     except OSError:
         connection.close()
@@ -233,7 +234,7 @@ def listen(path: str) -> socket.socket:
         os.unlink(path)
     mask = os.umask(0o177)
     try:
-        with _short_address(path) as address:
+        with short_address(path) as address:
             listener.bind(address)
     finally:
         os.umask(mask)

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -46,6 +46,25 @@ def shim(platform: Any, tmp_path: Path) -> Iterator[Child]:
             os.kill(child.pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def connected(shim: Child, folder: Path) -> Iterator[TextIO]:
+    """Connect to a shim that may only be starting, and take its first word."""
+    path = folder / "shim.sock"
+    while not path.exists():
+        assert shim.wait(0.01) is None
+    with connect(str(path)) as connection, connection.makefile("rw") as stream:
+        connection.settimeout(40)
+        assert json.loads(stream.readline())["event"] == "state"
+        yield stream
+
+
+def start_order(platform: Any, folder: Path, argv: list[str]) -> dict[str, Any]:
+    zygote = next((platform.home / "run" / "zygotes").glob("*.sock"))
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(platform.home / "run" / "python")}
+    request = vars(Request("shallop_pod.launcher", argv, environment))
+    return {"op": "start", "id": "main-0", "socket": str(zygote), "log": str(folder / "0.log"), "request": request}
+
+
 def test_a_connection_that_ends_when_the_next_one_comes_harms_nobody(shim: Child, tmp_path: Path) -> None:
     path = tmp_path / "shim.sock"
     while not path.exists():
@@ -64,20 +83,27 @@ def test_a_connection_that_ends_when_the_next_one_comes_harms_nobody(shim: Child
     assert ended is not None and ended.code == 0, (tmp_path / "shim.log").read_text()
 
 
-def test_a_container_that_is_told_to_end_before_it_starts_ends(shim: Child, platform: Any, tmp_path: Path) -> None:
-    path = tmp_path / "shim.sock"
-    while not path.exists():
-        assert shim.wait(0.01) is None
-    zygote = next((platform.home / "run" / "zygotes").glob("*.sock"))
+@pytest.mark.parametrize(("brief_s", "told"), [(0.05, ["started", "exited"]), (30, ["exited"])])
+def test_the_start_of_a_container_that_ends_soon_is_not_told(
+    shim: Child, platform: Any, tmp_path: Path, brief_s: float, told: list[str]
+) -> None:
     task = json.dumps({"name": "t", "dir": str(tmp_path / "task"), "executorInput": {}})
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(platform.home / "run" / "python")}
-    request = vars(Request("shallop_pod.launcher", ["--task", task, "--", "sleep", "60"], environment))
+    order = start_order(platform, tmp_path, ["--task", task, "--", "sleep", "0.5"]) | {"brief_s": brief_s}
+    with connected(shim, tmp_path) as stream:
+        stream.write(json.dumps(order) + "\n")
+        stream.flush()
+        news = [json.loads(stream.readline()) for _ in told]
+    assert [event["event"] for event in news] == told
+    assert news[-1]["code"] == 0 and news[-1]["started_at"] < news[-1]["at"]
+
+
+def test_a_container_that_is_told_to_end_before_it_starts_ends(shim: Child, platform: Any, tmp_path: Path) -> None:
+    task = json.dumps({"name": "t", "dir": str(tmp_path / "task"), "executorInput": {}})
     orders: tuple[dict[str, Any], ...] = (
         {"op": "signal", "id": "main-0", "signal": signal.SIGTERM},
-        {"op": "start", "id": "main-0", "socket": str(zygote), "log": str(tmp_path / "0.log"), "request": request},
+        start_order(platform, tmp_path, ["--task", task, "--", "sleep", "60"]),
     )
-    with connect(str(path)) as connection, connection.makefile("rw") as stream:
-        connection.settimeout(40)
+    with connected(shim, tmp_path) as stream:
         for order in orders:
             stream.write(json.dumps(order) + "\n")
         stream.flush()

@@ -77,6 +77,8 @@ _KILL_S = 5.0
 _BRIEF_S = 0.025
 # The same of a Pod that is one of many of a kind.
 _BRIEF_OF_MANY_S = 0.15
+# What begins with the start of a container, which must be known at once then.
+_BEGIN_AT_START = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "restartPolicy")
 # How long what a Pod leaves stays that is over: the next step of its chain, or the next trial, starts first.
 _LINGER_S = 0.02
 # How often volumes with a size limit are measured.
@@ -137,6 +139,13 @@ class PodWorker:
     @property
     def _is_one_of_many(self) -> bool:
         return annotations_of(self._pod).get(WARM) == "true"
+
+    @property
+    def _brief_s(self) -> float:
+        """For how long nobody needs to hear that it runs, because it may be over by then."""
+        if self._pod["spec"].get("restartPolicy", "Always") == "Always":
+            return 0.0
+        return _BRIEF_OF_MANY_S if self._is_one_of_many else _BRIEF_S
 
     def update(self, pod: Object | None) -> None:
         """Take the newest object; None when it no longer exists."""
@@ -636,7 +645,9 @@ class PodWorker:
             settings = self._node.settings
             log_file = log_path(settings, self._pod, name, int(restart))
             rotated = (log_file, int(settings.log_max_mib * 2**20), settings.log_files)
-            self._sandbox.start(id_, socket, rotated, request, _attachable(self._specs[name]))
+            spec = self._specs[name]
+            brief_s = 0.0 if any(spec.get(key) for key in _BEGIN_AT_START) else self._brief_s
+            self._sandbox.start(id_, socket, rotated, request, _attachable(spec), brief_s)
 
     def _env(self, container: Object, environment: Environment) -> dict[str, str]:
         name = container["name"]
@@ -732,9 +743,10 @@ class PodWorker:
             self._lost = True
         elif (record := next((r for r in self._records if r.id == event.get("id")), None)) is not None:
             asked = self._asked.pop(record.id, None)
+            if event["event"] == "started" or (event["event"] == "exited" and asked is not None):
+                self._event("Started", f"Started container {record.name}", container=record.name)
             if event["event"] == "started":
                 self._mark_running(record, event["at"], hook=True)
-                self._event("Started", f"Started container {record.name}", container=record.name)
             elif event["event"] == "failed" and event.get("unreachable") and asked is not None:
                 # The fork-server ended between our asking for it and the shim's; the next one is new.
                 self._ask(record.id, *asked)
@@ -776,7 +788,7 @@ class PodWorker:
         record.started = "startupProbe" not in container
         record.ready = record.started and "readinessProbe" not in container
         self._start_probes(record, container)
-        self._show()
+        self._show(0.0)
 
     def _end(self, record: ContainerRecord, ended: Ended, message: str = "") -> None:
         self._stop_probes(record.name)
@@ -1106,14 +1118,12 @@ class PodWorker:
                 condition["message"] = f"isolation: {self._node.isolation.level}"
         return status
 
-    def _show(self) -> None:
+    def _show(self, after_s: float | None = None) -> None:
         """Have the status written that is true by then."""
         self._changed = True
         if self._writer is None and not self._over:
-            brief_s = 0.0
-            if self._pod["spec"].get("restartPolicy", "Always") != "Always":
-                brief_s = _BRIEF_OF_MANY_S if self._is_one_of_many else _BRIEF_S
-            self._writer = asyncio.get_running_loop().call_later(brief_s, self._begin_writing)
+            after_s = self._brief_s if after_s is None else after_s
+            self._writer = asyncio.get_running_loop().call_later(after_s, self._begin_writing)
 
     def _begin_writing(self) -> None:
         self._writer, self._changed = None, False

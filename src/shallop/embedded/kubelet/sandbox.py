@@ -17,7 +17,7 @@ import msgspec
 from shallop.embedded.kubelet.podfolder import NOTHING
 from shallop.errors import NodeError
 from shallop_pod.shim import process_start
-from shallop_pod.zygote import Request, ZygoteError, spawn
+from shallop_pod.zygote import Request, ZygoteError, short_address, spawn
 
 __all__ = ["Ended", "NetworkOptions", "Sandbox", "end_orphans", "kill_shim", "read_ended"]
 
@@ -141,7 +141,8 @@ class Sandbox(asyncio.Protocol):
         """Connect to the shim that runs in a folder; None when there is none."""
         loop = asyncio.get_running_loop()
         try:
-            _, sandbox = await loop.create_unix_connection(lambda: cls(folder, tell), _short(folder / "shim.sock"))
+            with short_address(str(folder / "shim.sock")) as address:
+                _, sandbox = await loop.create_unix_connection(lambda: cls(folder, tell), address)
         except OSError:
             return None
         greeted = False
@@ -215,6 +216,7 @@ class Sandbox(asyncio.Protocol):
         log: tuple[Path, int, int],
         request: Request,
         attach: Mapping[str, bool] | None = None,
+        brief_s: float = 0.0,
     ) -> None:
         """
         Ask for a container's process; ``started`` or ``failed`` is told.
@@ -222,13 +224,15 @@ class Sandbox(asyncio.Protocol):
         Args:
             log: its file, the bytes after which that is begun anew, and how many are kept.
             attach: ``stdin``, ``tty``, ``once`` of a container that has input or a terminal.
+            brief_s: if it ends within so many seconds, its end alone is told.
         """
         order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log[0]), "rotate": log[1:]}
-        self._send({**order, "request": vars(request), "attach": dict(attach or {})})
+        self._send({**order, "request": vars(request), "attach": dict(attach or {}), "brief_s": brief_s})
 
     async def attach(self, container: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the input and output of a container that was started with ``attach``."""
-        return await asyncio.open_unix_connection(_short(self.folder / f"{container}.sock"))
+        with short_address(str(self.folder / f"{container}.sock")) as address:
+            return await asyncio.open_unix_connection(address)
 
     def signal(self, container: str, number: int) -> None:
         self._send({"op": "signal", "id": container, "signal": number})
@@ -316,14 +320,3 @@ def _environment_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
-
-
-def _short(path: Path) -> str:
-    # Unix socket paths end at 107 bytes; a path through a descriptor is always short.
-    if len(os.fsencode(path)) < 100:
-        return str(path)
-    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        return f"/proc/self/fd/{descriptor}/{path.name}"
-    finally:
-        asyncio.get_running_loop().call_later(1, os.close, descriptor)
