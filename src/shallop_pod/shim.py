@@ -341,8 +341,13 @@ class _Shim:
         """Write a file as a whole, under the name ``by`` first."""
         path, new = (os.path.join(self._folder, file) for file in (name, by or f"{name}.new"))
         with contextlib.suppress(OSError):  # a full disk must not stop the container
-            with open(new, "w") as file:
-                file.write(json.dumps(record))
+            descriptor = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                # Not O_TRUNC: of a file that was made empty ext4 writes the new content to the disk when it is closed,
+                # and removing that again waits for the disk.
+                os.ftruncate(descriptor, os.write(descriptor, json.dumps(record).encode()))
+            finally:
+                os.close(descriptor)
             os.replace(new, path)
 
     def _kill_all(self) -> None:
