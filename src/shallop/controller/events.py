@@ -23,9 +23,10 @@ log = logging.getLogger(__name__)
 _EVENT = Gvk("v1", "Event")
 _REMEMBERED = 2048
 # What happened is of more hurry than telling of it: what is recorded meanwhile is written together, which takes a third
-# of the time for each. While much happens, more waits for each other.
+# of the time for each. While one thing happens after the other, more waits for each other.
 _DELAY_S, _MAX_DELAY_S = 0.05, 0.2
-_MANY, _MOST = 3, 32
+_PAUSE_S = 0.3
+_MOST = 32
 
 
 class _Told(NamedTuple):
@@ -45,6 +46,7 @@ class _Batch:
     waiting: list[_Told] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     delay_s: float = _DELAY_S
+    begun_at: float = 0.0
 
 
 class EventRecorder:
@@ -91,7 +93,10 @@ class EventRecorder:
         if batch.timer is not None:
             batch.timer.cancel()
             batch.timer = None
-        batch.delay_s = min(2 * batch.delay_s, _MAX_DELAY_S) if len(waiting) >= _MANY else _DELAY_S
+        now = asyncio.get_running_loop().time()
+        goes_on = len(waiting) > 1 and now - batch.begun_at < _PAUSE_S
+        batch.begun_at = now
+        batch.delay_s = min(2 * batch.delay_s, _MAX_DELAY_S) if goes_on else _DELAY_S
         for told in waiting:
             event = told.recorder._render(told)
             name = event["metadata"]["name"]
