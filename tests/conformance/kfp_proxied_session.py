@@ -6,6 +6,7 @@ The kfp client as one who has a kubeconfig and nothing else, and who had a whole
 
 import base64
 import sys
+import time
 import urllib.request
 from typing import Any
 from urllib.parse import urlencode
@@ -53,7 +54,11 @@ run = run_with(kfp.Client(host=f"{WEB}/pipeline"))
 (task,) = (task for task in run.run_details.task_details if task.pod_name)
 pod, run_id = task.pod_name, run.run_id
 assert pod.encode() in get("/pipeline/k8s/pod", podname=pod, podnamespace="kubeflow")
-assert b'"Started"' in get("/pipeline/k8s/pod/events", podname=pod, podnamespace="kubeflow")
+# Events are written a moment after what they tell of.
+deadline = time.monotonic() + 30
+while b'"Started"' not in (told := get("/pipeline/k8s/pod/events", podname=pod, podnamespace="kubeflow")):
+    assert time.monotonic() < deadline, told
+    time.sleep(0.05)
 assert get("/pipeline/k8s/pod/logs", podname=pod, runid=run_id) == b"said\n"
 read = get(f"/apis/v2beta1/runs/{run_id}/nodes/{pod}/artifacts/data:read")
 assert base64.b64encode(b"kept\n") in read, read
