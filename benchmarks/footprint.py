@@ -7,7 +7,6 @@ Run: ``python benchmarks/footprint.py [IDLE_SECONDS]``.
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from instance import SHALLOP, processes_of, start, stop, write
+from instance import SHALLOP, cpu_s, processes_of, start, stop, write
 
 STARTS = 5
 
@@ -34,11 +33,6 @@ def time_up(home: Path) -> float:
 def pss_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main(idle_s: float) -> None:

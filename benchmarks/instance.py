@@ -46,6 +46,12 @@ def stop(home: Path) -> None:
     subprocess.run([SHALLOP, "down", "--home", str(home)], stdout=subprocess.DEVNULL, check=False, timeout=90)
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def processes_of(home: Path, pid: int) -> dict[int, str]:
     """Return every process of an instance, with its command: the control plane, what names the home, their children."""
     commands, parents = {}, {}

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from instance import processes_of, running, wait_until, write
+from instance import cpu_s, processes_of, running, wait_until, write
 
 NAMESPACE = "pods"
 
@@ -38,11 +38,6 @@ def pod(name: str) -> dict[str, Any]:
     container = {"name": "main", "image": "debian", "command": ["sleep", "100000"]}
     spec = {"containers": [container], "terminationGracePeriodSeconds": 1}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def pss_mib(pids: list[int]) -> float:

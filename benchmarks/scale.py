@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import resource
 import statistics
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 import aiohttp
 import uvloop
-from instance import processes_of, running, write
+from instance import cpu_s, processes_of, running, write
 
 from shallop.kube.kubeconfig import load_kubeconfig
 
@@ -81,10 +80,7 @@ class Target:
         return round(pages * resource.getpagesize() / 2**20, 1)
 
     def cpu_s(self) -> float:
-        if not self.pid:
-            return 0.0
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self.pid) if self.pid else 0.0
 
 
 def config_map(name: str, **labels: str) -> Any:
