@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from instance import start, stop, write
+from instance import make_home, start, stop, write
 from runs import Server
 
 STARTS = 10
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--starts", type=int, default=STARTS)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="shallop-benchmark-"))
+    folder = make_home()
     samples: dict[str, list[float]] = {"at once": [], "after 3 s": [], "second step": []}
     try:
         spec = compiled(folder)

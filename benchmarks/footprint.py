@@ -11,11 +11,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from instance import SHALLOP, cpu_s, processes_of, start, stop, write
+from instance import SHALLOP, cpu_s, make_home, processes_of, start, stop, write
 
 STARTS = 5
 
@@ -36,7 +35,7 @@ def pss_mib(pid: int) -> float:
 
 
 def main(idle_s: float) -> None:
-    home = Path(tempfile.mkdtemp(prefix="shallop-benchmark-"))
+    home = make_home()
     try:
         first = time_up(home)
         ready = statistics.median(time_up(home) for _ in range(STARTS))

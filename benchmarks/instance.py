@@ -23,13 +23,17 @@ SHALLOP = str(ROOT / ".venv" / "bin" / "shallop")
 @contextlib.contextmanager
 def running() -> Iterator[dict[str, Any]]:
     """Start an instance on an empty home and free ports; yield its status; stop it and remove its home."""
-    # Beside the usual one: below /tmp, which every Pod has for itself, its folders would be shown by more mounts.
-    home = Path(tempfile.mkdtemp(prefix=".shallop-benchmark-", dir=Path.home()))
+    home = make_home()
     try:
         yield start(home)
     finally:
         stop(home)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def make_home() -> Path:
+    """Make an empty home beside the usual one; below /tmp, which every Pod has for itself, it takes more mounts."""
+    return Path(tempfile.mkdtemp(prefix=".shallop-benchmark-", dir=Path.home()))
 
 
 def start(home: Path) -> dict[str, Any]:

@@ -139,18 +139,19 @@ class Surroundings:
 
 def look_around(shape: dict[str, Any]) -> Surroundings:
     """Look up what a container of a shape is shown."""
-    folders = {_real_parent(point) for point in shape.get("points") or () if not os.path.exists(point)}
+    missing = [point for point in shape.get("points") or () if not os.path.exists(point)]
+    folders = {os.path.realpath(_existing(point)) for point in missing}
     in_root = [folder for folder in folders if os.path.dirname(folder) == "/" != folder]
     found = [name for name in os.listdir("/dev") if any(fnmatch.fnmatch(name, pattern) for pattern in _DEVICES)]
     return Surroundings(
-        [_entry("/", name) for name in os.listdir("/")],
-        {os.path.basename(folder): [_entry(folder, name) for name in os.listdir(folder)] for folder in in_root},
+        _entries("/"),
+        {os.path.basename(folder): _entries(folder) for folder in in_root},
         [_entry("/dev", name) for name in found],
     )
 
 
-def _real_parent(path: str) -> str:
-    return os.path.realpath(_existing(path))
+def _entries(folder: str) -> list[_Entry]:
+    return [_entry(folder, name) for name in os.listdir(folder)]
 
 
 def _entry(folder: str, name: str) -> _Entry:
@@ -331,8 +332,10 @@ class _View:
     def build(self, mounts: list[dict[str, Any]]) -> None:
         mounts = sorted(mounts, key=lambda mount: (mount["target"].rstrip("/").count("/"), mount["target"]))
         mounts = [mount for number, mount in enumerate(mounts) if not _is_there(mount, mounts[:number])]
-        if "/" not in self._own and any(not os.path.exists(mount["target"]) for mount in mounts):
-            self._enter_root(look_around({}).root)
+        missing = [mount["target"] for mount in mounts if "/" not in self._own and not os.path.exists(mount["target"])]
+        if any(_existing(target) == "/" for target in missing):
+            with self._new_root(_entries("/")):
+                pass
         # Opened before anything is covered, so that a mount may show what another one hides.
         sources = {m["source"]: os.open(m["source"], os.O_PATH) for m in mounts if "source" in m}
         for mount in mounts:
@@ -366,10 +369,6 @@ class _View:
             _make_devices(seen.devices, f"{root}/dev")
         self._made["/dev"] = True
 
-    def _enter_root(self, entries: list[_Entry]) -> None:
-        with self._new_root(entries):
-            pass
-
     @contextlib.contextmanager
     def _new_root(self, entries: list[_Entry]) -> Iterator[str]:
         """Make a root in memory that shows entries of the machine's; it can be added to until it is entered."""
@@ -401,7 +400,7 @@ class _View:
             ancestor = _existing(target)
             if not self._is_own(ancestor):
                 self._split(ancestor)
-        _make_folders(target if folder else os.path.dirname(target))
+        os.makedirs(target if folder else os.path.dirname(target), mode=0o755, exist_ok=True)
         if not folder:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
 
@@ -415,7 +414,7 @@ class _View:
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         covered = f"/proc/self/fd/{descriptor}"
-        entries = [_entry(covered, name) for name in os.listdir(covered)]
+        entries = _entries(covered)
         _mount("tmpfs", folder, "tmpfs", _MS_NOSUID, f"mode={mode:o}")
         _show(covered, entries, folder)
         os.close(descriptor)
@@ -459,16 +458,6 @@ def _make_devices(devices: list[_Entry], target: str) -> None:
     _show("/dev", shown, target)
     for name, place in _DEVICE_LINKS.items():
         os.symlink(place, f"{target}/{name}")
-
-
-def _make_folders(path: str) -> None:
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        _make_folders(os.path.dirname(path))
-        os.mkdir(path, 0o755)
 
 
 def _existing(path: str) -> str:

@@ -171,16 +171,15 @@ class _Shim:
 
     def _tell_starts(self) -> float | None:
         """Tell of the starts that are due; returns in how many seconds the next one is."""
-        waiting = [item for item in self._containers.items() if item[1].tell_at is not None]
-        now = time.monotonic() if waiting else 0.0
-        left = None
-        for name, container in waiting:
-            after = (container.tell_at or 0.0) - now
-            if after <= 0:
-                self._tell_start(name, container)
+        left = []
+        for name, container in self._containers.items():
+            if container.tell_at is None:
+                continue
+            if (after := container.tell_at - time.monotonic()) > 0:
+                left.append(after)
             else:
-                left = after if left is None else min(left, after)
-        return left
+                self._tell_start(name, container)
+        return min(left, default=None)
 
     def _tell_start(self, name: str, container: _Container) -> None:
         container.tell_at = None
