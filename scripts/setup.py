@@ -4,6 +4,9 @@ Prepare virtual environments from the committed locks: ``python3 scripts/setup.p
 Needs Python >= 3.11 and a package index only. ``runtime`` and ``dev`` make ``.venv`` (with the ``shallop`` command);
 any other NAME makes ``.venvs/NAME`` from ``requirements/NAME.txt``: public clients, exactly as users install them.
 A finished environment is left alone until its lock changes.
+
+Environments get the Python that runs this, or the operating system's of the same version where this one was built
+without optimisation. ``make PYTHON=...`` is taken at its word.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ def _prepare(name: str) -> None:
     start = time.monotonic()
     uv = _uv()
     if not (target / "bin" / "python").exists():
-        _run([uv, "venv", "--quiet", "--python", sys.executable, str(target)])
+        _run([uv, "venv", "--quiet", "--python", _interpreter(), str(target)])
     python = str(target / "bin" / "python")
     # Compiled once here, not at each start: some machines forbid Python to keep what it compiles.
     compiled = ["--compile-bytecode"] if own else []
@@ -79,6 +82,20 @@ def _pyproject(own: bool) -> bytes:
     return (ROOT / "pyproject.toml").read_bytes() if own else b""
 
 
+def _interpreter() -> str:
+    # make hands PYTHON on only where somebody has set it.
+    if os.environ.get("PYTHON") or _module("interpreters").is_optimised():
+        return sys.executable
+    system = f"/usr/bin/python{OWN}"
+    # One that was cut down to the bare language would fail later, and say less.
+    needed = [system, "-c", "import ctypes, sqlite3, ssl, venv"]
+    try:
+        complete = subprocess.run(needed, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    except OSError:
+        complete = False
+    return system if complete else sys.executable
+
+
 def _uv() -> str:
     """Return uv: our own one, installed with pip from the hashes in the lock."""
     path = TOOLS / "bin" / "uv"
@@ -90,19 +107,19 @@ def _uv() -> str:
     return str(path)
 
 
-def _settings_module() -> ModuleType:
-    # shallop itself is not installed yet; this one module needs the standard library only.
-    path = ROOT / "src" / "shallop" / "embedded" / "kubelet" / "pip_settings.py"
-    spec = importlib.util.spec_from_file_location("pip_settings", path)
+def _module(name: str) -> ModuleType:
+    # shallop itself is not installed yet; these modules need the standard library only.
+    path = ROOT / "src" / "shallop" / "embedded" / "kubelet" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["pip_settings"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
 def _pip() -> dict[str, str]:
-    module = _settings_module()
+    module = _module("pip_settings")
     settings: dict[str, str] = module.read_pip_settings(
         os.environ, module.pip_config_files(os.environ, Path(sys.prefix))
     )
@@ -111,12 +128,12 @@ def _pip() -> dict[str, str]:
 
 def _index_options() -> list[str]:
     """Return pip's settings of this machine as options of uv."""
-    options: list[str] = _settings_module().machine_options(os.environ, _pip()).uv_arguments()
+    options: list[str] = _module("pip_settings").machine_options(os.environ, _pip()).uv_arguments()
     return options
 
 
 def _run(command: list[str]) -> None:
-    environment = _settings_module().uv_environment(os.environ, _pip())
+    environment = _module("pip_settings").uv_environment(os.environ, _pip())
     # A lock has chosen all versions already, and uv refuses constraints without "==" beside hashes.
     environment.pop("UV_CONSTRAINT", None)
     done = subprocess.run(command, env=environment, cwd=ROOT, check=False)

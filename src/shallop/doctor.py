@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shallop import instance
 from shallop.embedded.kubelet.capability import probe
-from shallop.embedded.kubelet.interpreters import find_interpreters
+from shallop.embedded.kubelet.interpreters import find_interpreters, is_optimised, own_version
 from shallop.settings import Settings
 
 __all__ = ["Finding", "examine"]
@@ -46,7 +46,15 @@ def examine(settings: Settings) -> list[Finding]:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("ok", f"Python {version}, {os.cpu_count()} cores, {sys.platform}")
+    what = f"Python {version}, {os.cpu_count()} cores, {sys.platform}"
+    if is_optimised():
+        return Finding("ok", what)
+    return Finding(
+        "note",
+        f"{what}; built without optimisation, as pyenv does",
+        "Everything takes about a quarter longer. Install shallop with another Python, such as "
+        f"/usr/bin/python{own_version()} or one of 'uv python install'.",
+    )
 
 
 def _isolation(settings: Settings) -> Finding:

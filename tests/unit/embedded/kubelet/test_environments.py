@@ -18,7 +18,13 @@ from shallop.embedded.kubelet.environments import (
     is_unreachable,
 )
 from shallop.embedded.kubelet.images import ImageTable, add_image
-from shallop.embedded.kubelet.interpreters import Interpreter, choose_interpreter, find_interpreters, own_version
+from shallop.embedded.kubelet.interpreters import (
+    Interpreter,
+    choose_interpreter,
+    find_interpreters,
+    is_optimised,
+    own_version,
+)
 from shallop.embedded.kubelet.pip_settings import (
     PackageOptions,
     machine_options,
@@ -126,6 +132,13 @@ def test_interpreters_are_found_where_they_are_installed(tmp_path: Path) -> None
     assert OWN == "3.10" or found["3.10"].path == f"{tmp_path}/.pyenv/versions/3.10.13/bin/python3.10"
     assert set(found) == {OWN, "3.10", "3.13"}
     assert Path(found[OWN].path).exists() and not found[OWN].path.startswith(sys.prefix + "/bin")
+
+
+def test_pythons_built_without_optimisation_are_known_by_their_build() -> None:
+    pyenv = "/home/a/.pyenv/versions/3.11.7"
+    assert not is_optimised(pyenv, f"'--prefix={pyenv}' '--enable-shared'")
+    assert is_optimised(pyenv, f"'--prefix={pyenv}' '--enable-optimizations' '--with-lto'")
+    assert is_optimised("/usr", "'--prefix=/usr' '--enable-shared'")
 
 
 # --- pip's settings ---
