@@ -62,7 +62,7 @@ from shallop_pod.kfp_component import PythonComponent, installs_at_run_time, rec
 from shallop_pod.outputs import OutputError, read_outputs
 from shallop_pod.paths import UnsupportedUriError, local_path
 
-__all__ = ["PAUSED", "Task", "main", "parse_arguments"]
+__all__ = ["PAUSED", "Task", "foresee", "main", "parse_arguments"]
 
 # Set in a Pod that somebody looks around in: the task is not run, the process waits for its end.
 PAUSED = "SHALLOP_TASK_PAUSED"
@@ -148,6 +148,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Task, list[str]]:
         raw.get("retryIndex", 0),
     )
     return task, words[3:]
+
+
+def foresee(argv: Sequence[str]) -> None:
+    """Remember for processes that are forked later how to read a command; other tasks have much of it in common."""
+    recognise_component(argv[3:])
 
 
 def _filled_in(words: Sequence[str], task: Task) -> list[str]:

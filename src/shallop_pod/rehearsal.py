@@ -1,9 +1,9 @@
 """
 A small task, as the launcher would run it, before there is one.
 
-A fork-server runs it once itself, so that what is made when it is first needed is there for all its processes; and once
-in a process that it forks, to learn which memory a task writes to, see ``shallop_pod.pages``. Everything that a
-rehearsal changes is put back.
+A fork-server runs it some times itself, so that what is made when it is first needed, and the interpreter's faster form
+of code that runs often, is there for all its processes; and once as a process that is asked for, to learn which memory
+such a process writes to, see ``shallop_pod.pages``. Everything that a rehearsal changes is put back.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ import os
 import signal
 import sys
 import tempfile
-from typing import Iterator  # noqa: UP035  environments may be Python 3.9
+from typing import Iterator, Sequence  # noqa: UP035  environments may be Python 3.9
 
 from shallop_pod import pages
 
-__all__ = ["rehearse", "written_pages"]
+__all__ = ["is_possible", "main", "rehearse"]
 
 _EXECUTOR = "kfp.dsl.executor_main"
+# Python 3.11 looks at code that is called for the eighth time, and what it makes of it settles with the next.
+_TIMES = 10
 # The shape of a component's command, as kfp_component recognises it; no shell runs.
+_INSTALL = """
+if ! [ -x "$(command -v pip)" ]; then
+    python3 -m ensurepip || python3 -m ensurepip --user || apt-get install python3-pip
+fi
+
+PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip install --quiet --no-warn-script-location 'kfp' && "$0" "$@"
+"""
 _SCRIPT = """
 program_path=$(mktemp -d)
 printf "%s" "$0" > "$program_path/ephemeral_component.py"
@@ -39,36 +48,33 @@ def rehearsal(number: int, text: str) -> str:
 """
 
 
-def rehearse() -> None:
-    """Run a Python component where the environment is one for them; what goes wrong is of no importance."""
-    if _EXECUTOR not in sys.modules:
-        return
-    with contextlib.suppress(Exception), _undone(), tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+def is_possible() -> bool:
+    """Say whether the environment is one for Python components."""
+    return _EXECUTOR in sys.modules
+
+
+def rehearse(times: int = _TIMES) -> None:
+    """Run a Python component where it is possible; what goes wrong is of no importance."""
+    for _ in range(times if is_possible() else 0):
+        with contextlib.suppress(Exception):
+            _rehearse_once()
+
+
+def _rehearse_once() -> None:
+    with _undone(), tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         outputs = {"parameters": {"Output": {"outputFile": f"{folder}/Output"}}, "outputFile": f"{folder}/output.json"}
         executor_input = {"inputs": {"parameterValues": {"number": 1, "text": "a"}}, "outputs": outputs}
         task = {"name": "rehearsal", "dir": folder, "executorInput": executor_input}
         task["outputParameters"] = {"Output": "STRING"}
-        command = ["sh", "-ec", _SCRIPT, _SOURCE, "--executor_input", "{{$}}", "--function_to_execute", "rehearsal"]
-        sys.modules["shallop_pod.launcher"].main(["--task", json.dumps(task), "--", *command])
+        command = ["sh", "-c", _INSTALL, "sh", "-ec", _SCRIPT, _SOURCE]
+        arguments = ["--executor_input", "{{$}}", "--function_to_execute", "rehearsal"]
+        sys.modules["shallop_pod.launcher"].main(["--task", json.dumps(task), "--", *command, *arguments])
 
 
-def written_pages() -> pages.Ranges:
-    """Return which memory that it shares with this process a forked task writes to; empty where none is rehearsed."""
-    if _EXECUTOR not in sys.modules:
-        return []
-    answer, told = os.pipe()
-    if (pid := os.fork()) == 0:
-        with contextlib.suppress(Exception), open(told, "w") as file:
-            rehearse()
-            json.dump(pages.written(), file)
-        os._exit(0)
-    os.close(told)
-    with open(answer) as file:
-        text = file.read()
-    os.waitpid(pid, 0)
-    with contextlib.suppress(ValueError):  # it was killed before it had told everything
-        return [(start, length) for start, length in json.loads(text)]
-    return []
+def main(argv: Sequence[str]) -> None:
+    """As a process that a fork-server has started: print which memory of the fork-server's this one has written to."""
+    rehearse(1)
+    json.dump(pages.written(), sys.stdout)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ last one.
 
 from __future__ import annotations
 
+from shallop_pod import pages  # isort: skip  what it does after a fork comes before what modules do that are imported now
 import argparse
 import array
 import atexit
@@ -67,7 +68,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, NoReturn, Sequence  # noqa: UP035  environments may be Python 3.9
 
-from shallop_pod import pages, rehearsal
+from shallop_pod import rehearsal
 
 __all__ = [
     "Child",
@@ -89,6 +90,11 @@ _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _REQUEST_TIMEOUT_S = 10.0
 _KILLED = 128 + signal.SIGKILL
 _LAUNCHER = "shallop_pod.launcher"
+# Of the kinds that a Pod has.
+_REHEARSED_MOUNTS = (
+    {"target": "/tmp", "tmpfs": True, "options": "mode=1777"},
+    {"target": "/etc/hosts", "source": "/etc/hosts", "readonly": True},
+)
 
 
 class ZygoteError(RuntimeError):
@@ -320,10 +326,12 @@ class _Server:
         self._standby: _Standby | None = None
         # The shape that the last request had, once there was one.
         self._wanted: tuple[dict[str, Any] | None, ...] = ()
+        # The arguments of a launcher that were not looked at yet.
+        self._command: Sequence[str] = ()
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         # What each process writes to of the memory that it shares with this one; looked for when there is time.
-        self._written: pages.Ranges | None = None
+        self._written: pages.Pages | None = None
         self._machine: _Machine | None = None
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -401,6 +409,7 @@ class _Server:
 
     def _start(self, request: Request, stdio: Sequence[int], connection: socket.socket) -> None:
         shape = None if request.plan is None else _isolation().shape_of(request.plan)
+        self._command = request.argv if request.module == _LAUNCHER else ()
         standby = None
         # Who joins a container is like nobody else: the standby is for the others.
         if shape is None or "join" not in shape:
@@ -412,7 +421,7 @@ class _Server:
                     standby.hand_over(request, stdio, connection)
                     self._children[standby.pid] = connection
                     return
-        with contextlib.closing(_Standby(shape, self._written or [], self._machine_for(shape))) as fresh:
+        with contextlib.closing(_Standby(shape, self._written or pages.Pages(), self._machine_for(shape))) as fresh:
             self._children[fresh.pid] = connection
             with contextlib.suppress(OSError):  # its namespaces could not be made: it says why
                 fresh.hand_over(request, stdio, connection)
@@ -425,9 +434,31 @@ class _Server:
             return
         if self._standby is None and self._wanted and not self._selector.select(0):
             with contextlib.suppress(OSError):  # too many processes, or no memory: the next request will say so
+                if self._command:
+                    importlib.import_module(_LAUNCHER).foresee(self._command)
+                    self._command = ()
                 if self._written is None:
-                    self._written = rehearsal.written_pages()
+                    self._written = self._rehearse(self._wanted[0])
                 self._standby = _Standby(self._wanted[0], self._written, self._machine_for(self._wanted[0]))
+
+    def _rehearse(self, shape: dict[str, Any] | None) -> pages.Pages:
+        """Run a rehearsal as a process of this shape; return which memory it wrote to."""
+        if not rehearsal.is_possible():
+            return pages.Pages()
+        plan = None if shape is None else {**shape, "mounts": [*shape.get("mounts", ()), *_REHEARSED_MOUNTS]}
+        request = Request("shallop_pod.rehearsal", (), dict(os.environ), plan=plan)
+        connection, listener = socket.socketpair()
+        answer, told = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        with connection, listener, open(answer) as file:
+            with contextlib.closing(_Standby(shape, pages.Pages(), self._machine_for(shape))) as standby:
+                standby.hand_over(request, (null, told, null), connection)
+            os.close(told)
+            os.close(null)
+            text = file.read()
+        with contextlib.suppress(ValueError):  # it was killed before it had told everything
+            return pages.Pages(json.loads(text))
+        return pages.Pages()
 
     def _machine_for(self, shape: dict[str, Any] | None) -> _Machine | None:
         """Return the machine as processes of this shape see it now; None for those that see it as this one does."""
@@ -479,7 +510,7 @@ def _report(connection: socket.socket, exit_: Exit, *, final: bool) -> None:
 class _Standby:
     """A forked child that waits for its request, seen by the zygote."""
 
-    def __init__(self, shape: dict[str, Any] | None, written: pages.Ranges, machine: _Machine | None) -> None:
+    def __init__(self, shape: dict[str, Any] | None, written: pages.Pages, machine: _Machine | None) -> None:
         self._shape = shape
         self._machine = machine
         # One end for the process, one for who stays outside of its PID namespace and reports.
@@ -487,9 +518,10 @@ class _Standby:
         self._control, control = socket.socketpair()
         # Only root can go without a process in between.
         is_first = shape is not None and shape.get("pid") and not shape.get("user")
-        self.pid = _isolation().fork_first() if is_first else os.fork()
-        if self.pid == 0:
-            _stand_by(shape, machine and machine.surroundings, inlet, control, written)
+        with pages.owned_by_forks(written if shape is None or is_first else pages.Pages()):
+            self.pid = _isolation().fork_first() if is_first else os.fork()
+            if self.pid == 0:
+                _stand_by(shape, machine and machine.surroundings, inlet, control, written)
         inlet.close()
         control.close()
 
@@ -551,7 +583,7 @@ def _stand_by(
     surroundings: Any,
     inlet: socket.socket,
     control: socket.socket,
-    written: pages.Ranges,
+    written: pages.Pages,
 ) -> NoReturn:
     """Be a standby: prepare, wait for the request, run it; never returns."""
     try:
@@ -562,7 +594,8 @@ def _stand_by(
             entrance = _isolation().Entrance(shape, surroundings)
             if entrance.forks:
                 told, tell = os.pipe()
-                inner = os.fork()
+                with pages.owned_by_forks(written):
+                    inner = os.fork()
                 if inner:
                     inlet.close()
                     os.close(told)
@@ -572,7 +605,7 @@ def _stand_by(
                 pid = int(os.read(told, 20))
                 os.close(told)
             entrance.finish()
-        _wait_for_request(pid, entrance, inlet, control, written)
+        _wait_for_request(pid, entrance, inlet, control)
     except Exception as error:
         text = f"isolation: {error}"
         inlet.close()
@@ -582,12 +615,8 @@ def _stand_by(
         os._exit(128)
 
 
-def _wait_for_request(
-    pid: int, entrance: Any, inlet: socket.socket, control: socket.socket, written: pages.Ranges
-) -> NoReturn:
+def _wait_for_request(pid: int, entrance: Any, inlet: socket.socket, control: socket.socket) -> NoReturn:
     """Run the request that comes; ``pid`` is this process as seen from outside."""
-    if not select.select([inlet], [], [], 0)[0]:
-        pages.own(written)
     received = _receive_with_descriptors(inlet, 4)
     if received is None:
         os._exit(0)

@@ -24,7 +24,7 @@ def test_pools_of_threads_work_after_a_rehearsal(monkeypatch: pytest.MonkeyPatch
     launcher.main = main  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "shallop_pod.launcher", launcher)
     monkeypatch.setitem(sys.modules, rehearsal._EXECUTOR, ModuleType("executor"))
-    rehearsal.rehearse()
+    rehearsal.rehearse(times=1)
     assert ended == [True]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert pool.submit(int, "7").result() == 7
