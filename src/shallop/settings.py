@@ -11,6 +11,8 @@ from shallop.errors import SettingsError
 
 __all__ = ["Settings"]
 
+_SHARED = ("artifacts", "tuning")  # folders of the home for Pods: artifacts of runs, files of trials
+
 
 def _default_home() -> Path:
     return Path(os.environ.get("SHALLOP_HOME") or Path.home() / ".shallop")
@@ -147,6 +149,25 @@ class Settings:
         if self.host_paths == "any":
             return None
         return () if self.host_paths == "none" else tuple(Path(text.strip()) for text in self.host_paths.split(","))
+
+    def refused_path(self, path: Path) -> str:
+        """
+        Say why nothing that users wrote may read or mount a path of this machine; empty when it may. Pure.
+
+        What the platform shares with Pods anyway may always be used, the rest of its home never: its token is there.
+
+        Args:
+            path: real, all links followed.
+        """
+        home = Path(os.path.realpath(self.home))
+        if any(path.is_relative_to(home / name) for name in _SHARED):
+            return ""
+        if path.is_relative_to(home):
+            return f"belongs to the platform; Pods may use what is outside of {home}"
+        allowed = self.host_path_folders
+        if allowed is None or any(path.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+            return ""
+        return f"may not be used: this platform was started with '--host-paths {self.host_paths}'"
 
     @property
     def artifacts(self) -> Path:

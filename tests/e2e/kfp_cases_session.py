@@ -107,6 +107,11 @@ def plus(a: int, b: int) -> int:
     return a + b
 
 
+@dsl.component(base_image=IMAGE)
+def join(text: str) -> str:
+    return text
+
+
 @dsl.pipeline(name="pairs")
 def pairs() -> list:
     with dsl.ParallelFor([1, 2]) as outer, dsl.ParallelFor([10, 20, 30]) as inner:
@@ -143,6 +148,8 @@ def flow(level: int = 3, empty: list = []):  # noqa: B006
         read_one(file=one)
     add(numbers=pairs().output).set_display_name("of pairs")
     add(numbers=grid().output).set_display_name("of the grid")
+    with dsl.ParallelFor([{"a": 1, "b": "x"}]) as outer, dsl.ParallelFor([7, 8]) as inner, dsl.If(inner != 7):
+        join(text=f"{outer.a}{outer.b}-{inner}")
     with dsl.If(level > 5):
         high = double(number=1).set_display_name("high")
     with dsl.Elif(level == 4):
@@ -294,6 +301,8 @@ def things(uri: str, file: str):
     describe(model=two.output).set_display_name("again")
     local = dsl.importer(artifact_uri=file, artifact_class=Dataset, download_to_workspace=True)
     in_workspace(data=local.output, root=dsl.WORKSPACE_PATH_PLACEHOLDER)
+    web = dsl.importer(artifact_uri=f"{URL}/apis/v2beta1/healthz", artifact_class=Dataset, download_to_workspace=True)
+    in_workspace(data=web.output, root=dsl.WORKSPACE_PATH_PLACEHOLDER).set_display_name("from the web")
 
 
 # ---- Kubernetes
@@ -385,8 +394,10 @@ def memory() -> str:
 
 
 @dsl.pipeline(name="named")
-def named(secrets: list, config: str, spot: dict, more: list, pins: dict, where: dict, pull: str):
+def named(secrets: list, config: str, spot: dict, more: list, pins: dict, where: dict, pull: str, image: str, cpu: str):
     """Names and settings that are parameters of the pipeline, or items of a loop."""
+    sized = double(number=21).set_container_image(image).set_cpu_request(cpu).set_cpu_limit(cpu)
+    sized.set_memory_limit("64Mi").set_display_name("sized")
     with dsl.ParallelFor(secrets) as secret:
         seen = look(names=["USER_NAME", "COLOUR"], files=["/secret/username", "/config/colour"])
         seen.set_display_name("looped")
@@ -483,6 +494,8 @@ PIPELINES = {
                 }
             },
             "pull": "case-none",
+            "image": IMAGE,
+            "cpu": "150m",
         },
     ),
     "brief": (brief, {}),

@@ -120,6 +120,7 @@ def test_loops_and_branches(cases: Cases) -> None:
     assert output(seen, "of pairs") == "[[11, 21, 31], [12, 22, 32]]"
     assert output(seen, "one of") == 32
     assert output(seen, "yes") == 8
+    assert output(seen, "join") == "1x-8"
     assert not tasks(seen, "no")
     assert sorted(task["output_parameters"]["Output"] for task in tasks(seen, "read-one")) == [
         "5 {'number': 5, 'odd': True, 'parts': [5, {'half': 2.5}]}",
@@ -179,10 +180,11 @@ def test_artifacts_placeholders_and_importers(cases: Cases) -> None:
     assert output(seen, "embedded") == "embedded \u00e9"
     model = json.dumps(["s3://bucket/model", {"of": "a s3://bucket/model", "ok": True, "rows": 3}])
     assert output(seen, "describe") == output(seen, "again") == model
-    first, again, local = (task for task in seen["tasks"] if task["kind"] == "importer")
+    first, again, local, _ = (task for task in seen["tasks"] if task["kind"] == "importer")
     ids = [task["outputs"]["artifact"]["artifact_ids"] for task in (first, again, local)]
     assert len({json.dumps(id_) for id_ in ids}) == 3
     assert output(seen, "in-workspace") == "True embedded \u00e9 True"
+    assert output(seen, "from the web").startswith('True {"multi_user":false')
 
 
 def test_settings_of_kubernetes(cases: Cases) -> None:
@@ -227,6 +229,7 @@ def test_names_and_settings_that_are_parameters(cases: Cases) -> None:
         for name in ("anne \u00e9", "second")
     ]
     assert output(seen, "placed") == output(seen, "placed too") == "tmpfs"
+    assert output(seen, "sized") == 42
 
 
 def test_settings_reach_the_pod(cases: Cases, platform: Any) -> None:
@@ -242,6 +245,9 @@ def test_settings_reach_the_pod(cases: Cases, platform: Any) -> None:
     assert preferred["weight"] == 5
     (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert term == {"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "Exists"}]}
+    sized = placed["root/double"]["spec"]["containers"][0]
+    assert sized["resources"] == {name: {"cpu": "150m", "memory": "64Mi"} for name in ("requests", "limits")}
+    assert sized["image"] == "python:3.11"
     assert spec["imagePullSecrets"] == [{"name": "case-none"}]
     assert spec["containers"][0]["securityContext"] == {"runAsUser": 12345, "runAsGroup": 12346}
     # What has no effect here is said.

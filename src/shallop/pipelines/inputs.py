@@ -162,7 +162,13 @@ def resolve_inputs(scope: Scope, task: Task, component: Component) -> Values:
         definition = definitions.get(name)
         if value is not _MISSING and value is not None:
             kind = definition.kind if definition else ""
-            parameters[name] = _fit(value, kind, f"Input '{name}' of task '{scope.task_name}'")
+            try:
+                parameters[name] = _fit(value, kind, f"Input '{name}' of task '{scope.task_name}'")
+            except InputError:
+                # The compiler declares all fields of a loop's item with the type of the first one.
+                if component.dag is None or "-subvar-" not in name:
+                    raise
+                parameters[name] = value
         elif definition and not definition.is_optional and not definition.has_default:
             raise InputError(_missing_text(scope, name, source))
     item = _item_input(task)

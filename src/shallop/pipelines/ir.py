@@ -469,10 +469,13 @@ def parse_pipeline(spec: Mapping[str, Any], platform: Mapping[str, Any] | None =
     _refuse_other_documents(spec)
     parsed = convert(dict(spec), _PipelineSpec)
     kubernetes, config = _parse_platform(platform)
+    from shallop.pipelines.loopitems import pass_loop_items  # works on the Structs above
+
+    root, components = pass_loop_items(parsed.root, parsed.components)
     return Pipeline(
         info=parsed.pipeline_info,
-        root=parsed.root,
-        components=parsed.components,
+        root=root,
+        components=components,
         executors=parsed.deployment_spec.executors,
         kubernetes=kubernetes,
         config=config,

@@ -29,7 +29,7 @@ _PARAMETER = re.compile(rf"\.inputs\.parameters{_KEY}")
 _ARTIFACT = re.compile(rf"\.(inputs|outputs)\.artifacts{_KEY}(?:\.(uri|path|name|metadata)(?:{_KEY})?)?")
 _OUTPUT_FILE = re.compile(rf"\.outputs\.parameters{_KEY}\.output_file")
 _OUTPUT_METADATA = (".outputs.output_file", ".outputMetadataUri")
-_LOCAL_PREFIXES = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/", "file://": ""}
+_LOCAL_PREFIXES = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
 _STRUCTURE = re.compile(r"\s*\{\s*\"(IfPresent|Concat)\"")
 _MISSING = object()
 
@@ -172,11 +172,12 @@ def local_path(uri: str, metadata: Mapping[str, Any] | None = None) -> str:
 
     Source: ``Artifact._get_path`` of ``kfp.dsl``, which does the same inside the component.
     """
-    if (metadata or {}).get("_kfp_workspace"):
-        return f"{WORKSPACE_PATH}/.artifacts/{re.sub(r'^[a-z0-9]+://', '', uri)}"
+    path = uri
     if uri.startswith("oci://"):
-        return f"/oci/{uri.removeprefix('oci://').replace('/', '_')}/models"
+        path = f"/oci/{uri.removeprefix('oci://').replace('/', '_')}/models"
     for scheme, prefix in _LOCAL_PREFIXES.items():
         if uri.startswith(scheme):
-            return prefix + uri.removeprefix(scheme)
-    return uri
+            path = prefix + uri.removeprefix(scheme)
+    if (metadata or {}).get("_kfp_workspace"):
+        return f"{WORKSPACE_PATH}/.artifacts/{path.lstrip('/')}"
+    return path.removeprefix("file://")

@@ -210,9 +210,9 @@ class RunDriver:
         self._earlier = await self._database.read(lambda c: load_earlier(c, row["reuse"]))
         self._pipeline = await asyncio.to_thread(parse_pipeline, document)
         root = row["pipeline_root"] or await self._default_root(row)
-        self._staging = Staging(
-            self._driver.client, self.namespace, self._driver.services.settings.staging / self.run_id, root
-        )
+        settings = self._driver.services.settings
+        folder = settings.staging / self.run_id
+        self._staging = Staging(self._driver.client, self.namespace, folder, root, settings.refused_path)
         self._info = self._run_info(row, root)
         self._service_account = row["service_account"]
         events: list[Event] = []
@@ -663,7 +663,7 @@ class RunDriver:
         volume = self._driver.services.settings.volumes / self.namespace / workspace_claim_name(self._info)
         marked = {**action.metadata, "_kfp_workspace": True}
         below = local_path(action.uri, marked).removeprefix(WORKSPACE_PATH).lstrip("/")
-        await self._staging.bring_to(action.uri, volume / below)
+        await self._staging.bring_to(action.uri, volume, below)
         return msgspec.structs.replace(action, metadata=marked)
 
     async def _import(self, action: ImportArtifact) -> Event:

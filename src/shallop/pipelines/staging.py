@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from shallop.errors import ObjectStoreError
@@ -23,6 +26,8 @@ from shallop.store.objects import Access, download, exists, is_object_uri, uploa
 
 __all__ = ["Staging", "tidy_staging"]
 
+_WEB = aiohttp.ClientTimeout(total=3600, sock_connect=10, sock_read=60)
+
 
 class Staging:
     """
@@ -32,10 +37,12 @@ class Staging:
         namespace: of the Pods; its ConfigMap and Secrets say how object stores are reached.
         folder: of this run alone.
         root: the run's pipeline root; a plain directory needs no transfer of outputs.
+        refused: says why a real path may not be read for users, empty when it may: URIs and links are theirs.
     """
 
-    def __init__(self, client: Client, namespace: str, folder: Path, root: str) -> None:
+    def __init__(self, client: Client, namespace: str, folder: Path, root: str, refused: Callable[[Path], str]) -> None:
         self._client = client
+        self._refused = refused
         self._namespace = namespace
         self._folder = folder
         self._root = root.partition("?")[0].rstrip("/") if is_object_uri(root) else ""
@@ -86,22 +93,50 @@ class Staging:
                     raise ObjectStoreError(f"Input artifact '{artifact.name}': nothing is at {artifact.uri}.")
         return msgspec.structs.replace(artifact, uri=str(path))
 
-    async def bring_to(self, uri: str, path: Path) -> None:
+    async def bring_to(self, uri: str, volume: Path, below: str) -> None:
         """
-        Bring an artifact, from a store or from this machine, to a path; nothing happens when it is there.
+        Bring an artifact, from a store, a server or this machine, to a place below a volume; nothing when it is there.
 
         Raises:
-            ObjectStoreError: nothing is there, or its store cannot be used.
-            OSError: ``path`` cannot be written.
+            ObjectStoreError: nothing is there, it may not be read, or the place is not in the volume.
+            OSError: the volume cannot be written.
         """
+        path = await asyncio.to_thread(_place_in, volume, below)
         if await asyncio.to_thread(path.exists):
             return
         if is_object_uri(uri):
             found = await asyncio.to_thread(download, self._with_options(uri), path, await self._access(uri))
+        elif uri.startswith(("http://", "https://")):
+            found = await _fetch(uri, path)
         else:
-            found = await asyncio.to_thread(_copy, Path(uri.removeprefix("file://")), path)
+            found = await asyncio.to_thread(self._copy, Path(uri.removeprefix("file://")), path)
         if not found:
             raise ObjectStoreError(f"Nothing is at {uri}.")
+
+    def _copy(self, source: Path, target: Path) -> bool:
+        if not source.is_absolute() or not source.exists():
+            return False
+        self._check(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.part")
+        if source.is_dir():
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, temporary)
+        temporary.rename(target)
+        return True
+
+    def _check(self, path: Path) -> None:
+        """
+        Refuse to read for a user what this process may read and his Pods may not.
+
+        Raises:
+            ObjectStoreError: a file or folder, or a link within, leads there.
+        """
+        paths = [path, *(entry for folder, *names in os.walk(path) for entry in _links(Path(folder), *names))]
+        for one in paths:
+            if problem := self._refused(Path(os.path.realpath(one))):
+                raise ObjectStoreError(f"{one} {problem}.")
 
     def _path_of(self, uri: str) -> Path:
         if self._root and uri.startswith(f"{self._root}/"):
@@ -127,6 +162,7 @@ class Staging:
         if not self._root or not path.startswith(f"{self.local_root}/"):
             return path
         uri = self._root + path.removeprefix(self.local_root)
+        await asyncio.to_thread(self._check, Path(path))
         await asyncio.to_thread(upload, Path(path), self._with_options(uri), await self._access(uri))
         return uri
 
@@ -159,16 +195,44 @@ def _is_fetched(artifact: Artifact) -> bool:
     return is_object_uri(artifact.uri) and not artifact.metadata.get("_kfp_workspace")
 
 
-def _copy(source: Path, target: Path) -> bool:
-    if not source.is_absolute() or not source.exists():
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    if source.is_dir():
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, temporary)
-    temporary.rename(target)
+def _links(folder: Path, folders: list[str], files: list[str]) -> list[Path]:
+    return [path for name in (*folders, *files) if (path := folder / name).is_symlink()]
+
+
+def _place_in(volume: Path, below: str) -> Path:
+    """
+    Return where something lies below a volume, whatever links its users have made there.
+
+    Raises:
+        ObjectStoreError: that is not in the volume.
+    """
+    path = volume / below
+    folder = Path(os.path.realpath(path.parent))
+    if ".." in path.parts or not folder.is_relative_to(os.path.realpath(volume)):
+        raise ObjectStoreError(f"'{below}' is not a place in the workspace.")
+    return folder / path.name
+
+
+async def _fetch(uri: str, path: Path) -> bool:
+    """
+    Bring one file from a web server; False when it has none.
+
+    Raises:
+        ObjectStoreError: the server cannot be reached, or refuses.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+    try:
+        async with aiohttp.ClientSession(timeout=_WEB) as session, session.get(uri) as response:
+            if response.status in (404, 410):
+                return False
+            response.raise_for_status()
+            with await asyncio.to_thread(temporary.open, "wb") as file:
+                async for chunk in response.content.iter_chunked(1 << 20):
+                    await asyncio.to_thread(file.write, chunk)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise ObjectStoreError(f"{uri} cannot be read: {error or 'timeout'}; check the address.") from error
+    await asyncio.to_thread(temporary.rename, path)
     return True
 
 

@@ -50,6 +50,16 @@ INJECTED_TYPES = ("TASK_FINAL_STATUS", "TASK_CONFIG")
 _PIPELINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?")
 # What the SDK calls values that constants, conditions and settings of a task name beside what its component declares.
 _CHANNEL = "pipelinechannel--"
+# What the SDK calls settings of a task that are values of the run: set_cpu_limit(parameter), set_container_image(...).
+_SETTINGS = {
+    "base_image",
+    "accelerator_count",
+    "accelerator_type",
+    "cpu_limit",
+    "cpu_request",
+    "memory_limit",
+    "memory_request",
+}
 # Names become folders and parts of paths such as root/loop[2]/train.
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\\\[\]\x00-\x1f]{1,250}")
 
@@ -313,7 +323,7 @@ def _check_declared_inputs(task: Task, component: Component, path: str) -> Itera
     for side in ("parameters", "artifacts"):
         declared = getattr(component.input_definitions, side)
         for name in getattr(task.inputs, side):
-            if name in declared or name.startswith(_CHANNEL) or f"['{name}']" in readers:
+            if name in declared or name.startswith(_CHANNEL) or name in _SETTINGS or f"['{name}']" in readers:
                 continue
             names = ", ".join(declared) or "none"
             detail = (

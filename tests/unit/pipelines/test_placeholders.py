@@ -143,4 +143,7 @@ def test_local_paths(uri: str, path: str) -> None:
 
 
 def test_an_artifact_in_the_workspace_is_found_there() -> None:
-    assert local_path("s3://b/k", {"_kfp_workspace": True}) == "/kfp-workspace/.artifacts/b/k"
+    marked = {"_kfp_workspace": True}
+    assert local_path("s3://b/k", marked) == "/kfp-workspace/.artifacts/s3/b/k"
+    assert local_path("/data/x", marked) == "/kfp-workspace/.artifacts/data/x"
+    assert local_path("https://h/x", marked) == "/kfp-workspace/.artifacts/https://h/x"

@@ -485,15 +485,23 @@ def test_an_image_that_cannot_run_here_is_refused(play: Play) -> None:
     play(scenario)
 
 
-def test_an_importer_brings_its_artifact_to_the_workspace(play: Play) -> None:
+def importing(uri: str) -> dict[str, Any]:
+    """A pipeline that brings an artifact to its workspace."""
+    document = pipeline({"name": "a"})
+    importer = {"artifactUri": {"constant": uri}, "typeSchema": {"schemaTitle": "system.Dataset"}}
+    document["deploymentSpec"]["executors"]["exec-a"] = {"importer": importer | {"downloadToWorkspace": True}}
+    return document
+
+
+WITH_WORKSPACE = {"platforms": {"kubernetes": {"pipelineConfig": {"workspace": {"size": "1Gi"}}}}}
+
+
+def test_an_importer_brings_its_artifact_to_the_workspace(play: Play, tmp_path_factory: Any) -> None:
     async def scenario(world: World) -> None:
-        source = world.settings.home / "data.csv"
+        source = tmp_path_factory.mktemp("data") / "data.csv"
         source.write_text("a,b\n")
-        document = pipeline({"name": "a"})
-        importer = {"artifactUri": {"constant": str(source)}, "typeSchema": {"schemaTitle": "system.Dataset"}}
-        document["deploymentSpec"]["executors"]["exec-a"] = {"importer": importer | {"downloadToWorkspace": True}}
-        config = {"platforms": {"kubernetes": {"pipelineConfig": {"workspace": {"size": "1Gi"}}}}}
-        run_id = await world.submit({"pipeline_spec": document, "platform_spec": config})
+        document = importing(str(source))
+        run_id = await world.submit({"pipeline_spec": document, "platform_spec": WITH_WORKSPACE})
         assert (await world.over(run_id))["state"] == "SUCCEEDED"
         (artifact,) = (await world.tasks(run_id))["a"]["outputs"]["artifacts"]["artifact"]
         assert artifact["metadata"] == {"_kfp_workspace": True}
@@ -501,6 +509,26 @@ def test_an_importer_brings_its_artifact_to_the_workspace(play: Play) -> None:
         assert brought.read_text() == "a,b\n"
         failed = await world.over(await world.submit(document))
         assert "the pipeline has no workspace" in failed["error"]["message"]
+
+    play(scenario)
+
+
+def test_an_importer_reads_nothing_of_the_platform(play: Play, tmp_path_factory: Any) -> None:
+    async def scenario(world: World) -> None:
+        outside = tmp_path_factory.mktemp("data")
+        token = world.settings.home / "token"
+        token.write_text("secret")
+        (outside / "link").symlink_to(token)
+        (outside / "folder").mkdir()
+        (outside / "folder" / "link").symlink_to(world.settings.home)
+        through = outside / "folder" / "x" / ".." / ".." / "link"
+        for uri in (token, f"file://{token}", outside / "link", outside / "folder", through, "https:///../../x"):
+            document = {"pipeline_spec": importing(str(uri)), "platform_spec": WITH_WORKSPACE}
+            failed = await world.over(await world.submit(document))
+            assert failed["state"] == "FAILED", uri
+            message = failed["error"]["message"]
+            assert "belongs to the platform" in message or "not a place in the workspace" in message, message
+        assert not [path for path in world.settings.volumes.rglob("*") if path.is_file()]
 
     play(scenario)
 

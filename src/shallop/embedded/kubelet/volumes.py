@@ -30,7 +30,6 @@ __all__ = [
     "over_limit",
     "prepare_volumes",
     "references",
-    "refused_host_path",
     "token_seconds",
 ]
 
@@ -183,7 +182,7 @@ def _host_path(source: Mapping[str, Any], settings: Settings, where: str) -> Pat
     given, kind = source["path"], source.get("type") or ""
     # What is checked is what is mounted: a link may lead elsewhere.
     path = Path(os.path.realpath(given))
-    if problem := refused_host_path(path, settings):
+    if problem := settings.refused_path(path):
         raise NodeError(f"{where}.path: {given} {problem}")
     if kind == "DirectoryOrCreate":
         path.mkdir(parents=True, exist_ok=True)
@@ -196,25 +195,6 @@ def _host_path(source: Mapping[str, Any], settings: Settings, where: str) -> Pat
     return path
 
 
-def refused_host_path(path: Path, settings: Settings) -> str:
-    """
-    Say why Pods may not mount a path of the machine; empty when they may. Pure.
-
-    What the platform shares with Pods anyway may always be mounted, the rest of its home never: its token is there.
-    """
-    home = Path(os.path.realpath(settings.home))
-    if any(path.is_relative_to(home / name) for name in _SHARED):
-        return ""
-    if path.is_relative_to(home):
-        return f"belongs to the platform; Pods may mount what is outside of {home}"
-    allowed = settings.host_path_folders
-    if allowed is None or any(path.is_relative_to(os.path.realpath(folder)) for folder in allowed):
-        return ""
-    return f"may not be mounted: this platform was started with '--host-paths {settings.host_paths}'"
-
-
-# Folders of the home for Pods: artifacts of runs, files of trials.
-_SHARED = ("artifacts", "tuning")
 _HOST_PATH_TYPES: dict[str, tuple[Callable[[Path], bool], str]] = {
     "Directory": (Path.is_dir, "a directory"),
     "DirectoryOrCreate": (Path.is_dir, "a directory"),
@@ -261,7 +241,7 @@ def _claim(pod: Object, settings: Settings, lookup: Lookup, claim: str, where: s
         # What an administrator declared lies where they said; everything else is a folder of the platform's own.
         if source.get("path") and source["path"] != str(folder):
             folder = Path(os.path.realpath(source["path"]))
-            if problem := refused_host_path(folder, settings):
+            if problem := settings.refused_path(folder):
                 raise NodeError(f'{where}: persistentvolume "{name}": {source["path"]} {problem}')
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     return folder

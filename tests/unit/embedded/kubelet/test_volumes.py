@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shallop.embedded.kubelet.volumes import container_mounts, over_limit, prepare_volumes, refused_host_path
+from shallop.embedded.kubelet.volumes import container_mounts, over_limit, prepare_volumes
 from shallop.errors import NodeError, SettingsError
 from shallop.kube.objects import Object
 from shallop.settings import Settings
@@ -151,11 +151,11 @@ def test_a_host_path_leads_nowhere_into_the_platform(tmp_path: Path) -> None:
 def test_host_paths_may_be_limited_to_folders(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", host_paths=f"{tmp_path}/data,{tmp_path}/more")
     for path, allowed in (("data", True), ("more/x", True), ("database", False), ("", False), ("data/../x", False)):
-        problem = refused_host_path(Path(os.path.realpath(tmp_path / path)), settings)
+        problem = settings.refused_path(Path(os.path.realpath(tmp_path / path)))
         assert bool(problem) != allowed, path
     nothing = Settings(home=tmp_path / "home", host_paths="none")
-    assert "--host-paths none" in refused_host_path(tmp_path / "data", nothing)
-    assert refused_host_path(tmp_path / "home" / "artifacts" / "x", nothing) == ""
+    assert "--host-paths none" in nothing.refused_path(tmp_path / "data")
+    assert nothing.refused_path(tmp_path / "home" / "artifacts" / "x") == ""
     with pytest.raises(SettingsError, match="host_paths: 'data' is no absolute path"):
         Settings(host_paths="data")
 
