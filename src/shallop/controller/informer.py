@@ -13,7 +13,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from shallop.errors import ApiError, ExpiredError, NotFoundError
-from shallop.kube.client import Client
+from shallop.kube.client import Client, WatchEvent
 from shallop.kube.objects import Gvk, Key, Object, key_of
 
 __all__ = ["Change", "Informer", "Store"]
@@ -241,10 +241,12 @@ class _Feed:
                 call()
 
     async def _watch(self) -> None:
-        async for event in self._client.watch(self.gvk, resource_version=self._revision):
-            self._revision, self._heard = event.object["metadata"]["resourceVersion"], True
-            if event.type != "BOOKMARK":
-                self._change(key_of(event.object), None if event.type == "DELETED" else event.object)
+        await self._client.follow(self.gvk, resource_version=self._revision, tell=self._told)
+
+    def _told(self, event: WatchEvent) -> None:
+        self._revision, self._heard = event.object["metadata"]["resourceVersion"], True
+        if event.type != "BOOKMARK":
+            self._change(key_of(event.object), None if event.type == "DELETED" else event.object)
 
     def _change(self, key: Key, obj: Object | None) -> None:
         old = self.store._put(key, obj)

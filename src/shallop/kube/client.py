@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, Protocol
 
 from shallop.kube.objects import Gvk, Object, ResourceType
@@ -55,6 +55,14 @@ class Client(Protocol):
 
         Raises:
             ExpiredError: the revision is no longer in the log; list again.
+        """
+        ...
+
+    async def follow(self, gvk: Gvk, *, resource_version: str, tell: Callable[[WatchEvent], None]) -> None:
+        """
+        Call ``tell`` with what ``watch`` yields of all namespaces, as soon as it is known; returns where that ends.
+
+        In process ``tell`` runs before the write that it hears of returns: it must be short.
         """
         ...
 

@@ -114,6 +114,10 @@ class RemoteClient:
                     raise api_error(event["object"].get("code", 500), event["object"])
                 yield WatchEvent(event["type"], event["object"])
 
+    async def follow(self, gvk: Gvk, *, resource_version: str, tell: Callable[[WatchEvent], None]) -> None:
+        async for event in self.watch(gvk, resource_version=resource_version):
+            tell(event)
+
     async def create(self, obj: Object) -> Object:
         gvk = gvk_of(obj)
         path = await self._path(gvk, obj["metadata"].get("namespace", ""))

@@ -62,6 +62,10 @@ class Line:
             await asyncio.wait({cut, event})
             await stream.aclose()
 
+    async def follow(self, gvk: Gvk, *, resource_version: str, tell: Callable[[Any], None]) -> None:
+        async for event in self.watch(gvk, resource_version=resource_version):
+            tell(event)
+
 
 @asynccontextmanager
 async def informing() -> AsyncIterator[tuple[Any, Line, Informer, list[Change]]]:

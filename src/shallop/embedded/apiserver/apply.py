@@ -34,6 +34,8 @@ Tree = dict[str, Any]
 
 _MEMBER = "."
 _LEAF: Tree = {_MEMBER: {}}
+# FieldsV1 of a leaf: one for all, as most of a tree are leaves.
+_NONE: Tree = {}
 _UNTYPED = Schema()
 # Set by the server: owned by nobody.
 _SERVER_METADATA: Tree = {
@@ -181,6 +183,7 @@ def _shown(element: str) -> str:
 _encode_json = msgspec.json.Encoder().encode
 _compact = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode
 _quoted = json.encoder.encode_basestring
+_quoted_name = lru_cache(maxsize=100)(_quoted)
 
 
 def _encode(tree: Tree) -> Tree:
@@ -221,7 +224,7 @@ def _element(schema: Schema, item: Any) -> str:
         # As nearly all lists are.
         name = schema.keys[0]
         if type(value := item.get(name)) is str:
-            return f"k:{{{_quoted(name)}:{_quoted(value)}}}"
+            return f"k:{{{_quoted_name(name)}:{_quoted(value)}}}"
     return f"k:{_compact({key: _key_value(schema, item, key) for key in schema.keys})}"
 
 
@@ -733,15 +736,38 @@ def _first_entry(
 
 def _taken(old: Any, new: Any, schema: Schema) -> Tree | None:
     """``_encode`` of what ``_compare`` finds added or modified; None when that is nothing."""
-    if old is new or new is MISSING or (type(old) is dict and old == new and _encode_json(old) == _encode_json(new)):
+    if old is new or new is MISSING:
         return None
     if old is MISSING:
         return _everything_encoded(new, schema)
-    parts = _parts(old, new, schema)
+    kind = type(new)
+    if kind is not type(old) or (kind is not dict and kind is not list):
+        return _taken_parts(_parts(old, new, schema), old, new)
+    if kind is dict:
+        if old == new and _encode_json(old) == _encode_json(new):
+            return None
+        if schema.list_type == "atomic" or not (old or new):
+            return None if json_equal(old, new) else _NONE
+        tree: Tree = {}
+        for key, item in new.items():
+            before = old.get(key, MISSING)
+            if before is not item:
+                part = _taken(before, item, schema.properties.get(key) or _child(schema, key) or _UNTYPED)
+                if part is not None:
+                    tree[f"f:{key}"] = part
+        return tree or None
+    return _taken_parts(_parts(old, new, schema), old, new)
+
+
+def _taken_parts(parts: list[tuple[Any, Any, str, Schema]], old: Any, new: Any) -> Tree | None:
     if not parts:
-        return None if json_equal(old, new) else {}
-    found = ((key, _taken(before, after, child)) for before, after, key, child in parts)
-    return {key: part for key, part in found if part is not None} or None
+        return None if json_equal(old, new) else _NONE
+    tree: Tree = {}
+    for before, after, key, child in parts:
+        part = _taken(before, after, child)
+        if part is not None:
+            tree[key] = part
+    return tree or None
 
 
 def _new_entry(writer: _Manager, fields: Tree, now: str) -> Object:
@@ -774,13 +800,15 @@ def _with_creator(new: Object, creator: _Manager, schema: Schema, now: str) -> O
 def _created(value: Object, schema: Schema, structs: Mapping[str, Any]) -> Tree:
     """All paths of a new object, as FieldsV1 has them; ``structs`` were always there, only what they hold is new."""
     tree: Tree = {}
+    properties = schema.properties
     for key, item in value.items():
-        if type(item) is not dict and type(item) is not list:
-            tree[f"f:{key}"] = {}
+        kind = type(item)
+        if kind is not dict and kind is not list:
+            tree[f"f:{key}"] = _NONE
             continue
-        child = _child(schema, key) or _UNTYPED
+        child = properties.get(key) or _child(schema, key) or _UNTYPED
         inner = structs.get(key)
-        if inner is None or not isinstance(item, dict):
+        if inner is None or kind is not dict:
             tree[f"f:{key}"] = _everything_encoded(item, child)
         elif part := _created(item, child, inner):
             tree[f"f:{key}"] = part
@@ -789,29 +817,30 @@ def _created(value: Object, schema: Schema, structs: Mapping[str, Any]) -> Tree:
 
 def _everything_encoded(value: Any, schema: Schema) -> Tree:
     """``_encode`` of ``_everything``."""
-    if type(value) is dict and value and schema.list_type != "atomic":
-        for item in value.values():
-            if type(item) is dict or type(item) is list:
-                break
-        else:
-            return _leaves(tuple(value))
+    kind = type(value)
+    if not value or (kind is not dict and kind is not list) or schema.list_type == "atomic":
+        return _NONE
+    if kind is dict:
         tree: Tree = {}
+        properties = schema.properties
         for key, item in value.items():
-            is_leaf = type(item) is not dict and type(item) is not list
-            tree[f"f:{key}"] = {} if is_leaf else _everything_encoded(item, _child(schema, key) or _UNTYPED)
-    elif _is_granular_list(schema, value) and value:
+            kind = type(item)
+            if kind is not dict and kind is not list:
+                tree[f"f:{key}"] = _NONE
+            else:
+                child = properties.get(key) or _child(schema, key) or _UNTYPED
+                tree[f"f:{key}"] = _everything_encoded(item, child)
+    elif schema.list_type in ("set", "map"):
         items = schema.items or _UNTYPED
-        tree = {key: _everything_encoded(item, items) for key, item in _items(schema, value).items()}
+        tree = {}
+        for item in value:
+            element = _element(schema, item)
+            if element not in tree:
+                tree[element] = _everything_encoded(item, items)
     else:
-        return {}
-    tree[_MEMBER] = {}
+        return _NONE
+    tree[_MEMBER] = _NONE
     return tree
-
-
-@lru_cache(maxsize=1000)
-def _leaves(names: tuple[str, ...]) -> Tree:
-    """``_encode`` of a map that holds nothing but leaves; the same few come again and again."""
-    return {**{f"f:{name}": {} for name in names}, _MEMBER: {}}
 
 
 # Structs that a typed object of the real server always has, so that they are never "added".

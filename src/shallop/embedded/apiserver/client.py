@@ -12,8 +12,8 @@ from shallop.embedded.apiserver.resources import Registry, Resource
 from shallop.embedded.apiserver.reviews import is_review
 from shallop.embedded.apiserver.subresources import Subresources
 from shallop.embedded.apiserver.verbs import DeleteOptions, Verbs
-from shallop.embedded.apiserver.watching import open_watch
-from shallop.errors import NotFoundError
+from shallop.embedded.apiserver.watching import Event, follow, open_watch
+from shallop.errors import NotFoundError, UnavailableError
 from shallop.kube.client import ObjectList, WatchEvent
 from shallop.kube.objects import Gvk, Object, ResourceType, gvk_of, owner_reference
 
@@ -89,6 +89,22 @@ class LocalClient:
             for event in events:
                 if event.stored is not None:
                     yield WatchEvent(event.type, conversion.view(resource, event.stored))
+
+    async def follow(self, gvk: Gvk, *, resource_version: str, tell: Callable[[WatchEvent], None]) -> None:
+        resource = self._resource(gvk)
+        if resource.webhook is not None:
+            async for event in self.watch(gvk, resource_version=resource_version):
+                tell(event)
+            return
+
+        def told(event: Event) -> None:
+            served = self._resource(gvk)
+            if served.webhook is not None:
+                raise UnavailableError(f"{gvk.kind}: a webhook converts it now; follow it again")
+            if event.stored is not None:
+                tell(WatchEvent(event.type, conversion.view(served, event.stored)))
+
+        await follow(self._verbs.store, resource, int(resource_version), told)
 
     async def create(self, obj: Object) -> Object:
         resource = self._resource(gvk_of(obj))

@@ -152,17 +152,27 @@ Listener = Callable[[Change], None]
 
 
 class Subscription:
-    """Changes of one resource as they are committed; iterate with ``next``."""
+    """
+    Changes of one resource as they are committed: iterate with ``next``, or be called.
 
-    def __init__(self, resource: str, namespace: str) -> None:
+    With ``tell`` nobody has to wake up first: it hears of a change before the writer goes on, and gets it as long as it
+    does not raise.
+    """
+
+    def __init__(self, resource: str, namespace: str, tell: Listener | None = None) -> None:
         self.resource = resource
         self.namespace = namespace
+        self.error: Exception | None = None
+        self._told = tell
         self.pending: deque[Change] = deque()
         self.closed = False
         self.overflowed = False
         self._wakeup = asyncio.Event()
 
     def push(self, change: Change) -> None:
+        if self._told is not None:
+            self._tell(self._told, change)
+            return
         if len(self.pending) >= _QUEUE_LIMIT:
             # A reader that far behind lists again; holding its backlog would cost everybody's memory.
             self.overflowed = self.closed = True
@@ -171,9 +181,25 @@ class Subscription:
             self.pending.append(change)
         self._wakeup.set()
 
+    def _tell(self, tell: Listener, change: Change) -> None:
+        if self.closed:
+            return
+        try:
+            tell(change)
+        except Exception as error:
+            # The follower's defect is its own: whoever waits for ``ended`` gets it, not the writer.
+            self.error = error
+            self.close()
+
     def close(self) -> None:
         self.closed = True
         self._wakeup.set()
+
+    async def ended(self) -> None:
+        """Wait until it is closed; raises what ``tell`` raised."""
+        await self._wakeup.wait()
+        if self.error is not None:
+            raise self.error
 
     async def next(self, timeout_s: float | None = None) -> list[Change]:
         """Return what has come, waiting for at least one; empty on timeout or when closed."""
@@ -377,18 +403,23 @@ class ObjectsStore:
                 current[(new.namespace, new.name)] = change.old
         return [stored for _, stored in sorted(current.items())]
 
-    def subscribe(self, resource: str, namespace: str = "", *, after: int | None = None) -> Subscription:
+    def subscribe(
+        self, resource: str, namespace: str = "", *, after: int | None = None, tell: Listener | None = None
+    ) -> Subscription:
         """
         Follow a resource; ``after`` first replays the history behind that revision.
 
         Raises:
             ExpiredError: that history is gone.
         """
-        subscription = Subscription(resource, namespace)
+        subscription = Subscription(resource, namespace, tell)
         if after is not None and after < self.revision:
             for change in self._changes_after(after):
                 if change.new.resource == resource and namespace in ("", change.new.namespace):
-                    subscription.pending.append(change)
+                    if tell is None:
+                        subscription.pending.append(change)
+                    else:
+                        subscription.push(change)
         self._subscriptions.setdefault(resource, set()).add(subscription)
         return subscription
 
@@ -531,9 +562,10 @@ class ObjectsStore:
                     done.set_exception(UnavailableError(f"the object could not be stored: {error}"))
                 continue
             self._apply(change)
+            # Before the writer: what waits for a change (a Pod's node, a run) is of more hurry than who made it.
+            self._tell(change)
             if not done.done():
                 done.set_result(None)
-            self._tell(change)
         self._trim()
 
     def _apply(self, change: Change) -> None:
@@ -546,9 +578,6 @@ class ObjectsStore:
             self._index(new)
         self._remember(change)
         self._forget_decoded(change)
-        for subscription in self._subscriptions.get(new.resource, ()):
-            if subscription.namespace in ("", new.namespace):
-                subscription.push(change)
 
     def _remember(self, change: Change) -> None:
         """Add to the history; what has left the newest part of it stays on disk only."""
@@ -591,6 +620,10 @@ class ObjectsStore:
             except Exception:
                 # A listener's defect must not keep other writers waiting for ever.
                 log.exception("listener failed on %s %s", change.new.resource, change.new.name)
+        if subscriptions := self._subscriptions.get(change.new.resource):
+            for subscription in tuple(subscriptions):
+                if subscription.namespace in ("", change.new.namespace):
+                    subscription.push(change)
 
     def _set(self, new: Stored, *, remove: bool) -> None:
         names = self._objects.setdefault(new.resource, {}).setdefault(new.namespace, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from shallop.embedded.apiserver import conversion
@@ -16,7 +16,7 @@ from shallop.embedded.apiserver.selection import Predicate, select
 from shallop.errors import BadRequestError, ExpiredError, FieldError, InvalidError
 from shallop.kube.objects import Object
 
-__all__ = ["Event", "open_watch"]
+__all__ = ["Event", "follow", "open_watch"]
 
 _BOOKMARK_S = 60.0
 # An idle watch ends after half an hour to an hour, as on a real server, so that clients keep balancing.
@@ -45,6 +45,29 @@ def open_watch(
     predicate = select(resource, query.label_selector, query.field_selector)
     _check(query)
     return _run(store, converter, resource, namespace, query, predicate)
+
+
+async def follow(store: ObjectsStore, resource: Resource, after: int, tell: Callable[[Event], None]) -> None:
+    """
+    Call ``tell`` with each change of a resource that no webhook converts, in order, before its writer goes on.
+
+    Returns when the resource is served no longer or the store stops; raises what ``tell`` raises.
+
+    Raises:
+        ExpiredError: what came after that revision is no longer known.
+    """
+
+    def told(change: Change) -> None:
+        event = _event(resource, change, None)
+        if event is not None:
+            tell(event)
+
+    subscription = store.subscribe(resource.storage, after=after, tell=told)
+    try:
+        await subscription.ended()
+    finally:
+        subscription.close()
+        store.unsubscribe(subscription)
 
 
 def _check(query: WatchQuery) -> None:

@@ -146,6 +146,10 @@ class LateClient:
                 await asyncio.sleep(self._random.uniform(0, 0.02))
             yield event
 
+    async def follow(self, gvk: Gvk, *, resource_version: str, tell: Callable[[WatchEvent], None]) -> None:
+        async for event in self.watch(gvk, resource_version=resource_version):
+            tell(event)
+
 
 class DyingClient:
     """A client whose process is killed right after a number of writes: the last one is done, nobody learns of it."""
