@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from shallop.errors import AlreadyExistsError, ApiError, NotFoundError
 from shallop.kube.client import Client
@@ -21,7 +22,7 @@ __all__ = ["EventRecorder"]
 
 log = logging.getLogger(__name__)
 _EVENT = Gvk("v1", "Event")
-_REMEMBERED = 2048
+_REMEMBERED = 4096
 # What happened is of more hurry than telling of it: what is recorded meanwhile is written together, which takes a third
 # of the time for each. While one thing happens after the other, more waits for each other.
 _DELAY_S, _MAX_DELAY_S = 0.05, 0.2
@@ -41,12 +42,15 @@ class _Told(NamedTuple):
 
 @dataclass
 class _Batch:
-    """What waits to be written, of a recorder and of all named after it."""
+    """What waits to be written, or is being written, by one client: all its recorders write together."""
 
     waiting: list[_Told] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     delay_s: float = _DELAY_S
     begun_at: float = 0.0
+    counts: OrderedDict[str, int] = field(default_factory=OrderedDict)  # by the names of Events
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    last: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # by the names of Events
 
 
 class EventRecorder:
@@ -61,10 +65,7 @@ class EventRecorder:
         self._component = component
         self._host = host
         self._now = now
-        self._counts: OrderedDict[str, int] = OrderedDict()
-        self._batch = _Batch()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._last: dict[str, asyncio.Task[None]] = {}
+        self._batch = _BATCHES.setdefault(client, _Batch())
 
     def named(self, component: str) -> EventRecorder:
         """Return a recorder for another component that shares all else with this one."""
@@ -84,8 +85,8 @@ class EventRecorder:
     async def flush(self) -> None:
         """Write what has been recorded so far, now, and wait for it."""
         self._begin()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._batch.tasks:
+            await asyncio.gather(*self._batch.tasks, return_exceptions=True)
 
     def _begin(self) -> None:
         batch = self._batch
@@ -100,23 +101,24 @@ class EventRecorder:
         for told in waiting:
             event = told.recorder._render(told)
             name = event["metadata"]["name"]
-            task = asyncio.get_running_loop().create_task(self._write(event, self._last.get(name)))
-            self._last[name] = task
-            self._tasks.add(task)
+            task = asyncio.get_running_loop().create_task(self._write(event, batch.last.get(name)))
+            batch.last[name] = task
+            batch.tasks.add(task)
             task.add_done_callback(functools.partial(self._finish, name))
 
     def _count(self, name: str) -> int:
         """Count an Event; 1 = it has not been written yet, as far as we remember."""
-        count = self._counts.pop(name, 0) + 1
-        self._counts[name] = count
-        while len(self._counts) > _REMEMBERED:
-            self._counts.popitem(last=False)
+        counts = self._batch.counts
+        count = counts.pop(name, 0) + 1
+        counts[name] = count
+        while len(counts) > _REMEMBERED:
+            counts.popitem(last=False)
         return count
 
     def _finish(self, name: str, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self._last.get(name) is task:
-            del self._last[name]
+        self._batch.tasks.discard(task)
+        if self._batch.last.get(name) is task:
+            del self._batch.last[name]
 
     def _render(self, told: _Told) -> Object:
         _, obj, reason, message, type_, field_path, at = told
@@ -172,9 +174,12 @@ class EventRecorder:
     async def _known_count(self, event: Object) -> int:
         known = await self._client.get(_EVENT, event["metadata"]["name"], event["metadata"]["namespace"])
         count = int(known.get("count", 1))
-        self._counts[event["metadata"]["name"]] = count + 1
+        self._batch.counts[event["metadata"]["name"]] = count + 1
         return count
 
     async def _count_up(self, event: Object, count: int) -> None:
         patch = {"count": count, "lastTimestamp": event["lastTimestamp"]}
         await self._client.patch(_EVENT, event["metadata"]["name"], event["metadata"]["namespace"], patch)
+
+
+_BATCHES: WeakKeyDictionary[Client, _Batch] = WeakKeyDictionary()

@@ -95,6 +95,8 @@ class Manager:
         self._tasks: asyncio.TaskGroup | None = None
         # Kind of a child -> group and kind of its owner -> who wants to hear of it.
         self._owners: dict[Gvk, _Owners] = {}
+        # Kind -> who else wants to hear of its objects, and for which keys of its own.
+        self._mapped: dict[Gvk, _Mappings] = {}
 
     def informer(self, gvk: Gvk) -> Informer:
         """Return the shared informer of a kind; it starts at once when the manager runs."""
@@ -162,8 +164,18 @@ class Manager:
             self._own(queue, kind.gvk, gvk)
             self.informer(gvk).on_appeared(lambda: self._queue_all(controller))
         for watch in kind.watches:
-            self.informer(watch.gvk).add_handler(lambda change, w=watch: _mapped(queue, w.to_keys, change))  # type: ignore[misc]
+            self._map(watch.gvk, queue, watch.to_keys)
         self._tasks = tasks
+
+    def _map(self, gvk: Gvk, queue: WorkQueue[Key], to_keys: _ToKeys) -> None:
+        informer = self.informer(gvk)
+        mappings = self._mapped.get(gvk)
+        if mappings is None:
+            mappings = self._mapped[gvk] = []
+            informer.add_handler(partial(_mapped, mappings))
+        mappings.append((queue, to_keys))
+        for obj in informer.store.list():
+            _mapped([(queue, to_keys)], Change(None, obj))
 
     def _queue_all(self, controller: _Controller) -> None:
         for obj in self.cache(controller.kind.gvk).list():
@@ -257,7 +269,13 @@ def _owner_changed(owners: _Owners, change: Change) -> None:
             queue.add(Key(obj["metadata"].get("namespace", ""), reference["name"]))
 
 
-def _mapped(queue: WorkQueue[Key], to_keys: Callable[[Object], Iterable[Key]], change: Change) -> None:
-    for obj in (change.old, change.new):
-        for key in to_keys(obj) if obj else ():
-            queue.add(key)
+_ToKeys = Callable[[Object], Iterable[Key]]
+_Mappings = list[tuple[WorkQueue[Key], _ToKeys]]
+
+
+def _mapped(mappings: _Mappings, change: Change) -> None:
+    for obj in change:
+        if obj is not None:
+            for queue, to_keys in mappings:
+                for key in to_keys(obj):
+                    queue.add(key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import uuid
 from datetime import datetime
 
 from shallop.embedded.apiserver import defaults, failures, unhonoured, validation
@@ -14,7 +13,7 @@ from shallop.embedded.apiserver.requests import WriteOptions
 from shallop.embedded.apiserver.resources import Resource
 from shallop.embedded.apiserver.schema import CompiledSchema, builtin_schema, message_schema
 from shallop.errors import BadRequestError, FieldError, InvalidError
-from shallop.kube.objects import Gvk, Object, format_time
+from shallop.kube.objects import Gvk, Object, format_time, new_uid
 
 __all__ = [
     "check_body",
@@ -103,9 +102,8 @@ def check_body(resource: Resource, namespace: str, name: str, obj: Object) -> Ob
             )
     if namespace:
         metadata["namespace"] = namespace
-    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata} | {
-        key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")
-    }
+    identity = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
+    return identity | obj | identity
 
 
 def _plain_json(obj: Object) -> str:
@@ -211,7 +209,7 @@ def draft_create(
             metadata.pop(key, None)
     if not metadata.get("name") and metadata.get("generateName"):
         metadata["name"] = generate_name(metadata["generateName"])
-    metadata["uid"] = str(uuid.uuid4())
+    metadata["uid"] = new_uid()
     metadata["creationTimestamp"] = format_time(now)
     if resource.generation:
         metadata["generation"] = 1

@@ -38,19 +38,17 @@ _LEAF: Tree = {_MEMBER: {}}
 _NONE: Tree = {}
 _UNTYPED = Schema()
 # Set by the server: owned by nobody.
-_SERVER_METADATA: Tree = {
-    f"f:{name}": {_MEMBER: {}}
-    for name in (
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-        "generation",
-        "selfLink",
-        "managedFields",
-    )
-}
+_SERVER_NAMES = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "generation",
+    "selfLink",
+    "managedFields",
+)
+_SERVER_METADATA: Tree = {f"f:{name}": {_MEMBER: {}} for name in _SERVER_NAMES}
 _SERVER_FIELDS: Tree = {
     "f:metadata": {**_SERVER_METADATA, _MEMBER: {}},
     "f:apiVersion": {_MEMBER: {}},
@@ -652,8 +650,7 @@ def _same_managers(new: Object, old: Object) -> bool:
 
 
 def _without_server_fields(applied: Object) -> Object:
-    names = {element.removeprefix("f:") for element in _SERVER_METADATA}
-    metadata = {key: value for key, value in (applied.get("metadata") or {}).items() if key not in names}
+    metadata = {key: value for key, value in (applied.get("metadata") or {}).items() if key not in _SERVER_NAMES}
     return {**applied, "metadata": metadata}
 
 
@@ -784,13 +781,9 @@ def _new_entry(writer: _Manager, fields: Tree, now: str) -> Object:
 
 def _with_creator(new: Object, creator: _Manager, schema: Schema, now: str) -> Object:
     """What ``track_update`` returns where nobody owned anything before, at a third of its price."""
-    fields = _created(new, schema, _STRUCTS if schema.type_name else _PLAIN_STRUCTS)
-    for element in ("f:apiVersion", "f:kind"):
-        fields.pop(element, None)
-    if metadata := fields.get("f:metadata"):
-        fields["f:metadata"] = metadata = {k: v for k, v in metadata.items() if k not in _SERVER_METADATA}
-    if not metadata:
-        fields.pop("f:metadata", None)
+    given = {key: item for key, item in new.items() if key not in ("apiVersion", "kind")}
+    given["metadata"] = {key: item for key, item in new["metadata"].items() if key not in _SERVER_NAMES}
+    fields = _created(given, schema, _STRUCTS if schema.type_name else _PLAIN_STRUCTS)
     if not fields:
         return _without_managed_fields(new)
     entry = _new_entry(creator, fields, now)

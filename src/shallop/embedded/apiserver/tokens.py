@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import secrets
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -22,7 +21,7 @@ from shallop.embedded.apiserver.objects_store import ObjectsStore, encode_object
 from shallop.embedded.apiserver.requests import ADMIN, ANONYMOUS, AUTHENTICATED, User, account_groups
 from shallop.embedded.apiserver.tls import write_private
 from shallop.errors import ConflictError, FieldError, InvalidError, NotFoundError, UnauthorizedError
-from shallop.kube.objects import Object, format_time
+from shallop.kube.objects import Object, format_time, new_uid
 
 __all__ = ["AUDIENCE", "Tokens", "ensure_admin_token"]
 
@@ -132,7 +131,7 @@ class Tokens:
             "exp": int(expires.timestamp()),
             "iat": int(now.timestamp()),
             "iss": AUDIENCE,
-            "jti": str(uuid.uuid4()),
+            "jti": new_uid(),
             "kubernetes.io": bound,
             "nbf": int(now.timestamp()),
             "sub": f"system:serviceaccount:{metadata['namespace']}:{metadata['name']}",
