@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -63,10 +64,24 @@ def test_repetitions_count_up_though_the_recorder_is_another() -> None:
             events.record(pod("p"), "Failed", "once more")
         await events.flush()
         assert await told(client) == {("p", "Failed", "tester"): 3}
-        again = recorder(client)
+        # As after a restart: another client knows nothing of what this one wrote.
+        again = recorder(copy.copy(client))
         for _ in range(2):
             again.record(pod("p"), "Failed", "once more")
         await again.flush()
         assert await told(client) == {("p", "Failed", "tester"): 5}
+
+    run(scenario)
+
+
+def test_recorders_of_one_client_write_together() -> None:
+    async def scenario(client: Client) -> None:
+        before = int((await client.list(EVENT, "default")).resource_version)
+        first, second = recorder(client), EventRecorder(client, "kubelet", lambda: datetime.now(UTC), host="node")
+        first.record(pod("p"), "Scheduled", "it has a node")
+        second.record(pod("p"), "Started", "it runs")
+        await first.flush()
+        assert await told(client) == {("p", "Scheduled", "tester"): 1, ("p", "Started", "kubelet"): 1}
+        assert int((await client.list(EVENT, "default")).resource_version) == before + 2
 
     run(scenario)

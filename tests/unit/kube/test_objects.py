@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
-from shallop.kube.objects import Gvk, controller_of, owner_reference, parse_quantity, set_condition
+from shallop.kube.objects import Gvk, controller_of, new_uid, owner_reference, parse_quantity, set_condition
 
 T0, T1 = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -41,3 +42,11 @@ def test_the_controller_of_a_child_is_found() -> None:
     assert (controller_of(child) or {})["uid"] == "u"
     assert Gvk("apps/v1", "Deployment").group == "apps"
     assert Gvk("v1", "Pod").group == ""
+
+
+def test_a_uid_is_a_random_uuid() -> None:
+    uids = [new_uid() for _ in range(100)]
+    assert len(set(uids)) == 100
+    for uid in uids:
+        read = uuid.UUID(uid)
+        assert (str(read), read.version, read.variant) == (uid, 4, uuid.RFC_4122)

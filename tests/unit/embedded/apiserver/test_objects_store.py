@@ -321,3 +321,54 @@ def test_owners_are_indexed_through_changes() -> None:
         assert store.by_owner("u1") == []
 
     run(None, test)
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+def test_a_follower_hears_of_a_write_before_its_writer_goes_on(tmp_path: Path, synchronous: str) -> None:
+    async def test(store: ObjectsStore) -> None:
+        await put(store, "a", k="1")
+        heard: list[tuple[int, str]] = []
+
+        def tell(change: objects_store.Change) -> None:
+            # What it hears of is on the disk, and what readers get.
+            with sqlite3.connect(tmp_path / "objects.db") as db:
+                [(last,)] = db.execute("SELECT max(revision) FROM versions").fetchall()
+            assert last >= change.revision == store.revision
+            heard.append((change.revision, change.new.name))
+
+        store.subscribe("configmaps", after=1000, tell=tell)
+        assert heard == [(1001, "a")]
+        await put(store, "b")
+        assert heard[1:] == [(1002, "b")]
+        await asyncio.gather(put(store, "c"), put(store, "d"))
+        assert heard[2:] == [(1003, "c"), (1004, "d")]
+
+    run(tmp_path / "objects.db", test, synchronous)
+
+
+def test_a_follower_that_fails_ends_and_disturbs_nobody() -> None:
+    async def test(store: ObjectsStore) -> None:
+        calls: list[int] = []
+
+        def tell(change: objects_store.Change) -> None:
+            calls.append(change.revision)
+            raise ValueError("a defect")
+
+        failing, other = store.subscribe("configmaps", tell=tell), store.subscribe("configmaps")
+        await put(store, "a")
+        await put(store, "b")
+        assert calls == [1001]
+        with pytest.raises(ValueError, match="a defect"):
+            await failing.ended()
+        assert [change.new.name for change in await other.next()] == ["a", "b"]
+
+    run(None, test)
+
+
+def test_a_follower_ends_where_its_resource_does() -> None:
+    async def test(store: ObjectsStore) -> None:
+        subscription = store.subscribe("configmaps", tell=lambda change: None)
+        store.close_subscriptions("configmaps")
+        await asyncio.wait_for(subscription.ended(), 30)
+
+    run(None, test)
