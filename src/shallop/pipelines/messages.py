@@ -40,7 +40,6 @@ __all__ = [
     "RUN_LIST",
     "STORAGE_STATE",
     "TASK",
-    "TASK_LIST",
     "VISUALIZATION",
     "Message",
     "format_micros",
@@ -409,7 +408,6 @@ PIPELINE_VERSION_LIST = _list_of(PIPELINE_VERSION, "pipeline_versions")
 RUN_LIST = _list_of(RUN, "runs")
 ARTIFACT_LIST = _list_of(ARTIFACT, "artifacts")
 ARTIFACT_TASK_LIST = _list_of(ARTIFACT_TASK, "artifact_tasks")
-TASK_LIST = _list_of(TASK, "tasks")
 RECURRING_RUN_LIST = _list_of(RECURRING_RUN, "recurring_runs", camel=("recurring_runs",))
 
 

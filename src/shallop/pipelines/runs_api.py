@@ -18,7 +18,7 @@ from shallop.pipelines.access import Access
 from shallop.pipelines.errors_wire import endpoint, precondition
 from shallop.pipelines.http import empty, json_reply, json_text, list_text, read_message, reply, warned
 from shallop.pipelines.listing import RUN_KEYS, next_token, parse_page
-from shallop.pipelines.messages import RUN, RUN_LIST, TASK, TASK_LIST, render, to_micros
+from shallop.pipelines.messages import RUN, RUN_LIST, render, to_micros
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.submission import (
     Submission,
@@ -30,7 +30,7 @@ from shallop.pipelines.submission import (
     new_run,
     pipeline_of,
 )
-from shallop.pipelines.taskdetails import task_messages
+from shallop.pipelines.taskdetails import render_tasks
 
 __all__ = ["RunsApi", "run_message"]
 
@@ -132,7 +132,8 @@ class RunsApi:
             if len(rows) > page.size:
                 rows.pop()
                 token = next_token(page, rows[-1]["execution"], rows[-1]["id"])
-            return list_text(TASK_LIST, "tasks", _some_details(connection, rows), tables.Listed(rows, total, token))
+            page_json = {"tasks": _some_details(connection, rows), "next_page_token": token, "total_size": total}
+            return json_text({name: value for name, value in page_json.items() if value})
 
         return json_reply(await self._database.read(read))
 
@@ -150,7 +151,7 @@ class RunsApi:
         found = await self._database.read(read)
         if not found:
             raise _no_task(id_)
-        return reply(TASK, found[0])
+        return json_reply(json_text(found[0]))
 
     async def delete(self, request: Request) -> Response:
         row = await self._find(request, "delete")
@@ -217,15 +218,16 @@ def _run_text(connection: sa.Connection, id_: str) -> str | None:
         # What it was made from is deleted: a reference would lead nowhere, its document is still there.
         row = row | {"pipeline_id": "", "pipeline_version_id": ""}
     message = run_message(row, tables.get_documents(connection, _own_specs([row])))
+    answer = render(RUN, message)
     if details := _details(connection, id_):
-        message["run_details"] = {"task_details": details}
-    return json_text(render(RUN, message))
+        answer["run_details"] = {"task_details": details}
+    return json_text(answer)
 
 
 def _details(connection: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     tasks = tables.get_task_states(connection, run_id)
     below = [(task["parent_id"], task["id"]) for task in tasks]
-    return task_messages(tasks, tables.get_run_links(connection, run_id), below) if tasks else []
+    return render_tasks(tasks, tables.get_run_links(connection, run_id), below) if tasks else []
 
 
 def _some_details(connection: sa.Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -234,7 +236,7 @@ def _some_details(connection: sa.Connection, rows: list[dict[str, Any]]) -> list
         return []
     run_id, ids = rows[0]["run_id"], [row["id"] for row in rows]
     links = tables.get_run_links(connection, run_id, ids)
-    return task_messages(rows, links, tables.get_children(connection, run_id, ids))
+    return render_tasks(rows, links, tables.get_children(connection, run_id, ids))
 
 
 def _no_task(id_: str) -> NotFoundError:
