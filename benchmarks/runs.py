@@ -4,9 +4,10 @@ How the engine of pipelines behaves with many tasks and many runs, on a whole in
 Run: ``python benchmarks/runs.py [large] [cached] [fair] [stored]``; without names all of them. A task is a container
 that does nothing (``true``): what is measured is the platform. ``control_plane_cpu_ms`` is the processor time of the
 control-plane process per task: engine, API and node agent together, without shims and tasks. ``large`` takes other
-sizes after ``--tasks`` and other shapes after ``--shapes``; ``*_p95_ms`` are requests while the run goes on, and
-``rss_*`` the memory of the control plane before, at most, and at the end. Results are in ``results/runs.json``: rows
-that are measured replace those of the same ``what``.
+sizes after ``--tasks`` and other shapes after ``--shapes``. It has each run twice: alone, for times, processor time and
+``rss_*``, the memory of the control plane before, at most, and at the end; and for at most a minute beside clients that
+ask for pages one after the other: ``*_p95_ms`` are their requests. Results are in ``results/runs.json``: rows that are
+measured replace those of the same ``what``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from shallop.priority import take_precedence
 
 TASKS = (100, 1000, 10_000)
 STORED = 10_000
+ASKED_S = 60.0
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 Row = dict[str, Any]
@@ -59,18 +61,28 @@ class Server:
         return str(self.call("/runs", body)["run_id"])
 
     def state(self, run_id: str) -> Row:
-        """Return a run without its tasks: asking must not cost what is measured."""
-        return dict(self.call(f"/runs?filter={_only('id', run_id)}")["runs"][0])
+        """Return a run without its document and tasks: asking must not cost what is measured."""
+        return dict(self.call(f"/runs?view=SUMMARY&filter={_only('id', run_id)}")["runs"][0])
 
-    def ended(self, run_id: str, timeout_s: float = 1800.0) -> Row:
+    def wait(self, run_id: str, *, pause_s: float = 0.2, timeout_s: float = 1800.0) -> Row:
+        """Return a run when it is over."""
         deadline = time.monotonic() + timeout_s
         while (run := self.state(run_id))["state"] not in _ENDED:
             if time.monotonic() > deadline:
                 raise SystemExit(f"run {run_id} is still {run['state']}")
-            time.sleep(0.2)
+            time.sleep(pause_s)
+        return run
+
+    def ended(self, run_id: str, *, pause_s: float = 0.2) -> Row:
+        """Return a run when it has ended well."""
+        run = self.wait(run_id, pause_s=pause_s)
         if run["state"] != "SUCCEEDED":
             raise SystemExit(f"run {run_id} ended {run['state']}: {run.get('error')}")
         return run
+
+    def terminate(self, run_id: str) -> None:
+        self.call(f"/runs/{run_id}:terminate", {})
+        self.wait(run_id)
 
     def cpu_s(self) -> float:
         return cpu_s(self.pid)
@@ -166,50 +178,64 @@ def _listing(server: Server, count: int) -> list[float]:
 
 
 def large(server: Server, sizes: tuple[int, ...], shapes: tuple[str, ...]) -> list[Row]:
-    """Runs of more and more tasks, and how the pages that people look at answer all the while."""
+    """Runs of more and more tasks, and how the pages that people look at answer beside such a run."""
     rows = []
     server.ended(server.submit(chain(2)))
     server.ended(server.submit(fan_out(1, cached=True)))  # whose outputs all of "cached" have
     for shape in shapes:
         for count in sizes:
-            stored = int(server.call("/runs?page_size=1").get("total_size", 0))
-            cpu, begun, before = server.cpu_s(), time.perf_counter(), server.rss_mib()
-            run_id = server.submit(SHAPES[shape](count))
-            created = time.perf_counter() - begun
-            asked = {"list": [], "run": [], "home": []} | ({"tree": []} if count <= 1000 else {})
-            peak, pause_until = before, 0.0
-            while server.state(run_id)["state"] not in _ENDED:
-                peak = max(peak, server.rss_mib())
-                asked["list"] += [server.seconds(path) for path in _pages("list", run_id)]
-                if time.perf_counter() > pause_until:
-                    begun_asking = time.perf_counter()
-                    for name in asked.keys() - {"list"}:
-                        asked[name] += [server.seconds(path) for path in _pages(name, run_id)]
-                    # Large answers cost what they cost; asked for without end they would be most of what is measured.
-                    pause_until = 11 * time.perf_counter() - 10 * begun_asking
-                time.sleep(0.2)
-            server.ended(run_id)
-            seconds, cpu = time.perf_counter() - begun, server.cpu_s() - cpu
-            rows.append(
-                {
-                    "what": f"{shape} of {count}",
-                    "tasks": count,
-                    "runs_stored": stored,
-                    "seconds": round(seconds, 2),
-                    "ms_per_task": round(seconds * 1000 / count, 2),
-                    "control_plane_cpu_ms": round(cpu * 1000 / count, 2),
-                    "submit_ms": round(created * 1000, 1),
-                    **{f"{name}_p95_ms": _percentile(samples, 0.95) for name, samples in asked.items() if samples},
-                    "run_at_end_ms": _percentile([server.seconds(f"/runs/{run_id}") for _ in range(5)], 0.5),
-                    "tree_at_end_ms": _percentile([server.seconds(f"/runs/{run_id}/tasks") for _ in range(5)], 0.5),
-                    "rss_before": before,
-                    "rss_peak": peak,
-                    "rss_end": server.rss_mib(),
-                    **stamp(),
-                }
-            )
-            print(rows[-1], flush=True)
+            spec = SHAPES[shape](count)
+            row = {"what": f"{shape} of {count}", "tasks": count, **_alone(server, spec, count)}
+            row |= _beside(server, spec, trees=count <= 1000) | stamp()
+            rows.append(row)
+            print(row, flush=True)
     return rows
+
+
+def _alone(server: Server, spec: Any, count: int) -> Row:
+    """Run while nobody asks for anything but, twice a second, whether it is over."""
+    stored = int(server.call("/runs?page_size=1&view=SUMMARY").get("total_size", 0))
+    cpu, begun, before = server.cpu_s(), time.perf_counter(), server.rss_mib()
+    peak = before
+    run_id = server.submit(spec)
+    created = time.perf_counter() - begun
+    while server.state(run_id)["state"] not in _ENDED:
+        peak = max(peak, server.rss_mib())
+        time.sleep(0.5)
+    run = server.ended(run_id)
+    cpu = server.cpu_s() - cpu
+    seconds = _duration_s(run)
+    return {
+        "runs_stored": stored,
+        "seconds": round(seconds, 2),
+        "ms_per_task": round(seconds * 1000 / count, 2),
+        "control_plane_cpu_ms": round(cpu * 1000 / count, 2),
+        "submit_ms": round(created * 1000, 1),
+        "run_at_end_ms": _percentile([server.seconds(f"/runs/{run_id}") for _ in range(5)], 0.5),
+        "tree_at_end_ms": _percentile([server.seconds(f"/runs/{run_id}/tasks") for _ in range(5)], 0.5),
+        "rss_before": before,
+        "rss_peak": peak,
+        "rss_end": server.rss_mib(),
+    }
+
+
+def _beside(server: Server, spec: Any, *, trees: bool) -> Row:
+    """Ask for pages while such a run goes on; of one that takes long the first minute says enough."""
+    asked: dict[str, list[float]] = {"list": [], "run": [], "home": []} | ({"tree": []} if trees else {})
+    run_id = server.submit(spec)
+    deadline, pause_until = time.monotonic() + ASKED_S, 0.0
+    while (is_on := server.state(run_id)["state"] not in _ENDED) and time.monotonic() < deadline:
+        asked["list"] += [server.seconds(path) for path in _pages("list", run_id)]
+        if time.perf_counter() > pause_until:
+            begun_asking = time.perf_counter()
+            for name in asked.keys() - {"list"}:
+                asked[name] += [server.seconds(path) for path in _pages(name, run_id)]
+            # Large answers cost what they cost; asked for without end they would be most of what is measured.
+            pause_until = 11 * time.perf_counter() - 10 * begun_asking
+        time.sleep(0.2)
+    if is_on:
+        server.terminate(run_id)
+    return {f"{name}_p95_ms": _percentile(samples, 0.95) for name, samples in asked.items() if samples}
 
 
 def _pages(name: str, run_id: str) -> list[str]:

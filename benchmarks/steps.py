@@ -45,9 +45,14 @@ def chain(length: int, component: Any) -> Any:
 
 
 def time_shallop(client: kfp.Client, length: int) -> float:
-    """Return how long the run took by the server's clock, in seconds."""
+    """
+    Return how long the run took by the server's clock, in seconds.
+
+    It is asked once a second whether the run is over, five times as often as ``kfp`` does by itself: how fast an answer
+    with all of its tasks is given and read is not the cost of a step.
+    """
     run = client.create_run_from_pipeline_func(chain(length, increment_on_shallop), enable_caching=False)
-    ended = client.wait_for_run_completion(run.run_id, timeout=120, sleep_duration=0.1)
+    ended = client.wait_for_run_completion(run.run_id, timeout=120, sleep_duration=1)
     if ended.state != "SUCCEEDED":
         sys.exit(f"the chain of {length} ended as {ended.state}: {ended.error}")
     return (ended.finished_at - ended.created_at).total_seconds()
