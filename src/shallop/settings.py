@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from zoneinfo import available_timezones
 
@@ -169,32 +170,32 @@ class Settings:
             return ""
         return f"may not be used: this platform was started with '--host-paths {self.host_paths}'"
 
-    @property
+    @cached_property
     def artifacts(self) -> Path:
         """Default pipeline root: a plain directory."""
         return self.home / "artifacts"
 
-    @property
+    @cached_property
     def staging(self) -> Path:
         """Local copies of artifacts in object stores, while their run lasts: ``<run id>``."""
         return self.artifacts / ".staging"  # there, because Pods see that folder of the home and no other
 
-    @property
+    @cached_property
     def volumes(self) -> Path:
         """Directories behind PersistentVolumeClaims: ``<namespace>/<claim>``."""
         return self.home / "volumes"
 
-    @property
+    @cached_property
     def pods(self) -> Path:
         """Private state of Pods: ``<uid>``."""
         return self.home / "pods"
 
-    @property
+    @cached_property
     def logs(self) -> Path:
         """Container logs, kept after their Pod: ``<namespace>/<pod>_<uid>/<container>/<restart>.log``."""
         return self.home / "logs"
 
-    @property
+    @cached_property
     def run(self) -> Path:
         """Process ids and sockets."""
         return self.home / "run"

@@ -8,16 +8,18 @@ socket ``<folder>/shim.sock`` and ``<folder>/shim.json`` (``pid``, ``start`` = s
 Lines of JSON on the socket; the newest connection is the one that is told. Asking:
 
 - ``{"op": "start", "id": "main-0", "socket": zygote, "log": file, "request": {...}}``: ``request`` as
-  ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network. With ``"attach": {"stdin":
+  ``shallop_pod.zygote.Request``; a plan with ``"netns": "pod"`` gets the Pod's network. It may also follow the object
+  after a tab, and is passed on unread then: a plan names the network that ``pid`` holds. With ``"attach": {"stdin":
   bool, "tty": bool, "once": bool}`` clients get its input and output as ``shallop_pod.attach`` says. With ``"brief_s":
   seconds`` its start is told when it has run for so long, and not at all when it is over before.
 - ``{"op": "signal", "id": ..., "signal": 15}``; ``{"op": "quit"}``: kill everything and end.
 - ``{"op": "folder", "folder": path}``: its files have been moved there.
 
-Told: ``{"event": "state", "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed`` (``id,
-error, unreachable``: no fork-server listens), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An end is
-written to ``<folder>/<id>.exit`` before it is told, so that it is known even when the shim itself is killed afterwards;
-until then ``<folder>/<id>.pid`` says which process it is, so that the node can end it should the shim be killed.
+Told: ``{"event": "state", "pid": N, "started": {id: {...}}}`` on connecting; ``started`` (``id, pid, at``), ``failed``
+(``id, error, unreachable``: no fork-server listens), ``exited`` (``id, code, signal, at, cpu_s, max_rss_bytes``). An
+end is written to ``<folder>/<id>.exit`` before it is told, so that it is known even when the shim itself is killed
+afterwards; until then ``<folder>/<id>.pid`` says which process it is, so that the node can end it should the shim be
+killed.
 
 Logs have the CRI format: ``RFC3339Nano stdout|stderr F|P text``; ``"rotate": [bytes, files]`` of a start says when a
 file is renamed to ``.1``, ``.2`` ..., and how many are kept.
@@ -46,6 +48,8 @@ _CLONE_NEWNET = 0x40000000
 # After how many bytes a log file is begun anew, and how many are kept, when an order does not say.
 _ROTATE = (10 * 2**20, 5)
 _MAX_LINE = 16 * 1024
+# What becomes the next ``.pid``. The node leaves the record of an earlier Pod here: to make a file takes ext4 0.1 ms.
+_NEXT_RECORD = "record.next"
 
 
 def process_start(pid: int) -> int | None:
@@ -105,12 +109,12 @@ class _Stream:
         self._log = log
         self._rest = b""
 
-    def read(self) -> bool:
-        """Pass on what is there; False at the end."""
+    def read(self) -> bool | None:
+        """Pass on what is there; None when there is nothing now, False at the end."""
         try:
             data = os.read(self.descriptor, 65536)
         except BlockingIOError:
-            return True
+            return None
         except OSError:
             data = b""  # a terminal that nobody has open any more
         if not data:
@@ -193,7 +197,7 @@ class _Shim:
         for container in self._containers.values():
             container.tell_at = None
         started = {name: {"pid": c.child.pid, "at": c.at} for name, c in self._containers.items()}
-        self._tell({"event": "state", "started": started})
+        self._tell({"event": "state", "pid": os.getpid(), "started": started})
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
@@ -221,11 +225,12 @@ class _Shim:
             return
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
-            self._obey(json.loads(line))
+            order, _, request = line.partition(b"\t")
+            self._obey(json.loads(order), request)
 
-    def _obey(self, order: dict[str, Any]) -> None:
+    def _obey(self, order: dict[str, Any], request: bytes) -> None:
         if order["op"] == "start":
-            self._start(order)
+            self._start(order, request or self._complete(order["request"]))
         elif order["op"] == "signal":
             container = self._containers.get(order["id"])
             if container is not None:
@@ -238,14 +243,17 @@ class _Shim:
         elif order["op"] == "quit":
             self._quitting = True
 
-    def _start(self, order: dict[str, Any]) -> None:
+    def _complete(self, fields: dict[str, Any]) -> Request:
+        request = Request(**fields)
+        if request.plan and request.plan.get("netns") == "pod":
+            request.plan["netns"] = f"/proc/{os.getpid()}/ns/net"
+        return request
+
+    def _start(self, order: dict[str, Any], request: Request | bytes) -> None:
         name = order["id"]
         if name in self._containers or os.path.exists(os.path.join(self._folder, f"{name}.exit")):
             # Asked twice: the control plane was killed between asking and remembering.
             return
-        request = Request(**order["request"])
-        if request.plan and request.plan.get("netns") == "pod":
-            request.plan["netns"] = f"/proc/{os.getpid()}/ns/net"
         logs: list[_Log] = []
 
         def open_log() -> None:
@@ -277,7 +285,7 @@ class _Shim:
             container.attachments = served
             for channel, stream in enumerate(streams, start=1):
                 stream.show = functools.partial(served.show, channel)
-        self._write(f"{name}.pid", {"pid": child.pid, "start": process_start(child.pid)})
+        self._write(f"{name}.pid", {"pid": child.pid, "start": process_start(child.pid)}, by=_NEXT_RECORD)
         for stream in streams:
             os.set_blocking(stream.descriptor, False)
             self._selector.register(stream.descriptor, selectors.EVENT_READ, lambda s=stream: self._read(s))
@@ -292,10 +300,8 @@ class _Shim:
     def _read(self, stream: _Stream) -> None:
         if stream.descriptor < 0:
             return  # closed in the same round, when its container had ended
-        if not stream.read():
-            self._selector.unregister(stream.descriptor)
-            os.close(stream.descriptor)
-            stream.descriptor = -1
+        if stream.read() is False:
+            self._close(stream)
 
     def _check(self, name: str) -> None:
         container = self._containers[name]
@@ -305,12 +311,10 @@ class _Shim:
         self._selector.unregister(container.news)
         # What it left running goes with it, as in a container; with a PID namespace the kernel has done so already.
         _kill(container.child.pid, signal.SIGKILL)
-        container.child.close()
         for stream in container.streams:
             self._drain(stream)
         if container.attachments is not None:
             container.attachments.close()
-        container.log.close()
         del self._containers[name]
         record = {
             "id": name,
@@ -324,17 +328,22 @@ class _Shim:
         # The file that said which process it is becomes the one that says how it ended.
         self._write(f"{name}.exit", record, by=f"{name}.pid")
         self._tell({"event": "exited", **record})
+        container.child.close()
+        container.log.close()
 
     def _drain(self, stream: _Stream) -> None:
-        while stream.descriptor >= 0:
-            if _has_data(stream.descriptor):
-                self._read(stream)
-                continue
-            # Someone who escaped the process group may hold the pipe open for ever.
-            stream.flush()
-            self._selector.unregister(stream.descriptor)
-            os.close(stream.descriptor)
-            stream.descriptor = -1
+        if stream.descriptor < 0:
+            return
+        # Not to its end: someone who escaped the process group may hold the pipe open for ever.
+        while stream.read():
+            pass
+        stream.flush()
+        self._close(stream)
+
+    def _close(self, stream: _Stream) -> None:
+        self._selector.unregister(stream.descriptor)
+        os.close(stream.descriptor)
+        stream.descriptor = -1
 
     def _write(self, name: str, record: dict[str, Any], by: str = "") -> None:
         """Write a file as a whole, under the name ``by`` first."""
@@ -379,15 +388,6 @@ def _listens(zygote: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _has_data(descriptor: int) -> bool:
-    poller = selectors.DefaultSelector()
-    poller.register(descriptor, selectors.EVENT_READ)
-    try:
-        return bool(poller.select(0))
-    finally:
-        poller.close()
 
 
 def _kill(pid: int, number: int) -> None:

@@ -169,12 +169,16 @@ class Child:
 
 
 def spawn(
-    socket_path: str, request: Request, stdio: tuple[int, int, int], meanwhile: Callable[[], None] = lambda: None
+    socket_path: str,
+    request: Request | bytes,
+    stdio: tuple[int, int, int],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Child:
     """
     Start a process by the zygote at ``socket_path``; takes a few milliseconds.
 
     Args:
+        request: as bytes, the JSON of its fields.
         meanwhile: called while the zygote is at work; what it raises is raised when the process has been killed.
 
     Raises:
@@ -187,7 +191,7 @@ def spawn(
         raise ZygoteError(f"zygote {socket_path}: {error.strerror or error}") from error
     try:
         connection.settimeout(_REQUEST_TIMEOUT_S)
-        _send(connection, vars(request), stdio)
+        _send(connection, request if isinstance(request, bytes) else vars(request), stdio)
         connection.settimeout(None)
         try:
             meanwhile()
@@ -248,8 +252,8 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def _send(connection: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-    body = json.dumps(message).encode()
+def _send(connection: socket.socket, message: dict[str, Any] | bytes, descriptors: Sequence[int] = ()) -> None:
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
     data = _HEADER.pack(len(body)) + body
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     sent = connection.sendmsg([data], rights)

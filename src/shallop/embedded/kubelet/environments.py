@@ -163,6 +163,7 @@ class EnvironmentInfo:
 class _Contents(NamedTuple):
     """What a built environment holds; read from its folder once."""
 
+    path: Path
     digest: str
     packages: frozenset[str]
 
@@ -252,10 +253,10 @@ class Environments:
         entry, wanted = self._images.find(image)
         interpreter, warning = self._choose(wanted)
         # What follows the installation is different in each step of a pipeline.
-        install = replace(recognise_install(argv) or Install(), rest=())
-        return _specify(
-            image, entry, interpreter, warning, install, installs_at_run_time(argv), tuple(requirements), self._machine
-        )
+        found = recognise_install(argv)
+        needs_pip = found is None and installs_at_run_time(argv)
+        install = replace(found or Install(), rest=())
+        return _specify(image, entry, interpreter, warning, install, needs_pip, tuple(requirements), self._machine)
 
     def _choose(self, wanted: str) -> tuple[Interpreter, str]:
         known = self._interpreters.get(wanted or own_version())
@@ -300,21 +301,21 @@ class Environments:
         return environment.digest if environment else f"not built: {spec.key}"
 
     def _find(self, spec: EnvironmentSpec) -> Environment | None:
-        path = self._root / spec.key
         # The link dangles when the interpreter below was uninstalled: then it is built again.
-        if not os.path.exists(f"{path}/bin/python"):
+        if not os.path.exists(f"{self._root}/{spec.key}/bin/python"):
             self._known.pop(spec.key, None)
             return None
         contents = self._known.get(spec.key)
         if contents is None:
+            path = self._root / spec.key
             try:
                 info = json.loads((path / _INFO_FILE).read_text())
             except (OSError, ValueError):
                 return None
-            contents = _Contents(info["digest"], frozenset(_package_of(line) for line in info["packages"]))
+            contents = _Contents(path, info["digest"], frozenset(_package_of(line) for line in info["packages"]))
             self._known[spec.key] = contents
         self._mark_used(spec.key)
-        return _environment(spec, path, contents)
+        return _environment(spec, contents)
 
     def _mark_used(self, key: str) -> None:
         now = time.time()
@@ -499,9 +500,9 @@ def _specify(
 
 
 @lru_cache(maxsize=256)
-def _environment(spec: EnvironmentSpec, path: Path, contents: _Contents) -> Environment:
+def _environment(spec: EnvironmentSpec, contents: _Contents) -> Environment:
     preload = _preload_of(spec, contents.packages)
-    return Environment(spec.key, path, path / "bin" / "python", contents.digest, preload, spec)
+    return Environment(spec.key, contents.path, contents.path / "bin" / "python", contents.digest, preload, spec)
 
 
 def _size_of(path: Path) -> int:

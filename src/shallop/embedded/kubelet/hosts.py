@@ -69,6 +69,7 @@ class HostsFiles:
         self._folder = folder
         # What the file of each namespace holds.
         self._texts: dict[str, str] = {}
+        self._paths: dict[str, Path] = {}
         self._addresses: dict[tuple[str, str], str] | None = None
         # How the file of a namespace begins: with the Services.
         self._heads: dict[str, str] = {}
@@ -90,7 +91,8 @@ class HostsFiles:
 
     def of(self, namespace: str) -> Path:
         """Return the file that is ``/etc/hosts`` in Pods of a namespace; it exists."""
-        path = self._folder / namespace
+        if (path := self._paths.get(namespace)) is None:
+            path = self._paths[namespace] = self._folder / namespace
         if namespace not in self._texts:
             self._folder.mkdir(mode=0o755, exist_ok=True)
             path.touch()
@@ -177,7 +179,9 @@ class HostsFiles:
                 text += "".join(lines.values()) if other != namespace else ""
             if text != self._texts[namespace]:
                 # In place, not by rename: Pods have this very file mounted.
-                with open(os.open(f"{self._folder}/{namespace}", os.O_RDWR | os.O_CLOEXEC), "wb", buffering=0) as file:
-                    file.write(text.encode())
-                    file.truncate()
+                descriptor = os.open(f"{self._folder}/{namespace}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.ftruncate(descriptor, os.write(descriptor, text.encode()))
+                finally:
+                    os.close(descriptor)
                 self._texts[namespace] = text

@@ -105,7 +105,7 @@ class ImageTable:
     def entries(self) -> tuple[ImageEntry, ...]:
         """All entries, the user's first."""
         try:
-            stat = self._user_file.stat()
+            stat = os.stat(self._user_file)
             stamp = (stat.st_mtime_ns, stat.st_ino)
         except FileNotFoundError:
             self._user, self._stamp = (), None

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from shallop.kube.objects import Object
 from shallop.settings import Settings
 
-__all__ = ["follow_log", "follow_streams", "last_lines", "log_folder", "log_path"]
+__all__ = ["follow_log", "follow_streams", "last_lines", "log_file", "log_folder", "log_path"]
 
 # Nobody is woken when nobody follows; a follower looks this often.
 _POLL_S = 0.05
@@ -28,7 +28,13 @@ def log_folder(settings: Settings, pod: Object) -> Path:
 
 
 def log_path(settings: Settings, pod: Object, container: str, restart: int) -> Path:
-    return log_folder(settings, pod) / container / f"{restart}.log"
+    return Path(log_file(settings, pod, container, restart))
+
+
+def log_file(settings: Settings, pod: Object, container: str, restart: int) -> str:
+    """Return the path of a log as text: every start of a container needs it."""
+    metadata = pod["metadata"]
+    return f"{settings.logs}/{metadata['namespace']}/{metadata['name']}_{metadata['uid']}/{container}/{restart}.log"
 
 
 def _files(path: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from shallop.embedded.kubelet.execution import (
 from shallop.embedded.kubelet.holders import HELD, Sharing, can_share
 from shallop.embedded.kubelet.ignored import ignored_fields
 from shallop.embedded.kubelet.images import stand_in
-from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_path
+from shallop.embedded.kubelet.logs import follow_streams, last_lines, log_file, log_path
 from shallop.embedded.kubelet.memory_volumes import in_memory, remove_pod_folder
 from shallop.embedded.kubelet.podfolder import PRIVATE, make_container_folders
 from shallop.embedded.kubelet.probes import Exec, check, watch_probe
@@ -643,8 +643,8 @@ class PodWorker:
             name, _, restart = id_.rpartition("-")
             self._asked[id_] = asked
             settings = self._node.settings
-            log_file = log_path(settings, self._pod, name, int(restart))
-            rotated = (log_file, int(settings.log_max_mib * 2**20), settings.log_files)
+            file = log_file(settings, self._pod, name, int(restart))
+            rotated = (file, int(settings.log_max_mib * 2**20), settings.log_files)
             spec = self._specs[name]
             brief_s = 0.0 if any(spec.get(key) for key in _BEGIN_AT_START) else self._brief_s
             self._sandbox.start(id_, socket, rotated, request, _attachable(spec), brief_s)
@@ -809,7 +809,8 @@ class PodWorker:
             record.next_start = asyncio.get_running_loop().time() + delay
             if delay and not is_deleting(self._pod):
                 self._crash_loop(record, delay)
-        self._show()
+        if not self._is_over():  # the last status is written by _finish
+            self._show()
 
     def _crash_loop(self, record: ContainerRecord, delay: float) -> None:
         text = f"back-off {delay:.0f}s restarting failed container={record.name} pod={self.key}"

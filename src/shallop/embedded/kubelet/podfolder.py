@@ -26,7 +26,9 @@ __all__ = ["NOTHING", "PRIVATE", "Kept", "clear_folder", "clear_quickly", "make_
 
 # Private folders that containers expect to write to, and what they are called in the Pod's folder.
 PRIVATE = {"/tmp": "tmp", "/var/tmp": "var-tmp"}
-_OF_THE_SHIM = ("shim.sock", "shim.json", "shim.log")
+# The last: one record of a container of an earlier Pod, whose file the shim takes for its next one.
+_NEXT_RECORD = "record.next"
+_OF_THE_SHIM = ("shim.sock", "shim.json", "shim.log", _NEXT_RECORD)
 _ABOVE = ("home", "messages", "private", "volumes")
 # What the shims of earlier Pods have left, to be removed together.
 _LEFT, _MOST_LEFT = "left-", 16
@@ -85,10 +87,16 @@ def clear_quickly(folder: str, container: str, token: TokenVolume | None, kept: 
             return False
         names = os.listdir(folder)
         left = sum(name.startswith(_LEFT) for name in names)
+        wants_record = _NEXT_RECORD not in names
         if left > _MOST_LEFT:
             return False
         for name in names:
-            if name not in _OF_THE_SHIM and name not in _ABOVE and not name.startswith(_LEFT):
+            if name in _OF_THE_SHIM or name in _ABOVE or name.startswith(_LEFT):
+                continue
+            if wants_record and name.endswith(".exit"):
+                os.rename(f"{folder}/{name}", f"{folder}/{_NEXT_RECORD}")
+                wants_record = False
+            else:
                 os.rename(f"{folder}/{name}", f"{folder}/{_LEFT}{left}")
                 left += 1
     except OSError:

@@ -93,6 +93,7 @@ class Sandbox(asyncio.Protocol):
         self._greeted: asyncio.Future[bool] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._received = b""
+        self._pid = 0
         self._early: list[dict[str, Any] | None] | None = []  # told when whoever connects has the sandbox
         # It may have been a spare whose move was cut short.
         self._moved = True
@@ -172,6 +173,8 @@ class Sandbox(asyncio.Protocol):
     def _hear(self, event: dict[str, Any]) -> None:
         if event["event"] == "state":
             self.started = event["started"]
+            # Shims of before an upgrade do not say it, and read every request themselves.
+            self._pid = int(event.get("pid", 0))
             if not self._greeted.done():
                 self._greeted.set_result(True)
             return
@@ -199,7 +202,8 @@ class Sandbox(asyncio.Protocol):
     @property
     def network_namespace(self) -> str:
         """Path of the network namespace that the shim holds."""
-        return f"/proc/{json.loads((self.folder / 'shim.json').read_text())['pid']}/ns/net"
+        pid = self._pid or json.loads((self.folder / "shim.json").read_text())["pid"]
+        return f"/proc/{pid}/ns/net"
 
     def move(self, folder: Path, tell: Callable[[dict[str, Any] | None], None]) -> None:
         """
@@ -213,7 +217,7 @@ class Sandbox(asyncio.Protocol):
         self,
         container: str,
         zygote: Path,
-        log: tuple[Path, int, int],
+        log: tuple[str, int, int],
         request: Request,
         attach: Mapping[str, bool] | None = None,
         brief_s: float = 0.0,
@@ -226,8 +230,15 @@ class Sandbox(asyncio.Protocol):
             attach: ``stdin``, ``tty``, ``once`` of a container that has input or a terminal.
             brief_s: if it ends within so many seconds, its end alone is told.
         """
-        order = {"op": "start", "id": container, "socket": str(zygote), "log": str(log[0]), "rotate": log[1:]}
-        self._send({**order, "request": vars(request), "attach": dict(attach or {}), "brief_s": brief_s})
+        order: dict[str, Any] = {"op": "start", "id": container, "socket": str(zygote)}
+        order |= {"log": log[0], "rotate": log[1:], "attach": attach or {}, "brief_s": brief_s}
+        fields = vars(request)
+        if not self._pid:
+            self._send(order | {"request": fields})
+            return
+        if request.plan and request.plan.get("netns") == "pod":
+            fields = fields | {"plan": request.plan | {"netns": self.network_namespace}}
+        self._send(order, _encode(fields))
 
     async def attach(self, container: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the input and output of a container that was started with ``attach``."""
@@ -237,13 +248,14 @@ class Sandbox(asyncio.Protocol):
     def signal(self, container: str, number: int) -> None:
         self._send({"op": "signal", "id": container, "signal": number})
 
-    def _send(self, order: Mapping[str, Any]) -> None:
+    def _send(self, order: Mapping[str, Any], request: bytes = b"") -> None:
         # A shim that has gone is told by the end of its stream; uvloop refuses to write to it.
         if self._transport.is_closing():
             return
-        orders = [{"op": "folder", "folder": str(self.folder)}, order] if self._moved else [order]
+        text = _encode({"op": "folder", "folder": str(self.folder)}) + b"\n" if self._moved else b""
         self._moved = False
-        self._transport.write(b"".join(_encode(each) + b"\n" for each in orders))
+        text += _encode(order)
+        self._transport.write(text + b"\t" + request + b"\n" if request else text + b"\n")
 
     async def quit(self) -> None:
         """Kill what is left and end the shim."""

@@ -104,8 +104,8 @@ class Spares:
             sandbox.kept = await asyncio.to_thread(clear_folder, str(sandbox.folder), container, token)
             if not self._is_wanted(sandbox):
                 return False
-        name = f"spare-{os.urandom(5).hex()}"
-        folder = self._folder / name
+        folder = self._folder / f"spare-{uid}"
+        name = folder.name
         os.rename(sandbox.folder, folder)
         sandbox.move(folder, lambda _: None)
         if self._network.own_network:

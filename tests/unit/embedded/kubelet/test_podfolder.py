@@ -257,10 +257,22 @@ def test_what_the_shim_has_left_of_a_container_is_put_aside_and_removed_in_time(
         sandbox.begin(a_pod())
         (sandbox.folder / "main-0.exit").touch()
         quick.append(sandbox.end())
-        left = names_in(sandbox.folder) - before
+        left = names_in(sandbox.folder) - before - {"record.next"}
         assert all(name.startswith("left-") for name in left) and len(left) < 20
         assert quick[-1] or not left
     assert 2 * sum(quick) > len(quick)
+
+
+def test_the_file_of_a_record_is_there_for_the_next_one(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    sandbox.settle()
+    (sandbox.begin(a_pod()).parents[1] / "main-0.exit").write_text("{}")
+    made = (sandbox.folder / "main-0.exit").stat().st_ino
+    assert sandbox.end()
+    assert (sandbox.folder / "record.next").stat().st_ino == made and not list(sandbox.folder.glob("*.exit"))
+    sandbox.begin(a_pod(uid="u2")).joinpath("more").touch()
+    assert not sandbox.end()
+    assert (sandbox.folder / "record.next").exists()
 
 
 def test_a_volume_of_a_pod_does_not_stay(tmp_path: Path) -> None:
