@@ -25,8 +25,6 @@ _Ranges = List[Tuple[int, int]]  # noqa: UP006  start and length, in bytes
 _PRESENT, _OF_A_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
 _MADV_POPULATE_WRITE = 23
 _PROCESS_MADVISE, _PIDFD_SELF = 440, -10000
-# A page more is copied faster than the kernel looks at one more range.
-_GAP = 2
 
 _libc = ctypes.CDLL(None)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -50,24 +48,26 @@ class Pages:
 
 def written() -> _Ranges:
     """Return what this process alone has, of memory that it and its parent had when it was forked and since."""
-    found: list[int] = []
+    seen = []
     with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for line in list(maps):
+        for line in maps.read().splitlines():
             place, kind, *_ = line.split(maxsplit=2)
-            if not kind.startswith("rw-p") or "[v" in line:
-                continue
-            first, last = (int(address, 16) // mmap.PAGESIZE for address in place.split("-"))
-            pagemap.seek(first * 8)
-            entries = array.array("Q", pagemap.read((last - first) * 8))
-            mine = _PRESENT | _EXCLUSIVE
-            found += [first + n for n, entry in enumerate(entries) if entry & (mine | _OF_A_FILE) == mine]
+            if kind.startswith("rw-p") and "[v" not in line:
+                first, last = (int(address, 16) // mmap.PAGESIZE for address in place.split("-"))
+                pagemap.seek(first * 8)
+                seen.append((first, pagemap.read((last - first) * 8)))
+    # Looked at only now: that writes to pages too.
+    found: list[int] = []
+    mine = _PRESENT | _EXCLUSIVE
+    for first, entries in seen:
+        found += [first + n for n, one in enumerate(array.array("Q", entries)) if one & (mine | _OF_A_FILE) == mine]
     return _joined(found)
 
 
 def _joined(pages: Sequence[int]) -> _Ranges:
     ranges: _Ranges = []
     for page in pages:
-        if ranges and page - ranges[-1][1] <= _GAP:
+        if ranges and page == ranges[-1][1] + 1:
             ranges[-1] = (ranges[-1][0], page)
         else:
             ranges.append((page, page))

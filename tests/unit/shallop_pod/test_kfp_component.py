@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
-from shallop_pod.kfp_component import installs_at_run_time, recognise_component, recognise_install
+from shallop_pod.kfp_component import PythonComponent, installs_at_run_time, recognise_component, recognise_install
 
 FIXTURES = Path(__file__).parents[3] / ".." / "shared" / "fixtures" / "kfp"
 
@@ -114,6 +118,43 @@ def test_a_component_without_installation_is_recognised() -> None:
 def test_a_component_inside_its_image_has_no_source() -> None:
     found = recognise_component(["python3", "-m", "kfp.dsl.executor_main", "--executor_input", "{}"])
     assert found is not None and found.source == "" and found.arguments == ("--executor_input", "{}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--executor_input", '{"a": 1}', "--function_to_execute", "f"],
+        ["--function_to_execute", "f"],
+        ["--function_to_execute=f", "--executor_input", "{}"],
+        ["--func", "f", "--executor_input", "{}"],
+        ["--function_to_execute", "f", "--executor_input", "-1"],
+        ["--function_to_execute", "f", "--executor_input", "", "--unknown", "x"],
+        ["--function_to_execute", "f", "--function_to_execute", "g"],
+        ["f", "--function_to_execute", "g"],
+    ],
+)
+def test_an_executor_reads_the_arguments_that_argparse_reads(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def parse(library: Any) -> Any:
+        parser = library.ArgumentParser(description="KFP Component Executor.")
+        parser.add_argument("--component_module_path", type=str, help="Path")
+        parser.add_argument("--function_to_execute", type=str, required=True, help="Name")
+        parser.add_argument("--executor_input", type=str, help="JSON")
+        return parser.parse_known_args()
+
+    executor: Any = ModuleType("executor")
+    executor.__file__, executor.argparse = "executor.py", argparse
+    executor.executor_main = lambda: read.append(parse(executor.argparse))
+    monkeypatch.setitem(sys.modules, "executor", executor)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setenv("_KFP_RUNTIME", "true")
+    PythonComponent("", "executor", tuple(arguments)).run("")
+    assert executor.argparse is not argparse
+    assert read == [parse(argparse)]
 
 
 def test_other_programs_are_not_components() -> None:
