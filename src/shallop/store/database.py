@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from shallop.store.prepared import errors_of_driver
+from shallop.store.prepared import error_of_driver
 
 __all__ = ["Database", "Migration"]
 
@@ -49,7 +49,6 @@ class Database:
         if self._engine.dialect.name == "sqlite":
             _create_private(self._engine.url.database)
             sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._opened: list[sa.Connection] = []
         self._own = threading.local()
         self._writer = ThreadPoolExecutor(1, "rows-writer")
@@ -64,18 +63,33 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
 
     def _transact(self, fn: Callable[[sa.Connection], T]) -> T:
-        with self._connection("writes").begin() as transaction:
-            return fn(transaction.connection)
+        return self._within(self._connection("writes"), "BEGIN IMMEDIATE", fn)
 
     def _read(self, fn: Callable[[sa.Connection], T]) -> T:
-        with self._connection("reads").begin() as transaction:
-            return fn(transaction.connection)
+        return self._within(self._connection("reads"), "BEGIN", fn)
+
+    def _within(self, connection: sa.Connection, begin: str, fn: Callable[[sa.Connection], T]) -> T:
+        if connection.dialect.name != "sqlite":
+            with connection.begin():
+                return fn(connection)
+        # SQLAlchemy's own transaction, which costs as much as a statement, is there only where ``fn`` executes by it.
+        _send(connection, begin)
+        try:
+            result = fn(connection)
+            if connection.in_transaction():
+                connection.commit()
+            else:
+                _send(connection, "COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+        return result
 
     def _connection(self, use: str) -> sa.Connection:
         """Return a thread's own connection: to take one from the pool each time costs as much as some statements."""
         connection: sa.Connection | None = getattr(self._own, use, None)
         if connection is None:
-            connection = self._engine.connect().execution_options(writes=use == "writes")
+            connection = self._engine.connect()
             setattr(self._own, use, connection)
             self._opened.append(connection)
         return connection
@@ -124,7 +138,7 @@ def _create_private(path: str | None) -> None:
 
 
 def _prepare_sqlite(connection: object, synchronous: str) -> None:
-    # The driver's own transaction handling starts too late for reads; we send BEGIN ourselves.
+    # The driver's own transactions begin too late for reads: ``Database`` sends BEGIN itself.
     connection.isolation_level = None  # type: ignore[attr-defined]
     cursor = connection.cursor()  # type: ignore[attr-defined]
     for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "busy_timeout=10000"):
@@ -132,8 +146,16 @@ def _prepare_sqlite(connection: object, synchronous: str) -> None:
     cursor.close()
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes")
-    statement = "BEGIN IMMEDIATE" if writes else "BEGIN"
-    with errors_of_driver(connection, statement):
+def _send(connection: sa.Connection, statement: str) -> None:
+    try:
         connection.connection.cursor().execute(statement)
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise error_of_driver(connection, error, statement) from error
+
+
+def _roll_back(connection: sa.Connection) -> None:
+    if connection.in_transaction():
+        connection.rollback()
+    elif not connection.invalidated:
+        # Nothing to undo where SQLite itself has, as it does when the disk is full.
+        connection.connection.rollback()

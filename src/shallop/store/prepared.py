@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-__all__ = ["Prepared", "errors_of_driver"]
+__all__ = ["Prepared", "error_of_driver"]
 
 _Convert = Callable[[Any], Any]
 
 
-@contextmanager
-def errors_of_driver(connection: sa.Connection, text: str, given: Any = None) -> Iterator[None]:
-    """Raise what the driver raises as ``Connection.execute`` would: a ``sqlalchemy.exc.DBAPIError``."""
-    base = connection.dialect.loaded_dbapi.Error
-    try:
-        yield
-    except base as error:
-        raise sa.exc.DBAPIError.instance(text, given, error, base, dialect=connection.dialect) from error
+def error_of_driver(connection: sa.Connection, error: Any, text: str, given: Any = None) -> BaseException:
+    """
+    Return what ``Connection.execute`` would raise for an error of the driver.
+
+    As there, a connection that is lost is given up: the next transaction opens another one.
+    """
+    dialect = connection.dialect
+    lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    if lost:
+        connection.invalidate(error)
+    base = dialect.loaded_dbapi.Error
+    found: BaseException = sa.exc.DBAPIError.instance(
+        text, given, error, base, connection_invalidated=lost, dialect=dialect
+    )
+    return found
 
 
 class _Compiled(NamedTuple):
@@ -76,8 +82,10 @@ class Prepared:
         """
         compiled = self._for(connection.dialect)
         given = [compiled.parameters(row) for row in rows]
-        with errors_of_driver(connection, compiled.text, given):
+        try:
             connection.connection.cursor().executemany(compiled.text, given)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise error_of_driver(connection, error, compiled.text, given) from error
 
     def fetch(self, connection: sa.Connection, **parameters: Any) -> list[dict[str, Any]]:
         """
@@ -88,10 +96,12 @@ class Prepared:
         """
         compiled = self._for(connection.dialect)
         given = compiled.parameters(parameters)
-        with errors_of_driver(connection, compiled.text, given):
+        try:
             cursor = connection.connection.cursor()
             cursor.execute(compiled.text, given)
             found = cursor.fetchall()
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise error_of_driver(connection, error, compiled.text, given) from error
         rows = []
         for one in found:
             values = list(one)

@@ -84,3 +84,31 @@ def test_errors_are_those_of_sqlalchemy_and_leave_nothing(database: Database) ->
     write(database, lambda c: c.exec_driver_sql("DROP TABLE things"))
     with pytest.raises(sa.exc.OperationalError, match="no such table"):
         write(database, lambda c: INSERT.execute(c, [thing("a")]))
+
+
+@pytest.mark.parametrize("begun_by_sqlalchemy", [False, True])
+def test_a_lost_connection_is_given_up_for_another(database: Database, begun_by_sqlalchemy: bool) -> None:
+    def lose(connection: sa.Connection) -> None:
+        if begun_by_sqlalchemy:
+            connection.execute(things.delete())
+        connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+        INSERT.execute(connection, [thing("a")])
+
+    with pytest.raises(sa.exc.DBAPIError) as caught:
+        write(database, lose)
+    assert caught.value.connection_invalidated
+    write(database, lambda c: INSERT.execute(c, [thing("b")]))
+    assert [name for name, _, _ in read(database)] == ["b"]
+
+
+def test_both_kinds_of_statements_share_a_transaction(database: Database) -> None:
+    def half(connection: sa.Connection) -> None:
+        INSERT.execute(connection, [thing("a")])
+        connection.execute(things.insert(), [thing("b")])
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write(database, half)
+    assert read(database) == []
+    write(database, lambda c: (INSERT.execute(c, [thing("a")]), c.execute(things.insert(), [thing("b")])))
+    assert [name for name, _, _ in read(database)] == ["a", "b"]
