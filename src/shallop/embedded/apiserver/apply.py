@@ -753,7 +753,14 @@ def _taken(old: Any, new: Any, schema: Schema) -> Tree | None:
                 if part is not None:
                     tree[f"f:{key}"] = part
         return tree or None
-    return _taken_parts(_parts(old, new, schema), old, new)
+    if schema.list_type not in ("set", "map"):
+        return None if json_equal(old, new) else _NONE
+    known, items, tree = _items(schema, old), schema.items or _UNTYPED, {}
+    for element, item in _items(schema, new).items():
+        part = _taken(known.get(element, MISSING), item, items)
+        if part is not None:
+            tree[element] = part
+    return tree or None
 
 
 def _taken_parts(parts: list[tuple[Any, Any, str, Schema]], old: Any, new: Any) -> Tree | None:
@@ -814,6 +821,12 @@ def _everything_encoded(value: Any, schema: Schema) -> Tree:
     if not value or (kind is not dict and kind is not list) or schema.list_type == "atomic":
         return _NONE
     if kind is dict:
+        for item in value.values():
+            kind = type(item)
+            if kind is dict or kind is list:
+                break
+        else:
+            return _leaves(tuple(value))
         tree: Tree = {}
         properties = schema.properties
         for key, item in value.items():
@@ -834,6 +847,12 @@ def _everything_encoded(value: Any, schema: Schema) -> Tree:
         return _NONE
     tree[_MEMBER] = _NONE
     return tree
+
+
+@lru_cache(maxsize=1000)
+def _leaves(names: tuple[str, ...]) -> Tree:
+    """``_encode`` of a map that holds nothing but leaves; the same few come again and again."""
+    return {**{f"f:{name}": _NONE for name in names}, _MEMBER: _NONE}
 
 
 # Structs that a typed object of the real server always has, so that they are never "added".

@@ -277,13 +277,16 @@ def _object_part(schema: Schema, *, structs_required: bool) -> Validator:
         additional = compile_validator(schema.additional, structs_required=structs_required)
     additional_test = additional.is_valid if additional is not None else None
     must_be_dict = schema.type == "object"
+    known = tests.get
 
     def is_valid(value: Any) -> bool:
         if type(value) is not dict:
             return not must_be_dict
         for key, item in value.items():
-            if key in properties:
+            test = known(key)
+            if test is None and key in properties:
                 test = tests[key]
+            if test is not None:
                 # Most fields are texts: not a call for each of them.
                 if type(item) is not str if test is _is_text else not test(item):
                     return False

@@ -11,6 +11,11 @@ from shallop.embedded.apiserver.schema_tree import MISSING, TYPE_META, Schema, m
 Cleaner = Callable[[Any, list[str]], Any]
 
 
+def _unknown_field(value: Any, _unknown: list[str]) -> Any:
+    """Stands for the cleaner of a field that is not declared."""
+    return value
+
+
 def _integral(value: Any, _unknown: list[str]) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
@@ -67,12 +72,15 @@ def _object_cleaner(schema: Schema) -> Cleaner:
         copy = None
         known = len(unknown)
         for key, item in value.items():
-            if key in children:
+            child = children.get(key, _unknown_field)
+            if child is None and item is not None:
+                # As most are: texts and the like.
+                continue
+            if child is not _unknown_field:
                 if item is None and key in droppable:
                     copy = dict(value) if copy is None else copy
                     del copy[key]
                     continue
-                child = children[key]
             elif keep_unknown:
                 if item is None and drop_null_values:
                     copy = dict(value) if copy is None else copy
