@@ -365,7 +365,9 @@ class ObjectsStore:
 
     def list(self, resource: str, namespace: str = "") -> builtins.list[Stored]:
         """Return the objects of one namespace or of all, in the order of (namespace, name)."""
-        objects = self._objects.get(resource, {})
+        objects = self._objects.get(resource)
+        if not objects:
+            return []
         if namespace:
             return [stored for _, stored in sorted(objects.get(namespace, {}).items())]
         return [stored for _, names in sorted(objects.items()) for _, stored in sorted(names.items())]
