@@ -161,6 +161,8 @@ class _Shim:
         self._listener = listen(os.path.join(folder, "shim.sock"))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._quitting = False
+        # For the next container, made when there is time.
+        self._stdio: tuple[tuple[int, int, int], list[int], int] | None = None
 
     def run(self) -> None:
         while not self._quitting:
@@ -260,7 +262,10 @@ class _Shim:
             logs.append(_Log(order["log"], *order.get("rotate", _ROTATE)))
 
         attach = order.get("attach") or {}
-        theirs, ours, given = _stdio(attach)
+        if attach or self._stdio is None:
+            theirs, ours, given = _stdio(attach)
+        else:
+            (theirs, ours, given), self._stdio = self._stdio, None
         try:
             child = spawn(order["socket"], request, theirs, meanwhile=open_log)
             (log,) = logs
@@ -330,6 +335,8 @@ class _Shim:
         self._tell({"event": "exited", **record})
         container.child.close()
         container.log.close()
+        if self._stdio is None:
+            self._stdio = _stdio({})
 
     def _drain(self, stream: _Stream) -> None:
         if stream.descriptor < 0:
