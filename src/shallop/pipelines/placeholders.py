@@ -34,7 +34,7 @@ _STRUCTURE = re.compile(r"\s*\{\s*\"(IfPresent|Concat)\"")
 _MISSING = object()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Placeholders:
     """
     What placeholders stand for in one task.
@@ -84,7 +84,8 @@ class Placeholders:
         """
         words: list[str] = []
         for template in templates:
-            if template == EXECUTOR_INPUT:
+            is_plain = isinstance(template, str) and "{{$" not in template and not _STRUCTURE.match(template)
+            if is_plain or template == EXECUTOR_INPUT:
                 words.append(template)
             else:
                 words.extend(self._expand(_structure_of(template)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,10 @@ class TaskResult(Struct, rename="camel"):
     ended_at: str = ""
 
 
+_RESULT = msgspec.json.Decoder(TaskResult)
+_CHUNK = 1 << 20
+
+
 def pod_namespace(row: Mapping[str, Any]) -> str:
     """Return where the Pods of a run are."""
     return row["namespace"] or NAMESPACE
@@ -72,10 +77,21 @@ def pod_namespace(row: Mapping[str, Any]) -> str:
 def read_result(folder: str) -> TaskResult | None:
     """Read the result in a task's folder; None when the task left none, or none that can be read."""
     try:
-        with open(f"{folder}/result.json", "rb") as file:
-            return msgspec.json.decode(file.read(), type=TaskResult)
+        return _RESULT.decode(_read(f"{folder}/result.json"))
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def _read(path: str) -> bytes:
+    """Read a small file; each task ends with it, and a file object asks the system three times as often."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while more := os.read(file, _CHUNK):
+            data += more
+        return data
+    finally:
+        os.close(file)
 
 
 def is_over(pod: Object) -> bool:

@@ -47,6 +47,8 @@ DELETE_PVC = "argostub/deletepvc"
 MAIN_CONTAINER = "main"
 LAUNCHER = ("python3", "-m", "shallop_pod.launcher")
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_NO_RESOURCES = ResourceSpec()
 _WORKSPACE_VOLUME = "kfp-workspace"
 RUN_LABEL = "pipeline/runid"
 WORKSPACE_SUFFIX = "-kfp-workspace"
@@ -104,6 +106,7 @@ def workspace_claim_name(run: RunInfo) -> str:
     return f"{run.resource_name}{WORKSPACE_SUFFIX}"
 
 
+@functools.lru_cache(256)
 def _label(text: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")[:63].strip("-") or "x"
 
@@ -197,7 +200,7 @@ def _render_container(
         "name": MAIN_CONTAINER,
         "image": placeholders.text(container.image),
         "command": list(LAUNCHER),
-        "args": ["--task", json.dumps(task, ensure_ascii=False), "--", *argv],
+        "args": ["--task", _JSON.encode(task), "--", *argv],
         "env": list({one["name"]: one for one in [*parts.env, *_engine_env(action)]}.values()),
         "resources": parts.resources,
         "volumeMounts": parts.mounts,
@@ -216,15 +219,20 @@ def _render_parts(
     parts = _PodParts(
         env=_render_env(action, container, placeholders),
         resources=_render_resources(container.resources, placeholders),
-        node_selector=dict(_node_selector(config.get("nodeSelector", {}))),
-        tolerations=[one for entry in config.get("tolerations", []) for one in _render_toleration(entry)],
-        affinity=_render_affinity(config),
     )
-    _add_volumes(parts, config)
+    if config:
+        _add_settings(parts, config)
     if pipeline.config.workspace is not None:
         claim = {"persistentVolumeClaim": {"claimName": workspace_claim_name(run)}}
         parts.mount(_WORKSPACE_VOLUME, claim, WORKSPACE_PATH)
     return parts
+
+
+def _add_settings(parts: _PodParts, config: Mapping[str, Any]) -> None:
+    parts.node_selector = dict(_node_selector(config.get("nodeSelector", {})))
+    parts.tolerations = [one for entry in config.get("tolerations", []) for one in _render_toleration(entry)]
+    parts.affinity = _render_affinity(config)
+    _add_volumes(parts, config)
 
 
 def _render_env(action: StartTask, container: Container, placeholders: Placeholders) -> list[dict[str, Any]]:
@@ -263,6 +271,9 @@ def _optional(entry: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _render_resources(spec: ResourceSpec, placeholders: Placeholders) -> dict[str, Any]:
+    if spec == _NO_RESOURCES:
+        return {}
+
     def quantity(text: str, number: float, unit: str = "") -> str:
         resolved = placeholders.text(text)
         return resolved or (f"{plain(float(number))}{unit}" if number else "")
@@ -407,7 +418,7 @@ def _render_init_container(entry: Mapping[str, Any], placeholders: Placeholders)
 
 
 def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value not in (None, "", [], {})}
+    return {key: value for key, value in fields.items() if value or value == 0}
 
 
 def _pass_task_config(component: Component, parts: _PodParts, given: dict[str, Any]) -> None:

@@ -22,12 +22,11 @@ import sqlalchemy as sa
 from shallop.errors import AlreadyExistsError, ApiError, InvalidError, ShallopError
 from shallop.kube.objects import Gvk, Key, Object
 from shallop.pipelines import tables
-from shallop.pipelines.cachekey import cache_material
 from shallop.pipelines.caching import OFF, Answer, look_up
 from shallop.pipelines.claims import create_workspace, delete_workspace, run_claim_task
 from shallop.pipelines.inputs import Artifact, RunInfo, TaskError, Values
 from shallop.pipelines.ir import Pipeline, parse_pipeline
-from shallop.pipelines.messages import format_micros, parse_micros
+from shallop.pipelines.messages import format_micros
 from shallop.pipelines.placeholders import WORKSPACE_PATH, local_path
 from shallop.pipelines.places import RunPlaces
 from shallop.pipelines.plan import (
@@ -341,6 +340,8 @@ class RunDriver:
                     await self._written()
                 return
             event = todo.popleft()
+            if not isinstance(event, TaskSucceeded):
+                self._journal.settle()
             pending = self._plan.apply(event)
             if pending or isinstance(event, CancelRequested | RetryRequested):
                 self._journal.record(event)
@@ -597,7 +598,7 @@ class RunDriver:
 
     def _result_event(self, action: StartTask, result: TaskResult) -> Event:
         if result.started_at and result.ended_at:
-            self._journal.set_times(action.path, parse_micros(result.started_at), parse_micros(result.ended_at))
+            self._journal.set_times(action.path, result.started_at, result.ended_at)
         if result.usage:
             self._journal.set_usage(action.path, result.usage)
         if result.state != "SUCCEEDED":
@@ -619,8 +620,7 @@ class RunDriver:
                 artifacts[key].append(artifact)
         outputs = Values(parameters=result.parameters, artifacts=artifacts)
         if self._may_cache(action):
-            material = cache_material(self._pipeline, action, result.environment or "")
-            self._journal.remember(self._pipeline.name, material, action.path, outputs)
+            self._journal.remember(action, result.environment or "", outputs)
         return TaskSucceeded(action.path, action.attempt, outputs)
 
     # ---- cache and importers

@@ -1,21 +1,23 @@
-"""What one step of a run writes: collected while the planner decides, then stored in one transaction."""
+"""What one step of a run writes: noted while the planner decides, worked out later and stored in one transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import msgspec
 import sqlalchemy as sa
 
 from shallop.pipelines import tables
-from shallop.pipelines.cachekey import fingerprint
-from shallop.pipelines.plan import Event, Plan, TaskInstance, TaskState
+from shallop.pipelines.cachekey import cache_material, fingerprint
+from shallop.pipelines.messages import parse_micros
+from shallop.pipelines.plan import Event, Plan, StartTask, TaskInstance, TaskState
 from shallop.pipelines.values import Artifact, TaskError, Values
 
 __all__ = ["Journal"]
 
 Row = dict[str, Any]
+P = ParamSpec("P")
 _ENDED = frozenset(TaskState) - {TaskState.PENDING, TaskState.RUNNING}
 
 
@@ -24,9 +26,24 @@ def to_json(value: Any) -> Any:
     return msgspec.to_builtins(value, str_keys=True)
 
 
+# So many notes are worked out although no step is taken: how many rows they change is not known before.
+_MANY_NOTES = 200
+
+
+def _noted(method: Callable[Concatenate[Journal, P], None]) -> Callable[Concatenate[Journal, P], None]:
+    """Keep a call, and when it was made, until what was noted is needed: a Pod that is to be started goes first."""
+
+    def note(journal: Journal, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        journal.note(method, args, kwargs)
+
+    return note
+
+
 class Journal:
     """
     Collects changes of one run and writes them as steps.
+
+    What is noted may refer to tasks that the plan has dropped since.
 
     Args:
         now: clock in microseconds.
@@ -56,6 +73,8 @@ class Journal:
         self._seq = seq
         self._namespace = namespace
         self.is_first = True  # nothing was taken yet
+        self._notes: list[tuple[int, Callable[..., None], tuple[Any, ...], Row]] = []
+        self._at = 0  # when what is worked out was noted
         self._clear()
 
     def _clear(self) -> None:
@@ -69,27 +88,44 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """How many changes wait to be written."""
-        return len(self._events) + len(self._changed)
+        """How many changes wait to be written, or a little more."""
+        if len(self._notes) >= _MANY_NOTES:
+            self.settle()
+        return len(self._events) + len(self._changed) + len(self._notes)
+
+    def note(self, method: Callable[..., None], args: tuple[Any, ...], kwargs: Row) -> None:
+        self._notes.append((self._now(), method, args, kwargs))
+
+    def settle(self) -> None:
+        """Work out what was noted; before a task fails or the run is retried, since its rows tell of each attempt."""
+        notes, self._notes = self._notes, []
+        for self._at, method, args, kwargs in notes:
+            method(self, *args, **kwargs)
 
     def changed(self) -> list[str]:
         """Return the ids of the tasks with changes that wait to be written."""
+        self.settle()
         return [self._rows[path]["id"] for path in self._changed]
 
+    @_noted
     def record(self, event: Event) -> None:
         self._seq += 1
         self._events.append((self._seq, to_json(event)))
 
     def change(self, path: str, state: TaskState) -> None:
         """Note a new state of a task; the rest of its row is taken from the plan when the step is written."""
-        row = self._rows.get(path)
+        instance = self._plan.tasks[path]
+        self._change(instance, state, instance.error)
+
+    @_noted
+    def _change(self, instance: TaskInstance, state: TaskState, error: TaskError | None) -> None:
+        row = self._rows.get(instance.path)
         if row is None:
-            row = self._rows[path] = self._new_row(self._plan.tasks[path])
-        now = self._now()
-        history, instance = row["state_history"], self._plan.tasks[path]
-        if state is TaskState.RUNNING and instance.error and history and history[-1]["state"] == state:
+            row = self._rows[instance.path] = self._new_row(instance)
+        now, history = self._at, row["state_history"]
+        if state is TaskState.RUNNING and error and history and history[-1]["state"] == state:
             # Another attempt: what ended the last one would be forgotten otherwise.
-            failed: Row = {"update_time": now, "state": "FAILED", "error": to_json(instance.error)}
+            failed: Row = {"update_time": now, "state": "FAILED", "error": to_json(error)}
             row["state_history"] = history = [*history, failed]
         if not history or history[-1]["state"] != state:
             row["state_history"] = [*history, {"update_time": now, "state": str(state)}]
@@ -97,8 +133,9 @@ class Journal:
         if state is TaskState.RUNNING:
             row["started_at"], row["ended_at"] = row["started_at"] or now, 0
         row["ended_at"] = (row["ended_at"] or now) if state in _ENDED else 0
-        self._changed[path] = None
+        self._changed[instance.path] = None
 
+    @_noted
     def drop(self, path: str) -> None:
         """Forget a task that is planned anew."""
         row = self._rows.pop(path, None)
@@ -108,6 +145,7 @@ class Journal:
             self._dropped.append(row["id"])
             self._stored.discard(path)
 
+    @_noted
     def add_pod(self, path: str, name: str) -> None:
         """Note a Pod of a task; the last one is the current attempt."""
         row = self._rows[path]
@@ -115,20 +153,24 @@ class Journal:
             row["pods"] = [*row["pods"], {"name": name}]
             self._changed[path] = None
 
-    def set_times(self, path: str, started_at: int, ended_at: int) -> None:
-        """Note when the component itself began and ended."""
-        self._rows[path] |= {"started_at": started_at, "ended_at": ended_at}
+    @_noted
+    def set_times(self, path: str, started_at: str, ended_at: str) -> None:
+        """Note when the component itself began and ended, in RFC 3339."""
+        self._rows[path] |= {"started_at": parse_micros(started_at), "ended_at": parse_micros(ended_at)}
         self._changed[path] = None
 
+    @_noted
     def set_usage(self, path: str, usage: Row) -> None:
         """Note what the component took of the machine."""
         self._rows[path]["usage"] = usage
         self._changed[path] = None
 
+    @_noted
     def set_note(self, path: str, note: str) -> None:
         self._rows[path]["note"] = note
         self._changed[path] = None
 
+    @_noted
     def add_artifact(self, path: str, artifact: Artifact, size_bytes: int) -> None:
         """Store an artifact that a task has made; its id is set."""
         self._artifacts.append(
@@ -140,28 +182,31 @@ class Journal:
                 "metadata": artifact.metadata,
                 "digest": artifact.digest,
                 "size_bytes": size_bytes,
-                "created_at": self._now(),
+                "created_at": self._at,
                 "run_id": self._run_id,
-                "task_id": self._id(path),
+                "task_id": self._rows[path]["id"],
                 "namespace": self._namespace,
             }
         )
 
+    @_noted
     def link(self, path: str, type_: str, values: Values) -> None:
         """Tie artifacts to a task as its INPUT or OUTPUT."""
-        id_ = self._id(path)
+        id_ = self._rows[path]["id"]
         for key, items in values.artifacts.items():
             for artifact in items:
                 if artifact.id:
                     row: Row = {"artifact_id": int(artifact.id), "run_id": self._run_id, "task_id": id_}
                     self._links.append(row | {"type": type_, "key": key})
 
-    def remember(self, pipeline_name: str, material: Row, path: str, outputs: Values) -> None:
-        """Keep the outputs of a task for the cache, under the key of ``material``."""
-        entry: Row = {"pipeline_name": pipeline_name, "key": fingerprint(material), "run_id": self._run_id}
+    @_noted
+    def remember(self, action: StartTask, environment: str, outputs: Values) -> None:
+        """Keep the outputs of a task, whose Pod ran in ``environment``, for the cache."""
+        material = cache_material(self._plan.pipeline, action, environment)
+        entry: Row = {"pipeline_name": self._plan.pipeline.name, "key": fingerprint(material), "run_id": self._run_id}
         entry["namespace"] = self._namespace
-        entry |= {"task_id": self._id(path), "outputs": to_json(outputs), "created_at": self._now()}
-        self._cache.append(entry | {"component": self._plan.tasks[path].component, "material": material})
+        entry |= {"task_id": self._rows[action.path]["id"], "outputs": to_json(outputs), "created_at": self._at}
+        self._cache.append(entry | {"component": action.component, "material": material})
 
     def finish(self, state: str, outputs: Values, error: TaskError | None) -> None:
         """End the run; SUCCEEDED, FAILED or CANCELED as clients see it."""
@@ -169,6 +214,7 @@ class Journal:
 
     def take(self) -> Callable[[sa.Connection], None]:
         """Return a function that writes all that was collected, and start afresh."""
+        self.settle()
         same_inputs = {path for path in self._changed if self._fill(self._rows[path], self._plan.tasks[path])}
         new = [dict(self._rows[path]) for path in self._changed if path not in self._stored]
         changed = {
@@ -202,21 +248,18 @@ class Journal:
 
         return write
 
-    def _id(self, path: str) -> str:
-        return self._plan.id_of(self._plan.tasks[path])
-
     def _new_row(self, instance: TaskInstance) -> Row:
         return {
             "id": self._plan.id_of(instance),
             "execution": self._next_execution(),
             "run_id": self._run_id,
             "path": instance.path,
-            "parent_id": self._id(instance.parent) if instance.parent else "",
+            "parent_id": self._rows[instance.parent]["id"] if instance.parent else "",
             "name": instance.name,
             "display_name": instance.display_name,
             "kind": str(instance.kind),
             "state": "",
-            "created_at": self._now(),
+            "created_at": self._at,
             "started_at": 0,
             "ended_at": 0,
             "attempt": 0,
