@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -105,6 +106,28 @@ def test_a_pipeline_runs_without_a_platform(own_platform: Instance, tmp_path: Pa
     file.write_text(json.dumps(document))
     done = own_platform.command("run", str(file), "--local-only", "-p", "word=a")
     assert "SUCCEEDED" in done.stdout
+
+    # Who stops it stops its run and all of its processes.
+    document["deploymentSpec"] = {"executors": {"exec": {"container": {"image": "alpine", "command": ["sleep", "86"]}}}}
+    file.write_text(json.dumps(document))
+    command = [sys.executable, "-m", "shallop.cli", "run", str(file), "--local-only", "-p", "word=a"]
+    with subprocess.Popen([*command, "--home", str(own_platform.home)], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert any("●" in line for line in iter(running.stdout.readline, ""))
+        running.send_signal(signal.SIGINT)
+        assert "The run was terminated by user." in running.stdout.read()
+    assert running.returncode == 130
+    own, deadline = str(own_platform.home).encode(), time.monotonic() + 30
+    while left := [line for path in Path("/proc").glob("[0-9]*/cmdline") if own in (line := _read(path))]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # it is over
 
 
 class Terminal:

@@ -25,6 +25,7 @@ from shallop.pipelines.reuse import find_step, repeated_paths
 from shallop.pipelines.runs_api import run_message
 from shallop.pipelines.signals import signals_of
 from shallop.pipelines.submission import Submission, insert_run, new_run
+from shallop.pipelines.values import plain
 
 __all__ = ["CompareApi", "comparison"]
 
@@ -89,17 +90,21 @@ class CompareApi:
         if not 1 <= len(ids) <= _MAX_COMPARED:
             raise BadRequestError(f"run_ids: {len(ids)} runs; name 1 to {_MAX_COMPARED}, separated by commas.")
 
-        def read(connection: sa.Connection) -> tuple[list[Row], list[Row]]:
+        def read(connection: sa.Connection) -> tuple[list[Row], dict[str, Row], list[Row]]:
             found = {id_: tables.get_run(connection, id_) for id_ in ids}
             missing = [id_ for id_, row in found.items() if row is None]
             if missing:
                 raise NotFoundError(f"run_ids: no run {missing[0]!r}; list them with GET /apis/v2beta1/runs.")
-            return [row for row in found.values() if row], tables.get_metrics(connection, ids)
+            rows = [row for row in found.values() if row]
+            specs = tables.get_specs(connection, list({row["spec_digest"] for row in rows}))
+            return rows, specs, tables.get_metrics(connection, ids)
 
-        rows, metrics = await self._database.read(read)
+        rows, specs, metrics = await self._database.read(read)
         for row in {row["namespace"]: row for row in rows}.values():
             await self._access.allow(request, "get", "runs", row)
-        return JSONResponse(comparison(rows, metrics))
+        defaults = {digest: _defaults(document) for digest, document in specs.items()}
+        full = [row | {"parameters": defaults[row["spec_digest"]] | row["parameters"]} for row in rows]
+        return JSONResponse(comparison(full, metrics))
 
 
 def _load(connection: sa.Connection, id_: str) -> tuple[Row, Row, list[str]] | None:
@@ -108,6 +113,12 @@ def _load(connection: sa.Connection, id_: str) -> tuple[Row, Row, list[str]] | N
         return None
     document = tables.get_specs(connection, [run["spec_digest"]])[run["spec_digest"]]
     return run, document, [task["path"] for task in tables.get_tasks(connection, id_)]
+
+
+def _defaults(document: Mapping[str, Any]) -> Row:
+    """Return the values of parameters that a run is not given."""
+    definitions = document.get("pipeline_spec", document)["root"].get("inputDefinitions", {}).get("parameters", {})
+    return {name: plain(one["defaultValue"]) for name, one in definitions.items() if "defaultValue" in one}
 
 
 def comparison(rows: Sequence[Row], metrics: Sequence[Mapping[str, Any]]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -45,15 +46,33 @@ class PipelinesClient:
             return str(answer.read().decode(errors="replace"))
 
     def watch(self, run_id: str) -> Iterator[tuple[str, Any]]:
-        """Yield the events of a run until it is over: ``run``, ``tasks``, ``end`` with their data."""
+        """
+        Yield the events of a run until it is over: ``run``, ``tasks``, ``end`` with their data.
+
+        Raises:
+            ShallopError: the server went away before that.
+        """
         event = ""
         with self._open("GET", f"/runs/{run_id}:watch", None, {}, None) as stream:
-            for line in stream:
-                text = line.decode().rstrip("\n")
-                if text.startswith("event: "):
-                    event = text[7:]
-                elif text.startswith("data: "):
-                    yield event, json.loads(text[6:])
+            try:
+                for line in stream:
+                    text = line.decode().rstrip("\n")
+                    if text.startswith("event: "):
+                        event = text[7:]
+                    elif text.startswith("data: "):
+                        yield event, json.loads(text[6:])
+            except (OSError, http.client.HTTPException):
+                event = ""
+        if event != "end":
+            again = f"'shallop up' goes on with run {run_id}, 'shallop why {run_id[:8]}' shows it."
+            raise ShallopError(f"{self.url}: the platform stopped while the run went on; {again}")
+
+    def terminate_runs(self) -> None:
+        """Stop all runs that are not over."""
+        states = {"operation": "IN", "key": "state", "string_values": {"values": ["PENDING", "RUNNING"]}}
+        found = self.call("GET", "/runs", filter=json.dumps({"predicates": [states]}), page_size="200")
+        for run in found.get("runs", []):
+            self.call("POST", f"/runs/{run['run_id']}:terminate")
 
     def find_run(self, wanted: str) -> str:
         """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shallop import instance
 from shallop.errors import SettingsError, ShallopError
 from shallop.runner.client import PipelinesClient
-from shallop.runner.tree import reason_of
+from shallop.runner.tree import reason_of, waiting_for
 from shallop.settings import Settings
 
 __all__ = ["add_commands"]
@@ -135,7 +136,9 @@ def _run(options: argparse.Namespace) -> int:
         from shallop.runner.local import run_locally
 
         options.watch = True
-        return run_locally(_settings(options), lambda url: _submit(PipelinesClient(url), options, document))
+        settings = _settings(options)
+        home = settings.home if options.home else settings.cache / "local"
+        return run_locally(replace(settings, home=home), lambda url: _submit(PipelinesClient(url), options, document))
     return _submit(client, options, document)
 
 
@@ -165,7 +168,7 @@ def _submit(client: PipelinesClient, options: argparse.Namespace, document: dict
     if sys.stdout.isatty():
         print(f"run {run_id}  {client.url}/#/runs/details/{run_id}")
     watch_run(client, run_id)
-    return show_end(client, run_id)
+    return show_end(client, run_id, is_local=options.local_only)
 
 
 def _version_of(client: PipelinesClient, run_id: str) -> dict[str, Any]:
@@ -202,10 +205,14 @@ def _step(tasks: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
 
 def _why(options: argparse.Namespace) -> int:
     client = _connect(options)
-    tasks = client.call("GET", f"/runs/{client.find_run(options.run)}/tasks")["tasks"]
+    run_id = client.find_run(options.run)
+    tasks = client.call("GET", f"/runs/{run_id}/tasks")["tasks"]
     chosen = [_step(tasks, options.step)] if options.step else [task for task in tasks if task["path"] != "root"]
     for task in chosen:
         print(f"{task['path'].removeprefix('root/'):<32} {task['own_state']:<10} {reason_of(task)}")
+        if task["own_state"] == "RUNNING" and task["pods"]:
+            pod = client.call("GET", f"/runs/{run_id}/tasks/{task['task_id']}/pod")
+            print(f"{'':<43} {waiting_for(pod) or 'It runs.'}")
         if message := (task.get("error") or {}).get("message", ""):
             print(f"{'':<43} {message.splitlines()[-1]}")
         if usage := task.get("usage"):

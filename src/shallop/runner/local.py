@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -13,20 +14,24 @@ from typing import Any
 
 from shallop import instance
 from shallop.errors import SettingsError
+from shallop.runner.client import PipelinesClient
 from shallop.settings import Settings
 
 __all__ = ["run_locally"]
+
+_ENDING_S = 10.0
 
 
 def run_locally(settings: Settings, session: Callable[[str], int]) -> int:
     """
     Start the engine, call ``session`` with its URL in a thread, stop it.
 
-    Its home is kept, so that the next command finds cached steps; while another command uses it, a temporary one.
+    The home is kept, so that the next command finds cached steps; while another command uses it, a temporary one.
+    Ctrl-C and SIGTERM end the session's runs with it: none goes on when the engine is started again.
     """
     logging.basicConfig(level=logging.ERROR)
     ports: dict[str, Any] = {field.name: 0 for field in fields(settings) if field.name.endswith("_port")}
-    settings = replace(settings, home=settings.cache / "local", **ports)
+    settings = replace(settings, **ports)
     try:
         lock = instance.Lock(settings)
     except SettingsError:
@@ -47,11 +52,23 @@ def _run(settings: Settings, session: Callable[[str], int]) -> int:
 
     async def main() -> int:
         platform = Platform(settings)
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with platform.running() as bound:
+            working = asyncio.create_task(asyncio.to_thread(session, bound.web_url))
             try:
-                return await asyncio.to_thread(session, bound.web_url)
+                return await asyncio.shield(working)
+            except asyncio.CancelledError:
+                await asyncio.to_thread(PipelinesClient(bound.web_url).terminate_runs)
+                # It hears that its run is over.
+                await asyncio.wait([working], timeout=_ENDING_S)
+                raise
             finally:
                 platform.keep_pods = False
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+        try:
+            return runner.run(main())
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM

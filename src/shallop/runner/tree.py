@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["reason_of", "render_tree", "step_line"]
+__all__ = ["reason_of", "render_tree", "step_line", "waiting_for"]
 
 Task = Mapping[str, Any]
 _MARKS = {
@@ -93,3 +93,15 @@ def reason_of(task: Task) -> str:
     if task["own_state"] == "PENDING":
         return "It waits for the steps that it needs."
     return "It had to run: nothing stood in its way." if task["kind"] in ("container", "importer") else ""
+
+
+def waiting_for(pod: Mapping[str, Any]) -> str:
+    """Say what a Pod waits for that does not run yet; empty when it runs."""
+    status = pod.get("status") or {}
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"It waits: {condition.get('message') or condition.get('reason', '')}"
+    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        if message := (container.get("state", {}).get("waiting") or {}).get("message"):
+            return f"It waits: {message}"
+    return ""

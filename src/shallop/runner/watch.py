@@ -49,8 +49,13 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def show_end(client: PipelinesClient, run_id: str, out: TextIO = sys.stdout) -> int:
-    """Print the end of a run: its outputs, or what failed and how to look into it; returns the exit code."""
+def show_end(client: PipelinesClient, run_id: str, out: TextIO = sys.stdout, *, is_local: bool = False) -> int:
+    """
+    Print the end of a run: its outputs, or what failed and how to look into it; returns the exit code.
+
+    Args:
+        is_local: no platform stays behind that could be asked about the run.
+    """
     seen = client.call("GET", f"/runs/{run_id}/tasks")
     run = seen["run"]
     started, ended = (datetime.fromisoformat(run[name]) for name in ("created_at", "finished_at"))
@@ -70,8 +75,10 @@ def show_end(client: PipelinesClient, run_id: str, out: TextIO = sys.stdout) -> 
         log = client.text(f"/runs/{run_id}/tasks/{task['task_id']}/log").splitlines()
         for line in log[-_LOG_LINES:]:
             print(f"  | {line}", file=out)
-        print(f"look into it:       shallop shell {run_id[:8]} {path}", file=out)
-        print(f"after a correction: shallop run FILE --repeat {run_id[:8]}", file=out)
+        if not is_local:
+            print(f"look into it:       shallop shell {run_id[:8]} {path}", file=out)
+        option = " --local-only" if is_local else ""
+        print(f"after a correction: shallop run FILE{option} --repeat {run_id[:8]}", file=out)
     if not failed:
         print((run.get("error") or {}).get("message", ""), file=out)
     return 1

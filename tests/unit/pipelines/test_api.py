@@ -792,9 +792,9 @@ def test_cache_entries_are_listed_and_removed(server: Server) -> None:
 
 def test_runs_are_compared(server: Server) -> None:
     made = []
-    for rate in (1, 2):
-        body = {"display_name": f"r{rate}", "pipeline_spec": spec(rate={"parameterType": "NUMBER_INTEGER"})}
-        made.append(server.call("POST", "/runs", body | {"runtime_config": {"parameters": {"rate": rate}}}).json)
+    for given in ({"rate": 1}, {}):
+        body = {"display_name": "r", "pipeline_spec": spec(rate={"parameterType": "NUMBER_INTEGER", "defaultValue": 2})}
+        made.append(server.call("POST", "/runs", body | {"runtime_config": {"parameters": given}}).json)
     keep(server, "/data/metrics")
 
     async def write() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from shallop.runner.tree import reason_of, render_tree
+from shallop.runner.tree import reason_of, render_tree, waiting_for
 
 NOW = datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
 
@@ -52,3 +52,11 @@ def test_a_long_loop_is_counted_and_only_what_matters_is_listed() -> None:
 def test_a_reason_is_always_given() -> None:
     assert reason_of(task("root/a", "SKIPPED", note="Condition is false: 1 > 2")) == "Condition is false: 1 > 2"
     assert reason_of(task("root/a", "PENDING", note="")) == "It waits for the steps that it needs."
+
+
+def test_what_a_pod_waits_for_is_said() -> None:
+    unplaced = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient memory."}
+    assert waiting_for({"status": {"conditions": [unplaced]}}) == f"It waits: {unplaced['message']}"
+    preparing = {"state": {"waiting": {"reason": "ContainerCreating", "message": "environment: 3 of 5 packages"}}}
+    assert waiting_for({"status": {"containerStatuses": [preparing]}}) == "It waits: environment: 3 of 5 packages"
+    assert waiting_for({"status": {"conditions": [{**unplaced, "status": "True"}]}}) == waiting_for({}) == ""
