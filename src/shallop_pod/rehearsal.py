@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -62,19 +63,27 @@ def rehearse(times: int = _TIMES) -> None:
 
 def _rehearse_once() -> None:
     with _undone(), tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-        outputs = {"parameters": {"Output": {"outputFile": f"{folder}/Output"}}, "outputFile": f"{folder}/output.json"}
-        executor_input = {"inputs": {"parameterValues": {"number": 1, "text": "a"}}, "outputs": outputs}
-        task = {"name": "rehearsal", "dir": folder, "executorInput": executor_input}
-        task["outputParameters"] = {"Output": "STRING"}
-        command = ["sh", "-c", _INSTALL, "sh", "-ec", _SCRIPT, _SOURCE]
-        arguments = ["--executor_input", "{{$}}", "--function_to_execute", "rehearsal"]
-        sys.modules["shallop_pod.launcher"].main(["--task", json.dumps(task), "--", *command, *arguments])
+        _run_task(folder)
+
+
+def _run_task(folder: str) -> None:
+    outputs = {"parameters": {"Output": {"outputFile": f"{folder}/Output"}}, "outputFile": f"{folder}/output.json"}
+    executor_input = {"inputs": {"parameterValues": {"number": 1, "text": "a"}}, "outputs": outputs}
+    task = {"name": "rehearsal", "dir": folder, "executorInput": executor_input}
+    task["outputParameters"] = {"Output": "STRING"}
+    command = ["sh", "-c", _INSTALL, "sh", "-ec", _SCRIPT, _SOURCE]
+    arguments = ["--executor_input", "{{$}}", "--function_to_execute", "rehearsal"]
+    sys.modules["shallop_pod.launcher"].main(["--task", json.dumps(task), "--", *command, *arguments])
 
 
 def main(argv: Sequence[str]) -> None:
-    """As a process that a fork-server has started: print which memory of the fork-server's this one has written to."""
-    rehearse(1)
-    json.dump(pages.written(), sys.stdout)
+    """As a process of a fork-server: say on stderr, last, which of the fork-server's memory this one has written to."""
+    folder = tempfile.mkdtemp(prefix="rehearsal-")
+    try:
+        _run_task(folder)
+        print(json.dumps(pages.written()), file=sys.stderr)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

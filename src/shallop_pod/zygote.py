@@ -463,12 +463,12 @@ class _Server:
         null = os.open(os.devnull, os.O_RDWR)
         with connection, listener, open(answer) as file:
             with contextlib.closing(_Standby(shape, pages.Pages(), self._machine_for(shape))) as standby:
-                standby.hand_over(request, (null, told, null), connection)
+                standby.hand_over(request, (null, null, told), connection)
             os.close(told)
             os.close(null)
-            text = file.read()
+            *_, last = file.read().splitlines() or [""]
         with contextlib.suppress(ValueError):  # it was killed before it had told everything
-            return pages.Pages(json.loads(text))
+            return pages.Pages(json.loads(last))
         return pages.Pages()
 
     def _machine_for(self, shape: dict[str, Any] | None) -> _Machine | None:
