@@ -168,7 +168,7 @@ class ArtifactsApi:
         if "artifact_id" in equals:
             equals["artifact_id"] = _parse_id(str(equals["artifact_id"]))
         after = _parse_link_token(query.get("page_token", ""))
-        size = min(_parse_id(query.get("page_size") or "0") or _MAX_LINKS, _MAX_LINKS)
+        size = min(_parse_id(query.get("page_size") or "0", "page_size") or _MAX_LINKS, _MAX_LINKS)
         namespace = await self._selected(request)
         rows, total = await self._database.read(
             lambda c: tables.list_links(c, after=after, limit=size + 1, equals=equals, namespace=namespace)
@@ -205,7 +205,7 @@ class ArtifactsApi:
         if not stat.S_ISREG(path.stat().st_mode):
             raise precondition(f"uri: {row['uri']!r} is neither a file nor a directory.")
         headers["Content-Disposition"] = _attachment(name)
-        if peek := _parse_id(peek_text):
+        if peek := _parse_id(peek_text, "peek"):
             content = await asyncio.to_thread(_read_first, path, min(peek, 1 << 20))
             return Response(content, media_type="application/octet-stream", headers=headers, background=cleanup)
         return FileResponse(path, media_type="application/octet-stream", headers=headers, background=cleanup)
@@ -260,9 +260,9 @@ def _checked(artifact: Mapping[str, Any]) -> Mapping[str, Any]:
     return artifact
 
 
-def _parse_id(text: str) -> int:
+def _parse_id(text: str, field: str = "artifact_id") -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadRequestError(f"artifact_id: {text!r} must be a whole number.")
+        raise BadRequestError(f"{field}: {text!r} must be a whole number.")
     return int(text)
 
 

@@ -46,10 +46,12 @@ def look_up(
         newest = tables.newest_cache_entry(connection, namespace, pipeline.name, action.component)
         return Answer(None, f"Not from the cache: {_why_missing(newest, pipeline.name, action, material)}.")
     source = f"run {entry['run_id']}, task {entry['task_id']}"
-    age_s = (to_micros(services.now()) - entry["created_at"]) // 1_000_000
+    age_s = (to_micros(services.now()) - entry["created_at"]) / 1e6
     if 0 < services.settings.cache_max_age_s < age_s:
         limit = f"{services.settings.cache_max_age_s:g}"
-        return Answer(None, f"Not from the cache: the outputs of {source} are {age_s} s old, more than {limit} s.")
+        return Answer(
+            None, f"Not from the cache: the outputs of {source} are {round(age_s, 1):g} s old, more than {limit} s."
+        )
     outputs = msgspec.convert(entry["outputs"], type=Values)
     if missing := missing_file(outputs):
         return Answer(None, f"Not from the cache: {missing} of {source} was removed.")
