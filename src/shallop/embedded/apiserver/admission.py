@@ -136,7 +136,7 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
     Raises:
         BadRequestError: a wrong type in a built-in object, or unknown fields under Strict.
     """
-    if options.typed and old is None:
+    if options.typed and not resource.custom:
         return obj
     schema = resource.schema
     problems = [text if text.startswith("line ") else f'duplicate field "{text}"' for text in options.duplicates]
@@ -147,7 +147,7 @@ def decode(resource: Resource, obj: Object, options: WriteOptions, old: Object |
             raise cannot_handle(resource, wrong)
         cleaned, unknown = schema.clean(new)
         if not resource.custom:
-            if not options.typed and (error := schema.type_error(cleaned)):
+            if error := schema.type_error(cleaned):
                 raise cannot_handle(resource, error)
             problems += [f'unknown field "{path}"' for path in unknown]
         else:

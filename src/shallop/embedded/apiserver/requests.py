@@ -50,7 +50,8 @@ class WriteOptions:
     manager_given: bool = False
     # Whether a new Pod may get its node with its creation; a user's shows first what the user has sent.
     place: bool = False
-    # Rendered by code of ours, which is checked for types before it runs: not once more at each write.
+    # Rendered by code of ours, which is checked for types before it runs, and names no unknown fields: what is built in
+    # is not read once more at each write.
     typed: bool = False
     # Repetitions of a key in the body, found while parsing.
     duplicates: list[str] = field(default_factory=list)
