@@ -65,8 +65,8 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         *(map(partial(_for_known, access), known) if access.is_multi_user else known),
     ]
     # A whole Kubeflow has all of it below /pipeline, too: clients that were set up for one go on.
-    pages = Route("/", redirect_to_pages, methods=["GET"])
-    return [*served, *MetricsApi(services).routes(), Mount("/pipeline", routes=[*served, pages])]
+    pages = [Route("/healthz", health, methods=["GET"]), Route("/", redirect_to_pages, methods=["GET"])]
+    return [*served, *MetricsApi(services).routes(), Mount("/pipeline", routes=[*served, *pages])]
 
 
 def _for_known(access: Access, route: BaseRoute) -> BaseRoute:

@@ -29,7 +29,8 @@ class FilterKey(NamedTuple):
     A key that clients may filter and sort by.
 
     Args:
-        column: of the table; empty = the empty text, which is what a single-user server has for namespaces.
+        column: of the table, the JSON of it where it is no text; empty = the empty text, which is what a single-user
+            server has for namespaces, and this server for what only upstream stores.
         kind: ``text``, ``number``, ``time`` (clients compare whole seconds) or ``tags`` (``<key>.<tag>``, not sorted).
     """
 

@@ -64,6 +64,8 @@ VERSION_KEYS: dict[str, FilterKey] = {
     "display_name": FilterKey("display_name"),
     **_COMMON,
     "namespace": FilterKey(""),
+    "status": FilterKey(""),
+    "pipeline_spec": FilterKey("pipeline_spec"),
     "tags": FilterKey("tags", "tags"),
 }
 RUN_KEYS: dict[str, FilterKey] = {
@@ -75,6 +77,8 @@ RUN_KEYS: dict[str, FilterKey] = {
     "scheduled_at": FilterKey("scheduled_at", "time"),
     "state": FilterKey("state"),
     "status": FilterKey("state"),
+    "state_history": FilterKey("state_history"),
+    "runtime_details": FilterKey(""),
     "experiment_id": FilterKey("experiment_id"),
     "recurring_run_id": FilterKey("recurring_run_id"),
 }

@@ -351,7 +351,7 @@ def _list(
     conditions = [*own, *where, *(_clause(table, predicate) for predicate in page.predicates)]
     count = sa.select(sa.func.count()).select_from(table).where(*conditions)
     id_: sa.ColumnElement[Any] = table.c.id
-    sort = _metric(page.sort.removeprefix(METRIC)) if page.sort.startswith(METRIC) else table.c[page.sort]
+    sort = _metric(page.sort.removeprefix(METRIC)) if page.sort.startswith(METRIC) else _column(table, page.sort)
     query = sa.select(table, sort.label("sorted_by")).where(*conditions)
     if page.after:
         here, after = sa.tuple_(sort, id_), sa.tuple_(*map(sa.literal, page.after))
@@ -397,12 +397,21 @@ _COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
 }
 
 
+def _column(table: sa.Table, name: str) -> Any:
+    """Return what a key of clients compares and sorts by."""
+    if not name:
+        return sa.literal("")
+    if name == "pipeline_spec":
+        return sa.select(specs.c.document).where(specs.c.digest == table.c.spec_digest).scalar_subquery()
+    return sa.cast(table.c[name], sa.Text) if isinstance(table.c[name].type, sa.JSON) else table.c[name]
+
+
 def _clause(table: sa.Table, predicate: Predicate) -> sa.ColumnElement[bool]:
     key, operation, value = predicate.key, predicate.operation, predicate.value
     if key.kind == "tags":
         tag: sa.ColumnElement[bool] = table.c[key.column][predicate.tag].as_string() == value
         return tag
-    column: Any = table.c[key.column] if key.column else sa.literal("")
+    column = _column(table, key.column)
     if key.kind == "time":
         return _time_clause(column, operation, value)
     return _COMPARISONS[operation](column, value)

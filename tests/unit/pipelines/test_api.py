@@ -261,6 +261,9 @@ def test_versions_follow_their_pipeline(server: Server) -> None:
     assert (patched["name"], patched["display_name"], patched["tags"]) == ("v2", "Second", {"a": "b"})
     assert "tags" not in server.call("PATCH", path, {"tags": {}}).json
     assert server.call("GET", f"/pipelines/{id_}/versions", sort_by="created_at desc").json["total_size"] == 2
+    text = where("IS_SUBSTRING", "pipeline_spec", string_value="schemaversion")
+    listed = server.call("GET", f"/pipelines/{id_}/versions", filter=text, sort_by="pipeline_spec").json
+    assert listed["total_size"] == 2
     refused = server.call("DELETE", f"/pipelines/{id_}")
     assert (refused.status, refused.json["code"]) == (400, 9)
     assert server.call("DELETE", path).status == 200
@@ -403,6 +406,13 @@ def test_runs_are_filtered_by_state_and_time(server: Server) -> None:
     assert [run["run_id"] for run in server.call("GET", "/runs", filter=text).json["runs"]] == [second["run_id"]]
     text = where("IS_SUBSTRING", "name", string_value="the")
     assert server.call("GET", "/runs", filter=text).json["total_size"] == 1
+    text = where("IS_SUBSTRING", "state_history", string_value="cancel")
+    assert [run["run_id"] for run in server.call("GET", "/runs", filter=text).json["runs"]] == [first["run_id"]]
+    page = server.call("GET", "/runs", sort_by="state_history desc", page_size=1).json
+    rest = server.call("GET", "/runs", sort_by="state_history desc", page_token=page["next_page_token"]).json
+    assert {run["run_id"] for run in page["runs"] + rest["runs"]} == {first["run_id"], second["run_id"]}
+    text = where("NOT_EQUALS", "runtime_details", string_value="")
+    assert server.call("GET", "/runs", filter=text, sort_by="runtime_details").json == {}
     assert server.call("GET", "/runs", experiment_id="none").json == {}
 
 
@@ -863,6 +873,7 @@ def test_an_artifact_is_registered_as_an_output_and_read_in_all_ways(server: Ser
     assert server.root("GET", "/artifacts/get", source="volume", bucket="x", key="/etc/passwd").status == 404
     assert server.root("GET", "/artifacts/get", source="http", bucket="x", key="y").status == 400
     assert server.root("GET", "/pipeline/apis/v2beta1/healthz").json["multi_user"] is False
+    assert server.root("GET", "/pipeline/healthz").json["multi_user"] is False
     assert server.root("GET", "/pipeline/").headers["location"] == "/"
 
 
