@@ -253,7 +253,7 @@ class PythonComponent:
         executor: Any = importlib.import_module(self.executor_module)
         sys.argv = [executor.__file__, *arguments]
         if getattr(executor, "argparse", None) is argparse:
-            executor.argparse = types.SimpleNamespace(ArgumentParser=_Arguments)
+            executor.argparse = types.SimpleNamespace(**{**vars(argparse), "ArgumentParser": _Arguments})
         executor.executor_main()
 
 
@@ -266,35 +266,44 @@ class _Arguments:
 
     def __init__(self, **settings: Any) -> None:
         self._settings = settings
-        self._options: dict[str, dict[str, Any]] = {}
+        self._options: list[tuple[tuple[str, ...], dict[str, Any]]] = []
 
-    def add_argument(self, name: str, **options: Any) -> None:
-        self._options[name] = options
+    def add_argument(self, *names: str, **options: Any) -> None:
+        self._options.append((names, options))
 
     def parse_known_args(self) -> tuple[argparse.Namespace, list[str]]:
         given = dict(zip(sys.argv[1::2], sys.argv[2::2]))  # noqa: B905  environments may be Python 3.9
         if self._understands() and self._fit(given):
-            return argparse.Namespace(**{name[2:]: given.get(name) for name in self._options}), []
+            return argparse.Namespace(**{names[0][2:]: given.get(names[0]) for names, _ in self._options}), []
+        return self._parser().parse_known_args()
+
+    def __getattr__(self, name: str) -> Any:
+        # Whatever else another version of the executor asks of it.
+        return getattr(self._parser(), name)
+
+    def _parser(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(**self._settings)
-        for name, options in self._options.items():
-            parser.add_argument(name, **options)
-        return parser.parse_known_args()
+        for names, options in self._options:
+            parser.add_argument(*names, **options)
+        return parser
 
     def _understands(self) -> bool:
         """Say whether the options are of the simplest kind."""
         return self._settings.keys() <= {"description"} and all(
-            _OPTION.fullmatch(name)
+            len(names) == 1
+            and _OPTION.fullmatch(names[0])
             and options.keys() <= {"type", "required", "help"}
             and options.get("type", str) is str
-            for name, options in self._options.items()
+            for names, options in self._options
         )
 
     def _fit(self, given: dict[str, str]) -> bool:
         """Say whether each was given once with a text that is no option, and nothing else, and nothing is missing."""
+        known = {names[0] for names, _ in self._options}
         return (
             len(sys.argv) == 1 + 2 * len(given)
-            and all(name in self._options and text[:1] not in ("", "-") for name, text in given.items())
-            and all(name in given or not options.get("required") for name, options in self._options.items())
+            and all(name in known and text[:1] not in ("", "-") for name, text in given.items())
+            and all(names[0] in given or not options.get("required") for names, options in self._options)
         )
 
 

@@ -211,7 +211,8 @@ class RunDriver:
         root = row["pipeline_root"] or await self._default_root(row)
         settings = self._driver.services.settings
         folder = settings.staging / self.run_id
-        self._staging = Staging(self._driver.client, self.namespace, folder, root, settings.refused_path)
+        may_fetch = not settings.multi_user
+        self._staging = Staging(self._driver.client, self.namespace, folder, root, settings.refused_path, web=may_fetch)
         self._info = self._run_info(row, root)
         self._service_account = row["service_account"]
         events: list[Event] = []

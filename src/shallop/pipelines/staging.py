@@ -38,11 +38,15 @@ class Staging:
         folder: of this run alone.
         root: the run's pipeline root; a plain directory needs no transfer of outputs.
         refused: says why a real path may not be read for users, empty when it may: URIs and links are theirs.
+        web: whether this process may ask web servers for users: it reaches those of this machine and its network, too.
     """
 
-    def __init__(self, client: Client, namespace: str, folder: Path, root: str, refused: Callable[[Path], str]) -> None:
+    def __init__(
+        self, client: Client, namespace: str, folder: Path, root: str, refused: Callable[[Path], str], *, web: bool
+    ) -> None:
         self._client = client
         self._refused = refused
+        self._web = web
         self._namespace = namespace
         self._folder = folder
         self._root = root.partition("?")[0].rstrip("/") if is_object_uri(root) else ""
@@ -107,6 +111,8 @@ class Staging:
         if is_object_uri(uri):
             found = await asyncio.to_thread(download, self._with_options(uri), path, await self._access(uri))
         elif uri.startswith(("http://", "https://")):
+            if not self._web:
+                raise ObjectStoreError(f"{uri}: with several users web addresses are not fetched; do it in a step.")
             found = await _fetch(uri, path)
         else:
             found = await asyncio.to_thread(self._copy, Path(uri.removeprefix("file://")), path)
@@ -223,7 +229,7 @@ async def _fetch(uri: str, path: Path) -> bool:
     temporary = path.with_name(f".{path.name}.part")
     await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
     try:
-        async with aiohttp.ClientSession(timeout=_WEB) as session, session.get(uri) as response:
+        async with aiohttp.ClientSession(timeout=_WEB, trust_env=True) as session, session.get(uri) as response:
             if response.status in (404, 410):
                 return False
             response.raise_for_status()
