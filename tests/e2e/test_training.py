@@ -208,7 +208,9 @@ def test_examples_of_the_trainer_run_unchanged(platform: Any, namespace: str, sh
         selector = f"jobset.sigs.k8s.io/jobset-name={job}"
         pods = json.loads(platform.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json"))["items"]
         assert [pod["status"]["phase"] for pod in pods] == ["Succeeded"] * nodes
-    log = platform.kubectl("-n", namespace, "logs", "-l", "jobset.sigs.k8s.io/jobset-name=multi-node-example")
+    log = platform.kubectl(
+        "-n", namespace, "logs", "--tail=-1", "-l", "jobset.sigs.k8s.io/jobset-name=multi-node-example"
+    )
     assert log.count("WORLD_SIZE: 3") == 3
     groups = platform.kubectl("-n", namespace, "get", "podgroups.scheduling.volcano.sh", "-o", "json")
     (group,) = json.loads(groups)["items"]
